@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, TypeVar
 
@@ -30,6 +31,9 @@ READ: Final = "read"
 """Key in `Meta.extra` of a function that parses the raw value, or raises `ValueError`."""
 
 _LONGEST_SHOWN: Final = 60
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$(.*)`)?")
+"""msgspec's message for an incomplete inner gate: its field and its place."""
+_KINDS: Final = {dict: "a mapping", str: "text", type(None): "nothing"}
 
 
 class InconsistentParameters(ValueError):
@@ -83,10 +87,15 @@ def _read(kind: Any, value: Any, setting: str, gate_type: str) -> Any:
         read = msgspec.convert(prepared(value), kind, strict=False)
         if isinstance(read, float) and not math.isfinite(read):
             raise ValueError("not finite")
-    except (ValueError, TypeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        if missing := _MISSING.fullmatch(str(error)):
+            path = f"{setting}{missing[2] or ''}.{missing[1]}"
+            raise InvalidSetting(
+                path, found="nothing", accepted=f"a value (required by {gate_type})"
+            ) from None
         shown = repr(without_secrets(value) if isinstance(value, str) else value)
         if len(shown) > _LONGEST_SHOWN or not isinstance(value, str | int | float):
-            shown = f"a {type(value).__name__}"
+            shown = _KINDS.get(type(value), f"a {type(value).__name__}")
         raise InvalidSetting(setting, found=shown, accepted=f"{described(info)} ({gate_type})") from None
     return read
 

@@ -356,6 +356,7 @@ def _config(content: dict[str, Any], faults: SettingFaults) -> ConfigFile:
     config = _converted(_given(content), faults)
     _check_unique(config, faults)
     _check_pools(config, faults)
+    _check_gate_types(config, faults)
     if config.request_merge_policy is not None:
         check_merge_policy(config.request_merge_policy, faults)
     with faults.collected():
@@ -475,6 +476,16 @@ def _check_pools(config: ConfigFile, faults: SettingFaults) -> None:
             faults.add(
                 InvalidSetting(f"{path}.worker_pool_id", found=repr(pool_id), accepted=f"one of {known}")
             )
+
+
+def _check_gate_types(config: ConfigFile, faults: SettingFaults) -> None:
+    """Each entry with `gate_params` has a `gate_type`: without it there would be no gate."""
+    for name in _LISTS.values():
+        for number, entry in enumerate(getattr(config, name)):
+            path = f"{name}[{number}].gate_type"
+            if entry.gate_params and not entry.gate_type and not faults.touch(path):
+                accepted = "the type of the gate that gate_params configures (or no gate_params)"
+                faults.add(InvalidSetting(path, found="nothing", accepted=accepted))
 
 
 MERGE_POLICY: Final = "request_merge_policy"

@@ -272,6 +272,26 @@ def without_faulty(settings: Settings, faults: SettingFaults) -> Settings:
     return Settings(env=msgspec.structs.replace(env, **faulty), file=file)
 
 
+def unused_gates(settings: Settings) -> dict[str, str]:
+    """Warnings about gates of pools that no queue or subscription uses, by the path of the gate's type."""
+    used = {entry.worker_pool_id for entry in settings.queues}
+    used |= {entry.worker_pool_id for entry in settings.file.topics}
+    return {
+        f"pools[{number}].gate_type": f"no queue or subscription uses the pool {pool.id!r}: this gate limits nothing"
+        for number, pool in enumerate(settings.file.pools)
+        if pool.gate_type and pool.id not in used
+    }
+
+
+UNUSED_GATE_FIX: Final = "set worker_pool_id of a queue or subscription to this pool, or remove the gate"
+
+
+def setting_warnings(settings: Settings) -> list[str]:
+    """Warnings about valid settings, for the log of a process that starts."""
+    unused = [f"{path}: {text}; {UNUSED_GATE_FIX}" for path, text in unused_gates(settings).items()]
+    return [*memory_warnings(settings), *unused]
+
+
 def memory_warnings(settings: Settings) -> list[str]:
     """Warnings: at most one, if the byte budget exceeds the memory limit."""
     limit, needed = memory_limit(), needed_memory(settings.max_in_flight_bytes)

@@ -22,7 +22,13 @@ from handlers.redis_store.faults import explained
 from handlers.redis_store.opening import open_queue, open_retries
 from handlers.redis_store.queue.queue import QueueOptions
 from handlers.settings.memory import memory_limit
-from handlers.settings.settings import Settings, masked_url, memory_warnings
+from handlers.settings.settings import (
+    UNUSED_GATE_FIX,
+    Settings,
+    masked_url,
+    memory_warnings,
+    unused_gates,
+)
 from handlers.transport.failures import UnusableResponse
 from handlers.wiring.credentials import file_token, prometheus_tls, redis_options
 from handlers.wiring.forward_stack import gateway_of
@@ -65,7 +71,10 @@ async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
     env = settings.env
     seconds = max(_TIMEOUT_SECONDS, env.redis_timeout_seconds, env.connect_timeout_seconds)
     found = await asyncio.gather(*(_bounded(part, CHECKS[part](settings), seconds) for part in parts))
-    return [*_tiers(settings), *(finding for findings in found for finding in findings)]
+    unused = [
+        Finding(path, "warning", text, UNUSED_GATE_FIX) for path, text in unused_gates(settings).items()
+    ]
+    return [*_tiers(settings), *unused, *(finding for findings in found for finding in findings)]
 
 
 async def _bounded(part: str, check: Awaitable[list[Finding]], seconds: float) -> list[Finding]:

@@ -34,7 +34,7 @@ from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.gateway import Gateway
 from handlers.forward.middleware.breaker import GatewayBreakers
 from handlers.forward.outcome import Outcome
-from handlers.settings.settings import Settings, load_settings, memory_warnings
+from handlers.settings.settings import Settings, load_settings, setting_warnings
 from handlers.telemetry.dependencies import RESULTS, Dependencies, Dependency, SkewWatch
 from handlers.telemetry.logs import RareWarning, get_logger
 from handlers.wiring.closing import close_in_time
@@ -87,7 +87,7 @@ class Handler:
         self._endpoint = self._endpoint_of(settings, target, handle_delivery, authenticator)
         if shared is None:
             self._show()
-            for warning in memory_warnings(settings):
+            for warning in setting_warnings(settings):
                 self._log.warning(warning)
 
     def _endpoint_of(

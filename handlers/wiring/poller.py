@@ -35,7 +35,7 @@ from handlers.redis_store.connection import (
 from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import ReservedNames
 from handlers.settings.config_file import PoolEntry, QueueEntry
-from handlers.settings.settings import Settings, memory_warnings
+from handlers.settings.settings import Settings, setting_warnings
 from handlers.status.collect import POST_SECONDS, Tally
 from handlers.telemetry.dependencies import SkewWatch
 from handlers.telemetry.logs import get_logger
@@ -152,6 +152,7 @@ class PollerApp:
         self._plan = plan
         self._apply(plan, previous, changes.owners)
         self._in_background(self._close_gates(changes.discarded, work))
+        self._warn(settings)
         self._log.info("configuration reloaded", queues=[one.queue_name for one in settings.queues])
 
     def _apply(self, plan: Plan, previous: Plan | None, changed_owners: set[GateOwner]) -> None:
@@ -335,8 +336,7 @@ class PollerApp:
         settings = self._plan.settings
         following = [asyncio.create_task(self._finish_start())]
         try:
-            for warning in memory_warnings(settings):
-                self._log.warning(warning)
+            self._warn(settings)
             self._log.info(
                 "polling",
                 queues=[entry.queue_name for entry in settings.queues[:_MOST_LOGGED]],
@@ -353,6 +353,10 @@ class PollerApp:
         finally:
             await self._end(following)
             await close_in_time(self._closers(), self._log)
+
+    def _warn(self, settings: Settings) -> None:
+        for warning in setting_warnings(settings):
+            self._log.warning(warning)
 
     async def _end(self, following: list[asyncio.Task[None]]) -> None:
         """Wait shortly for the background tasks, then cancel them."""

@@ -182,6 +182,21 @@ def test_nothing_to_check_is_said(tmp_path: Path) -> None:
     assert check("--only", "gates").stdout.startswith("nothing to check")
 
 
+def test_a_gate_of_an_unused_pool_is_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    limit = "gate_type: local-max-concurrency, gate_params: {limit: 1}"
+    file.write_text(
+        f"pools: [{{id: big, {limit}}}, {{id: default, {limit}}}]\n"
+        "queues: [{queue_name: a, worker_pool_id: default}]"
+    )
+    code, found = findings("--only", "gates", CONFIG_FILE=str(file))
+    warned = found.pop("pools[0].gate_type")
+    assert (code, {one["state"] for one in found.values()}) == (0, {"ok"})
+    assert warned["state"] == "warning"
+    assert "no queue or subscription uses the pool 'big'" in warned["found"]
+    assert "worker_pool_id" in warned["fix"]
+
+
 def test_a_gate_whose_source_answers_is_ok_and_one_whose_does_not_is_a_fault(
     stack: Stack, tmp_path: Path
 ) -> None:

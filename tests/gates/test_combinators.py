@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from handlers.contract.errors import InvalidSetting
 from handlers.contract.request import Request
 from handlers.gates.chain import admit_all
 from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse, Verdict
@@ -194,3 +195,17 @@ async def test_while_saturated_only_droppable_requests_are_claimed(from_promethe
         assert built.room({"sla": "batch"}) == 0
         assert built.room() == 0
         assert built.shares()[0].part == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gate_type", "params", "path"),
+    [
+        ("composite", {"gates": [{"gate_type": "constant"}, {"gate_params": {"limit": 1}}]}, "gates[1]"),
+        ("wait-on-refuse", {"gate": {"gate_params": {"limit": 1}}}, "gate"),
+    ],
+)
+def test_an_inner_gate_without_a_type_is_named(gate_type: str, params: dict[str, Any], path: str) -> None:
+    with pytest.raises(InvalidSetting) as caught:
+        gate(gate_type, params)
+    assert caught.value.setting == f"queues[0].gate_params.{path}.gate_type"
+    assert caught.value.found == "nothing"

@@ -39,6 +39,14 @@ def refused(text: str) -> InvalidSetting:
             "a: 1\n b: 2",
             "CONFIG_FILE: expected valid YAML or JSON, got mapping values are not allowed here (line 2, column 3)",
         ),
+        *(
+            (
+                f"{name}: [{{{field}: a, gate_params: {{limit: 1}}}}]",
+                f"{name}[0].gate_type: expected the type of the gate that gate_params configures "
+                "(or no gate_params), got nothing",
+            )
+            for name, field in (("queues", "queue_name"), ("topics", "subscriber_id"), ("pools", "id"))
+        ),
     ],
 )
 def test_an_error_describes_values_in_words(text: str, message: str) -> None:

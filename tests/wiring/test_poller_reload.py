@@ -117,6 +117,19 @@ A, B = {"queue_name": "a"}, {"queue_name": "b"}
 TWO = [{"id": "default", "workers": 2}]
 
 
+async def test_a_gate_without_a_queue_is_logged_at_the_start_and_after_a_reload(
+    reloading: Reloading, caplog: pytest.LogCaptureFixture
+) -> None:
+    pools = [{"id": "big", "gate_type": "constant"}]
+    async with reloading.running([A], pools):
+        assert "no queue or subscription uses the pool 'big'" in caplog.text
+        caplog.clear()
+        await reloading.change([{**A, "worker_pool_id": "big"}], pools)
+        assert "no queue" not in caplog.text
+        await reloading.change([A], pools)
+        assert "no queue or subscription uses the pool 'big'" in caplog.text
+
+
 @pytest.mark.parametrize("way", ["queue", "pool", "move"])
 async def test_slots_in_use_count_when_a_queue_or_pool_goes_and_returns(
     reloading: Reloading, way: str
