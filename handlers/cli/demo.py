@@ -107,6 +107,7 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     """
     import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
     from handlers.cli.main import fail
+    from handlers.cli.services import check_free_port
     from handlers.demo.pubsub_emulator import NoEmulator
     from handlers.demo.stack import Stack, StackOptions
 
@@ -122,6 +123,8 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
         on_started=lambda part, address: click.echo(f"{part:24} {address}"),
     )
     try:
+        check_free_port("--redis-port", "127.0.0.1", redis_port)
+        check_free_port("--gateway-port", "127.0.0.1", gateway_port)
         with Stack(options) as stack:
             click.echo()
             folder = shlex.quote(str(Path(sys.executable).parent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -24,7 +25,8 @@ Examples:
   IGW_BASE_URL=http://gateway:80 async-processor serve --target dispatch
   PUSH_AUDIENCE=… PUSH_SERVICE_ACCOUNT=… async-processor serve --target pubsub_push --port 8080
 
-Exit codes: 0 stopped by SIGTERM or SIGINT after the last request; 2 a wrong setting; 1 anything else.""",
+Exit codes: 0 stopped by SIGTERM or SIGINT after the last request; 2 a wrong setting or a port in use;
+1 anything else.""",
 )
 @click.option(
     "--target", type=click.Choice(["dispatch", "pubsub_push"]), help="Door to serve.  [env: FUNCTION_TARGET]"
@@ -44,6 +46,7 @@ def serve(target: str | None, port: int | None, host: str | None) -> None:
     try:
         settings = load_settings(variables)
         env = settings.env
+        check_free_port("PORT", env.host, env.port)
         configure_logs(settings.log_options)
         log = get_logger("serve")
         target = env.function_target
@@ -63,7 +66,7 @@ Examples:
   REDIS_URL=redis://redis:6379 HANDLER_URL=http://handlers async-processor poll
   REDIS_URL=redis://redis:6379 IGW_BASE_URL=http://gateway async-processor poll    (handler in this process)
 
-Exit codes: 0 stopped by SIGTERM or SIGINT and drained; 2 a wrong setting; 1 anything else.""",
+Exit codes: 0 stopped by SIGTERM or SIGINT and drained; 2 a wrong setting or a port in use; 1 anything else.""",
 )
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Most requests in flight at once.  [env: WORKERS]"
@@ -86,6 +89,7 @@ def poll(workers: int | None, handler_url: str | None) -> None:
     variables = {**os.environ, **flags}  # noqa: TID251  # the process's entry
     try:
         settings = load_settings(variables)
+        check_free_port("METRICS_PORT", settings.env.host, settings.env.metrics_port)
         configure_logs(settings.log_options)
         uvloop.run(_run(lambda: PollerApp(settings, variables)))
     except InvalidSetting as error:
@@ -133,7 +137,7 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     from functions_framework._http import create_server
 
     import handlers.status_main
-    from handlers.cli.main import fail, fail_start
+    from handlers.cli.main import fail_start
     from handlers.settings.settings import load_settings
     from handlers.telemetry.logs import configure_logs
     from handlers.wiring.status_page import open_pages
@@ -141,6 +145,7 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     variables = dict(os.environ)  # noqa: TID251  # the process's entry
     try:
         settings = load_settings(variables)
+        check_free_port("--port", host, port)
         configure_logs(settings.log_options)
         open_pages(settings, host, also_named)
     except InvalidSetting as error:
@@ -148,8 +153,6 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     app = functions_framework.create_app("status", handlers.status_main.__file__, "http")  # type: ignore[no-untyped-call]  # untyped
     # The framework writes its target into the environment, where our settings would read it as the name of a door.
     os.environ.pop("FUNCTION_TARGET", None)  # noqa: TID251  # the process's entry
-    if reason := _taken(host, port):
-        fail(OSError(f"--port: expected a free port, got {host}:{port} ({reason})"))
     click.echo(f"status page on http://{host}:{port}/")
     # One process: otherwise the framework would take WORKERS, the poller's slots, for the number of processes.
     server = create_server(  # type: ignore[no-untyped-call]  # untyped
@@ -158,13 +161,14 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     server.run(host, port)
 
 
-def _taken(host: str, port: int) -> str:
-    """Why the address cannot be used; empty if it can."""
+def check_free_port(setting: str, host: str, port: int) -> None:
+    """Raise `InvalidSetting` if this process cannot listen there. Port 0 is always free."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
     except OSError as error:
-        return error.strerror or str(error)
-    return ""
+        is_in_use = error.errno == errno.EADDRINUSE
+        found = f"{port}, which is in use" if is_in_use else f"{port} on {host} ({error.strerror or error})"
+        raise InvalidSetting(setting, found=found, accepted="a free port") from None
