@@ -102,6 +102,25 @@ class BatchFiles:
         self.input = out.with_name(f"{out.name}.input")
         self.undecodable = out.with_name(f"{out.name}.undecodable")
 
+    def is_input(self, requests: IO[bytes]) -> bool:
+        """Whether `requests` are those of the earlier run, or nothing. It reads both to the first difference."""
+        part = requests.read(PRINT_BYTES)
+        if not part:
+            return True
+        with open_private(self.input) as kept:
+            while part:
+                if kept.read(len(part)) != part:
+                    return False
+                part = requests.read(PRINT_BYTES)
+            return not kept.read(1)
+
+    def changed_input(self, source: str) -> BatchConflict:
+        """The error for other requests than those of the earlier run."""
+        return BatchConflict(
+            f"{source}: expected the unchanged input of {self.state}, got other requests; give another --out, or "
+            f"delete {self.state}, {self.out} and {self.errors} to start again"
+        )
+
     def read_state(self) -> BatchState | None:
         """The state of an earlier run, or None. Raises `BatchConflict` if it cannot be decoded."""
         try:
@@ -202,15 +221,53 @@ class AnsweredLines:
         self._bits[place] |= 1 << (number & 7)
 
 
-class BatchOutput:
-    """The output and the error file, open for appending. `damaged` lists invalid lines (path:line)."""
+class WrittenLines:
+    """The lines of the output and the error file. `damaged` lists invalid lines (path:line).
 
-    def __init__(self, files: BatchFiles, batch: str) -> None:
+    `mode` is that of `open_private`. A partial last line is not counted, and with `rb+` it is truncated.
+    """
+
+    def __init__(self, files: BatchFiles, batch: str, mode: str = "rb") -> None:
         self.answered = AnsweredLines()
         self.damaged: list[str] = []
         self.kinds: Counter[str] = Counter()
-        self.completed = self._recover(files.out, batch)
-        self.failed = self._recover(files.errors, batch)
+        self.completed = self._read(files.out, batch, mode)
+        self.failed = self._read(files.errors, batch, mode)
+
+    def _read(self, path: Path, batch: str, mode: str) -> int:
+        """Mark the requests that a file answers as finished. Returns how many.
+
+        Damaged lines are reported; their requests are submitted again.
+        """
+        try:
+            file = open_private(path, mode)
+        except FileNotFoundError:
+            return 0
+        count = 0
+        end = 0
+        with file:
+            for at, text in enumerate(file, start=1):
+                if not text.endswith(b"\n"):
+                    if mode == "rb+":
+                        file.truncate(end)
+                    break
+                end += len(text)
+                read = decode_output(batch, text)
+                if read is None:
+                    self.damaged.append(f"{path}:{at}")
+                    continue
+                number, code = read
+                self.kinds[code] += bool(code)
+                count += number not in self.answered
+                self.answered.add(number)
+        return count
+
+
+class BatchOutput(WrittenLines):
+    """The output and the error file, open for appending."""
+
+    def __init__(self, files: BatchFiles, batch: str) -> None:
+        super().__init__(files, batch, "rb+")
         self._out = open_private(files.out, "ab")
         self._errors = open_private(files.errors, "ab")
 
@@ -232,33 +289,6 @@ class BatchOutput:
     def close(self) -> None:
         self._out.close()
         self._errors.close()
-
-    def _recover(self, path: Path, batch: str) -> int:
-        """Mark the requests that a file answers as finished. Returns how many.
-
-        A partial last line is truncated. Other damaged lines are reported; their requests are submitted again.
-        """
-        try:
-            file = open_private(path, "rb+")
-        except FileNotFoundError:
-            return 0
-        count = 0
-        end = 0
-        with file:
-            for at, text in enumerate(file, start=1):
-                if not text.endswith(b"\n"):
-                    file.truncate(end)
-                    break
-                end += len(text)
-                read = decode_output(batch, text)
-                if read is None:
-                    self.damaged.append(f"{path}:{at}")
-                    continue
-                number, code = read
-                self.kinds[code] += bool(code)
-                count += number not in self.answered
-                self.answered.add(number)
-        return count
 
 
 def source_print(path: Path) -> str:

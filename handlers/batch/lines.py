@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.contract.lenient_json import Malformed, pick, repaired, split_object
 from handlers.contract.result import ErrorCode, Result
 from handlers.number_text import whole
@@ -103,8 +103,13 @@ def decode_line(number: int, text: bytes) -> BatchLine | InvalidLine:
     try:
         fields = split_object(repaired(text))
         line = _input_decoder.decode(pick(fields, _Input.__struct_fields__))
+    except msgspec.ValidationError as error:
+        name = str(error).rpartition("$.")[2].rstrip("`")
+        reason = f"{name}: expected text, got {shape_of(bytes(fields[name]))}"
+        return InvalidLine(number, custom_id_of(text), reason)
     except (Malformed, *MALFORMED) as error:
-        return InvalidLine(number, custom_id_of(text), str(error).replace("`", ""))
+        reason = f"expected one JSON object, got {shape_of(text, error)}"
+        return InvalidLine(number, custom_id_of(text), reason)
     body = bytes(fields.get("body", b""))
     reason = _problem(line, body)
     if reason:

@@ -37,7 +37,7 @@ def begin_or_resume(
     state = files.read_state()
     if state is not None:
         if state.source_print != source_print(source):
-            raise BatchConflict(f"{source}: expected the unchanged input of {files.state}, got another file")
+            raise files.changed_input(str(source))
         state.source = str(source.absolute())
         return state
     for path in (files.out, files.errors):

@@ -72,7 +72,7 @@ twice, and no result is lost or written twice.
 @click.option(
     "--errors",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Output file for errors.  [default: <out>.errors.jsonl]",
+    help="Output file for errors.  [default: results.errors.jsonl for --out results.jsonl]",
 )
 @click.option(
     "--deadline",
@@ -123,7 +123,8 @@ def run(
 ) -> ExitCode:
     """Submit a file of requests and collect the answers.
 
-    With `-`, requests are read from stdin and stored next to the output.
+    With `-`, requests are read from stdin and stored next to the output. To resume, give the same requests, or none
+    (`</dev/null`).
     """
     from handlers.batch.files import BatchFiles
     from handlers.batch.start import begin_or_resume
@@ -159,6 +160,8 @@ def _spooled(files: BatchFiles) -> Path:
     if files.read_state() is None or not files.input.exists():
         with open_private(files.input, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
+    elif not sys.stdin.isatty() and not files.is_input(sys.stdin.buffer):
+        raise files.changed_input("stdin")
     return files.input
 
 
@@ -195,15 +198,13 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
 
     OUT is the batch's output file. The exit code is 1 if the batch has errors or is not finished.
     """
-    from handlers.batch.files import BatchOutput
+    from handlers.batch.files import WrittenLines
 
     files, state = _known_batch(out)
     is_running = files.is_running()
-    if not is_running and state.outcome == "running":
-        with files.locked():
-            output = BatchOutput(files, state.batch)  # counts the lines that the interrupted run wrote
-            output.close()
-        state.completed, state.failed, state.kinds = output.completed, output.failed, dict(+output.kinds)
+    if state.outcome == "running":
+        written = WrittenLines(files, state.batch)
+        state.completed, state.failed, state.kinds = written.completed, written.failed, dict(+written.kinds)
     what = "running" if is_running else "interrupted" if state.outcome == "running" else state.outcome
     counts = {
         "total": state.total,

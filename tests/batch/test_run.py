@@ -309,7 +309,9 @@ def test_files_of_something_else_are_left_alone(tmp_path: Path, options: ClientO
     files.out.unlink()
     begin(files, source, options)
     write_requests(source, 4)
-    with pytest.raises(BatchConflict, match="expected the unchanged input"):
+    with pytest.raises(
+        BatchConflict, match=r"expected the unchanged input.*give another --out, or delete .*out.errors.jsonl"
+    ):
         begin(files, source, options)
     files.state.write_text("{}")
     with pytest.raises(BatchConflict, match="expected a batch's state"):
@@ -319,8 +321,9 @@ def test_files_of_something_else_are_left_alone(tmp_path: Path, options: ClientO
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"{", "truncated"),
-        (b"[]", "Expected"),
+        (b"{", "expected one JSON object, got JSON that is cut off"),
+        (b"[]", "expected one JSON object, got a JSON array"),
+        (b'{"custom_id":7}', "custom_id: expected text, got a JSON number"),
         (b'{"url":"/v","body":{}}', "custom_id"),
         (b'{"custom_id":"a","method":"GET","url":"/v","body":{}}', "method"),
         (b'{"custom_id":"a","method":"POST","url":"v","body":{}}', "url"),

@@ -112,9 +112,29 @@ def test_a_batch_from_stdin_continues_without_its_stdin(shell: Shell, tmp_path: 
         runner.kill()
         runner.communicate(timeout=60)
     with shell.echoing():
-        done = shell.run(*arguments, stdin="something else")
+        refused = shell.run(*arguments, stdin="something else")
+        assert (refused.exit_code, out.exists() and out.read_text()) == (2, "")
+        assert f"stdin: expected the unchanged input of {out}.batch" in refused.stderr
+        done = shell.run(*arguments)
     assert done.exit_code == 0, done.stderr
     assert len(out.read_text().splitlines()) == 600
+    assert shell.run(*arguments, stdin=text).exit_code == 0
+    more = shell.run(*arguments, stdin=text + "{}")
+    assert (more.exit_code, "got other requests" in more.stderr) == (2, True)
+
+
+def test_status_counts_the_answers_of_a_running_batch(shell: Shell, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 30)
+    out = tmp_path / "out.jsonl"
+    with shell.start("batch", "run", source, "--out", str(out)) as runner:
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 30, "the lines in the queue")
+        answer(shell.redis, shell.queue, 12)
+        wait_until(lambda: len(out.read_text().splitlines()) == 12, "the answers in the file")
+        shown = shell.run("batch", "status", str(out)).stdout
+        runner.kill()
+        runner.communicate(timeout=60)
+    assert ": running," in shown
+    assert "12 answered, 0 errors, of 30 requests" in shown
 
 
 def test_the_summary_counts_errors_by_kind(shell: Shell, tmp_path: Path) -> None:
