@@ -19,7 +19,7 @@ from typing import Any, Final, ParamSpec, TextIO
 
 import click
 
-from handlers.contract.errors import AsyncProcessorError, InvalidSetting
+from handlers.contract.errors import AsyncProcessorError, InvalidRequest, InvalidSetting
 from handlers.contract.lenient_json import is_unicode
 
 _KEPT: Final = "\n\t"
@@ -128,6 +128,7 @@ class ExitCode(IntEnum):
     """Ctrl-C; queued requests stay queued."""
 
 
+_DEADLINES: Final = "a time in the future: a duration such as 10m, an ISO time or Unix seconds"
 _EXIT_CODES: Final = {
     ExitCode.DONE: "done",
     ExitCode.FAILED_REQUESTS: "a final result is an error",
@@ -170,10 +171,19 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
             if str(error).startswith("Redis:"):
                 print("Set its address with REDIS_URL or --redis-url.", file=sys.stderr)
         except (AsyncProcessorError, OSError) as error:
-            code = _print_error(error, ExitCode.WRONG_INPUT)
+            code = _print_error(_without_python(error), ExitCode.WRONG_INPUT)
         sys.exit(int(code))
 
     return run
+
+
+def _without_python(error: Exception) -> Exception:
+    """The error; the one for a deadline names what the flag takes instead of types of Python."""
+    from handlers.client.new_request import DEADLINES
+
+    if isinstance(error, InvalidRequest) and error.accepted == DEADLINES:
+        return InvalidRequest("deadline", found=error.found, accepted=_DEADLINES)
+    return error
 
 
 def _print_error(error: Exception, code: ExitCode) -> ExitCode:

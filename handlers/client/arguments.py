@@ -6,7 +6,6 @@ unit, and what it got.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Final, TypeVar, get_type_hints
@@ -18,7 +17,7 @@ from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.redis_store.submit.client_access import RedisAccess
 
 T = TypeVar("T")
-_DURATION: Final = "seconds as a number, a timedelta, or None"
+_DURATION: Final = "seconds of at least 0 as a number, a timedelta, or None"
 _SUBMISSION: Final = "a Submission, or an id as text"
 _TEXTS: Final = ("id", "endpoint", "model", "tier", "tenant", "idempotency_key")
 _MAPPINGS: Final = ("headers", "metadata", "labels")
@@ -28,11 +27,10 @@ def seconds_of(name: str, value: timedelta | float | None) -> float | None:
     """The duration in seconds; None for none."""
     if value is None:
         return None
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
         raise InvalidRequest(name, found=shown(value), accepted=_DURATION)
-    return value
+    return seconds
 
 
 def check_count(name: str, value: int | None, *, least: int, may_be_none: bool = False) -> None:

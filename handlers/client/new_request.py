@@ -15,7 +15,7 @@ import msgspec
 from handlers.client.options import shown
 from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.contract.lenient_json import is_unicode
 from handlers.contract.request import decode_body
 
@@ -25,8 +25,9 @@ Payload = Mapping[str, object] | bytes | str
 Deadline = timedelta | datetime | float
 """The deadline: a duration from now, a time (without a zone: local time), or Unix seconds."""
 
-_ACCEPTED: Final = "a time in the future: a timedelta, a datetime or Unix seconds"
+DEADLINES: Final = "a time in the future: a timedelta, a datetime or Unix seconds"
 _SURROGATES: Final = "text with lone surrogates (bytes that are not UTF-8, or half a pair)"
+_TIERS: Final = ("", "interactive", "async", "batch")
 _LONGEST_KEY: Final = 1_024
 _TRACE_CONTEXT: Final = frozenset({"traceparent", "tracestate", "baggage"})
 _encoder = msgspec.json.Encoder()
@@ -99,8 +100,25 @@ def encode_body(request: NewRequest, *, now: float, tenant_attribute: str) -> Ch
     }
     optional = {name: value for name, value in rest.items() if value}
     whole = _encoder.encode({**fields, "payload": msgspec.Raw(payload), **optional})
-    decode_body(whole)
+    _check_payload(payload, whole, request_id)
     return CheckedRequest(request_id, deadline, whole, _encoder.encode({**fields, **optional}), payload)
+
+
+def _check_payload(payload: bytes, whole: bytes, request_id: str) -> None:
+    """Decode the body `whole`. Raise `InvalidRequest` for its `payload`, if that is no JSON object."""
+    try:
+        decode_body(whole)
+    except InvalidRequest as error:
+        if error.field != "body":
+            raise
+        try:
+            msgspec.json.decode(payload, type=msgspec.Raw)
+        except MALFORMED as fault:
+            found = shape_of(payload, fault)
+            raise InvalidRequest(
+                "payload", found=found, accepted="a JSON object", request_id=request_id
+            ) from None
+        raise
 
 
 def content_digest(request: NewRequest) -> str:
@@ -156,7 +174,7 @@ def unix_deadline(deadline: Deadline, *, now: float, request_id: str = "") -> in
         found = _passed(deadline, seconds)
     except (TypeError, ValueError, OverflowError):
         found = shown(deadline)
-    raise InvalidRequest("deadline", found=found, accepted=_ACCEPTED, request_id=request_id)
+    raise InvalidRequest("deadline", found=found, accepted=DEADLINES, request_id=request_id)
 
 
 def _passed(deadline: Deadline, seconds: float) -> str:
@@ -198,6 +216,8 @@ def _check_text(request: NewRequest, request_id: str) -> None:
     if len(request.idempotency_key) > _LONGEST_KEY:
         found = counted(len(request.idempotency_key), "character")
         raise InvalidRequest("idempotency_key", found=found, accepted=f"at most {_LONGEST_KEY:,} characters")
+    if request.tier not in _TIERS:
+        raise InvalidRequest("tier", found=shown(request.tier), accepted="interactive, async or batch")
     for name in ("id", "endpoint", "model", "tier", "tenant", "idempotency_key"):
         if not is_unicode(getattr(request, name)):
             raise InvalidRequest(name, found=_SURROGATES, accepted="valid Unicode")

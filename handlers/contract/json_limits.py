@@ -46,12 +46,17 @@ def shape_of(text: bytes, error: Exception | None = None) -> str:
     """The kind of JSON value in `text`, for errors. It shows no content.
 
     The first bytes decide. For an object, the fault in `error`, which the decoder raised, is added.
+    A text with a syntax error is not called an object.
     """
     start = text[:64].lstrip()
     shape = _SHAPES.get(start[:1], "text that is not JSON") if start else "nothing"
     if start[:1].isalpha() and not start.startswith((b"null", b"true", b"false")):
         shape = "text that is not JSON"
     fault = str(error).replace("`", "") if error and start[:1] == b"{" else ""
+    if fault == "Input data was truncated":
+        return "JSON that is cut off"
+    if fault.startswith("JSON is malformed: "):
+        return f"malformed JSON ({fault.removeprefix('JSON is malformed: ')})"
     return f"{shape} ({fault})" if fault else shape
 
 

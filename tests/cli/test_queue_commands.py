@@ -241,8 +241,9 @@ def test_submit_once_submits_once(shell: Shell) -> None:
         (
             ["submit", "-", "--deadline", "1000000000"],
             "{}",
-            "got 2001-09-09 01:46:40Z, which has passed",
+            "expected a time in the future: a duration such as 10m, an ISO time or Unix seconds, got 2001-",
         ),
+        (["submit", "-"], '{"a": 1,}', "body: expected one JSON object, got malformed JSON (trailing comma"),
         (["submit", "-", "--header", "x"], "{}", "expected KEY=VALUE"),
         (["submit", "/does/not/exist"], "", "No such file"),
         (["submit", "-", "--to", "pubsub"], "{}", "PROJECT_ID"),

@@ -27,10 +27,10 @@ NOWHERE = "redis://127.0.0.1:1"
 ODD = object()
 
 WRONG: dict[str, list[object]] = {
-    "payload": [5, ODD],
+    "payload": [5, ODD, "hello", '{"a": 1,}'],
     "deadline": ["10m", "60", None, True, ODD],
-    "within": ["10m", "60", True, ODD, float("nan")],
-    "idle": ["10m", True, ODD],
+    "within": ["10m", "60", True, ODD, float("nan"), -1, timedelta(seconds=-1)],
+    "idle": ["10m", True, ODD, -1],
     "limit": ["3", -1, True, 2.5],
     "batch": ["3", 0, None],
     "name": [5, None],
@@ -42,6 +42,7 @@ WRONG: dict[str, list[object]] = {
     "access": ["password", {}],
     "project_id": [5, None],
     **{key: [5, ODD] for key in RequestFields.__annotations__},
+    "tier": [5, ODD, "fast"],
     **{key: [5, ODD] for key in PubSubFields.__annotations__},
     **{name: [{"a": 1}, {1: "a"}, "a=b", None] for name in ("headers", "metadata", "labels")},
     "has_own_results": ["yes", 1],

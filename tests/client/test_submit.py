@@ -129,7 +129,7 @@ async def test_a_deadline_is_a_whole_second_in_the_future(
         (NewRequest(payload={"a": 1}, deadline=None), "deadline"),  # type: ignore[arg-type]  # the same
         (NewRequest(payload={"a": 1}, deadline=datetime.min), "deadline"),
         (NewRequest(payload=b"[1]", deadline=HOUR), "payload"),
-        (NewRequest(payload=b"{", deadline=HOUR), "body"),
+        (NewRequest(payload=b"{", deadline=HOUR), "payload"),
         (NewRequest(payload={"a": object()}, deadline=HOUR), "payload"),
         (NewRequest(payload={"a": 1}, deadline=HOUR, id="a\0b"), "id"),
     ],
