@@ -147,7 +147,14 @@ def run(
         if state.outcome == "running":
             options = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
             state = asyncio.run(
-                _run(files, state, partial(_queue, queue, state, options), window, retry_queue)
+                _run(
+                    files,
+                    state,
+                    queue,
+                    partial(_queue, queue, state, options),
+                    window=window,
+                    retry_queue=retry_queue,
+                )
             )
     _summary(files, state)
     return _exit_code(state)
@@ -172,14 +179,21 @@ def _queue(queue: QueueFlags, state: BatchState, options: dict[str, Any]) -> Bat
 
 
 async def _run(
-    files: BatchFiles, state: BatchState, open_queue: Callable[[], BatchQueue], window: int, retry_queue: str
+    files: BatchFiles,
+    state: BatchState,
+    flags: QueueFlags,
+    open_queue: Callable[[], BatchQueue],
+    *,
+    window: int,
+    retry_queue: str,
 ) -> BatchState:
     from handlers.batch.run import BatchOptions, BatchRun
+    from handlers.cli.serving import noting
 
     queue = open_queue()
     try:
         count_retries = partial(queue.waiting_for_retry, retry_queue) if retry_queue else None
-        async with BatchProgress(count_retries) as progress:
+        async with BatchProgress(count_retries) as progress, noting(flags, state.queue):
             options = BatchOptions(window=window)
             return await BatchRun(files, state, queue, options=options, report=progress.update).run()
     except asyncio.CancelledError:
@@ -303,7 +317,9 @@ def cancel(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags) -> Exit
         print(f"batch {state.batch}: cancelling, by the process that runs it")
         return ExitCode.DONE
     with files.locked():
-        state = asyncio.run(_run(files, state, partial(_queue, queue, state, {}), CANCEL_WINDOW, ""))
+        state = asyncio.run(
+            _run(files, state, queue, partial(_queue, queue, state, {}), window=CANCEL_WINDOW, retry_queue="")
+        )
     _summary(files, state)
     return _exit_code(state)
 

@@ -156,6 +156,7 @@ async def _submit(
     is_waiting: bool,
     timeout: timedelta | None,  # noqa: ASYNC109 - the name of the flag
 ) -> ExitCode:
+    from handlers.cli.serving import noting
     from handlers.redis_store.submit.submissions import RequestState
 
     async with queue.client(**options) as client:
@@ -170,7 +171,8 @@ async def _submit(
         if not is_waiting:
             return ExitCode.DONE
         left = timeout or timedelta(seconds=max(1.0, submission.deadline + 5 - datetime.now().timestamp()))
-        return _show(await client.wait(submission, within=left))
+        async with noting(queue, queue.queue):
+            return _show(await client.wait(submission, within=left))
 
 
 def _show(result: Result) -> ExitCode:

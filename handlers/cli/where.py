@@ -52,17 +52,22 @@ def where(*, ids: tuple[str, ...], queue: QueueFlags, retry_queue: str, is_json:
 
     It is queued, in flight, waiting for a retry, finished, cancelled, dead-lettered or unknown.
     """
-    return asyncio.run(_where(queue.client(retry_queue=retry_queue), ids, is_json))
+    return asyncio.run(_where(queue, queue.client(retry_queue=retry_queue), ids, is_json))
 
 
-async def _where(opened: AsyncClient, ids: tuple[str, ...], is_json: bool) -> ExitCode:
-    is_known = True
+async def _where(queue: QueueFlags, opened: AsyncClient, ids: tuple[str, ...], is_json: bool) -> ExitCode:
+    from handlers.cli.serving import print_note
+
+    is_known, is_waiting = True, False
     async with opened as client:
         for request_id in ids:
             found = await client.where(request_id)
             is_known = is_known and found.state != "unknown"
             text = as_json(found) if is_json else whereabouts_text(found, time.time())
             print(for_output(text, sys.stdout))
+            is_waiting = is_waiting or any(place.where == "pending" for place in found.places)
+    if is_waiting:
+        await print_note(queue, queue.queue)
     return ExitCode.DONE if is_known else ExitCode.FAILED_REQUESTS
 
 

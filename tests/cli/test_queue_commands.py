@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
@@ -24,6 +25,8 @@ from handlers.cli import main
 from handlers.cli.batch import Rate
 from handlers.contract.envelope import decode_member
 from handlers.contract.request import Request
+from handlers.redis_store.admin.status_board import POLLERS
+from handlers.status.report import GateReport, PollerReport, QueueReport
 from tests.client.echo_poller import answer
 from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.waiting import wait_until
@@ -227,6 +230,32 @@ def test_submit_once_submits_once(shell: Shell) -> None:
     assert [(done.exit_code, done.stdout) for done in runs] == [(0, f"{name}\n")] * 2
     assert "it is pending" in runs[1].stderr
     assert len(shell.queued()) == 1
+
+
+def test_who_waits_is_told_that_no_poller_serves_the_queue_or_its_gate_is_closed(
+    shell: Shell, tmp_path: Path
+) -> None:
+    source, out = write_requests(tmp_path / "in.jsonl", 2), str(tmp_path / "out.jsonl")
+    missing = f"note: no poller reported queue {shell.queue} in the last 20 s"
+    asked = shell.run("submit", "--prompt", "Hi", "--id", "a", "--wait", "--timeout", "6s")
+    assert (asked.exit_code, missing in asked.stderr) == (3, True)
+    assert missing in shell.run("where", "a").stderr
+    with shell.start("batch", "run", source, "--out", out) as runner:
+        assert runner.stderr is not None
+        assert missing in runner.stderr.readline()
+        runner.kill()
+        runner.communicate(timeout=60)
+
+    gate = GateReport("redis", 0.0)
+    for gates in ([gate], []):
+        queue = QueueReport(shell.queue, "pool", "async", 0, "closed", gates)
+        report = PollerReport(time.time() + 600, "host", [], [queue])
+        shell.redis.hset(POLLERS, "poller", msgspec.json.encode(report))
+        shown = shell.run("where", "a").stderr
+        assert shown == (
+            f"note: the gate of queue {shell.queue} is closed: its budget is 0\n" if gates else ""
+        )
+    shell.redis.hdel(POLLERS, "poller")
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ class Search(msgspec.Struct, frozen=True):
 
 async def read_board(redis: Store, minute: int) -> Board:
     """The board with the hour up to `minute`. It reads about `SEARCH_BYTES` of snapshots at most."""
-    pollers = await _snapshots(redis)
+    pollers = await read_snapshots(redis)
     pipeline = redis.pipeline(transaction=False)
     pipeline.lrange(FAILURES_KEY, 0, MOST_FAILURES - 1)
     for one in range(minute - MINUTES + 1, minute + 1):
@@ -117,7 +117,8 @@ async def read_board(redis: Store, minute: int) -> Board:
     )
 
 
-async def _snapshots(redis: Store) -> dict[bytes, bytes]:
+async def read_snapshots(redis: Store) -> dict[bytes, bytes]:
+    """The snapshots by poller, about `SEARCH_BYTES` at most."""
     found: dict[bytes, bytes] = {}
     cursor, left = "0", SEARCH_BYTES
     while left > 0:
