@@ -45,7 +45,10 @@ OUT = click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 
 @click.group("batch")
 def batch() -> None:
-    """Run files of requests in OpenAI's batch format."""
+    """Run files of requests in OpenAI's batch format.
+
+    docs/batch.md describes the format, the files and how a batch resumes.
+    """
 
 
 @batch.command(
