@@ -30,7 +30,8 @@ Examples:
   async-processor dead requeue 3f1c 88a0
   async-processor dead drop --all --yes
 
-An id may be shortened, as long as only one dead letter begins with it.
+An id may be shortened, as long as only one dead letter begins with it. REQUEST is the request's own id, DEATHS the
+number of pollers that crashed while they held it (see MAX_DEATHS).
 
 Exit codes: 0 done; 1 no such dead letter, or not confirmed; 2 wrong flags; 4 Redis does not answer.""",
 )
@@ -86,7 +87,8 @@ def _as_json(letter: DeadLetter) -> bytes:
     import msgspec
 
     member = letter.member.decode("utf-8", "backslashreplace")
-    return msgspec.json.encode({**msgspec.to_builtins(letter, builtin_types=(bytes,)), "member": member})
+    fields = msgspec.to_builtins(letter, builtin_types=(bytes,))
+    return msgspec.json.encode({**fields, "request_id": letter.request_id, "member": member})
 
 
 @dead.command("requeue")
@@ -207,10 +209,13 @@ def _print_list(found: list[DeadLetter]) -> None:
     reasons = max(len(letter.reason) for letter in found)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _NARROW
     gap = "\n    " if width < _NARROW else "  "
-    click.echo(f"{'ID':40}  {'WHEN':15}  {'REASON':{reasons}}{gap}DELIVERIES  BYTES    MESSAGE")
+    click.echo(f"{'ID':40}  {'WHEN':15}  {'REASON':{reasons}}{gap}DEATHS  BYTES    REQUEST  MESSAGE")
     for letter in found:
         when = datetime.fromtimestamp(letter.at, UTC).strftime("%m-%d %H:%M:%SZ")
-        details = f"{letter.delivery_count:<10}  {len(letter.member):<7}  {_plain(letter.message)}"
+        request_id = _plain(letter.request_id) or "(no id)"
+        details = (
+            f"{letter.delivery_count:<6}  {len(letter.member):<7}  {request_id}  {_plain(letter.message)}"
+        )
         line = f"{letter.dead_id:40}  {when:15}  {_plain(letter.reason):{reasons}}{gap}{details}"
         click.echo(for_output(line.rstrip(), sys.stdout))
 

@@ -60,7 +60,12 @@ Examples:
 @click.option("--tenant", default="", help="Tenant, for fairness and quotas.")
 @click.option("--endpoint", default="", help="Path at the gateway, instead of the queue's own.")
 @click.option(
-    "--header", "headers", multiple=True, callback=key_value_pairs, help="Header KEY=VALUE; may be repeated."
+    "--header",
+    "headers",
+    multiple=True,
+    callback=key_value_pairs,
+    help="Header KEY=VALUE; may be repeated. The poller forwards only its "
+    "ALLOWED_HEADERS, and Authorization only with ALLOW_REQUEST_AUTHORIZATION.",
 )
 @click.option(
     "--metadata", multiple=True, callback=key_value_pairs, help="Metadata field KEY=VALUE; may be repeated."
@@ -127,6 +132,11 @@ def submit(
         has_own_results=is_waiting and queue.to == "redis",
         idempotency_key=idempotency_key,
     )
+    if any(name.lower() == "authorization" for name in request.headers):
+        note = (
+            "the poller drops the header Authorization, unless ALLOW_REQUEST_AUTHORIZATION=true is set there"
+        )
+        print(f"note: {note}", file=sys.stderr)
     options: dict[str, Any] = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
     _check_flags(queue, request, once)
     if once is not None:

@@ -37,6 +37,9 @@ Examples:
   async-processor where r1 r2 --json
   async-processor where --queue team-a-requests r1
 
+--json: a place is pending (queued), claimed (in flight, or at a gate), retry or dead. `attempts` counts those that
+ended; `due_at` is when the retry is due, else the deadline, in Unix seconds.
+
 The command changes nothing. Pollers keep records of finished requests for a day (FINISHED_RECORDS and
 FINISHED_RECORDS_SECONDS of the poller). The result list is searched too, up to 2,000 results from each end.
 
@@ -126,7 +129,10 @@ def _place_text(place: Place, now: float) -> str:
     text = f"{_PLACES[place.where]}, queue {place.queue}"
     if place.where == "dead":
         return f"{text}, `async-processor dead show {place.dead_id}`"
-    attempts = "no attempt yet" if not place.attempts else f"{counted(place.attempts, 'attempt')} so far"
+    if place.where == "claimed":
+        attempts = f"attempt {place.attempts + 1}"
+    else:
+        attempts = f"{counted(place.attempts, 'attempt')} so far" if place.attempts else "no attempt yet"
     word = "due" if place.where == "retry" else "deadline"
     if not place.due_at:
         return f"{text}, {attempts}"

@@ -257,17 +257,9 @@ def _dead_letter_row(queue: str, name: bytes, record: bytes, size: int) -> DeadL
         message = f"{counted(size, 'byte')}; `async-processor dead show {dead_id}` prints it"
         return DeadLetterRow(dead_id, queue, "", "too large to show", message, 0.0, 0)
     letter = read_dead_letter(name, record)
-    request_id = _id_of(letter.member, queue)
     return DeadLetterRow(
-        dead_id, queue, request_id, letter.reason, letter.message, letter.at, letter.delivery_count
+        dead_id, queue, letter.request_id, letter.reason, letter.message, letter.at, letter.delivery_count
     )
-
-
-def _id_of(member: bytes, queue: str) -> str:
-    try:
-        return decode_member(member, queue).request.id
-    except InvalidRequest as error:
-        return error.request_id
 
 
 class _Served(msgspec.Struct):

@@ -83,6 +83,18 @@ async def test_list_shows_every_letter_with_its_whole_id_the_latest_last(dead: D
     assert "5 owners died" in done.stdout
 
 
+async def test_list_and_show_name_the_request(dead: Dead) -> None:
+    dead_id = await dead.bury(b'{"id": "r1", "deadline": 1999999999, "payload": {}}')
+    await dead.bury(b"no json")
+
+    listed = (await _in_thread(dead.run, "list")).stdout
+    shown = json.loads((await _in_thread(dead.run, "show", dead_id)).stdout)
+
+    assert "  r1  5 owners died" in listed
+    assert "  (no id)  5 owners died" in listed
+    assert shown["request_id"] == "r1"
+
+
 def test_an_empty_list_is_reported(dead: Dead) -> None:
     done = dead.run("list")
     assert (done.exit_code, done.stdout) == (0, "no dead letters\n")

@@ -23,9 +23,12 @@ from redis import Redis
 
 from handlers.cli import main
 from handlers.cli.batch import Rate
+from handlers.cli.where import whereabouts_text
 from handlers.contract.envelope import decode_member
 from handlers.contract.request import Request
 from handlers.redis_store.admin.status_board import POLLERS
+from handlers.redis_store.admin.whereabouts import Place, Whereabouts
+from handlers.redis_store.submit.submissions import RequestState
 from handlers.status.report import GateReport, PollerReport, QueueReport
 from tests.client.echo_poller import answer
 from tests.servers.forked import LONG_REDIS_TIMEOUT
@@ -230,6 +233,18 @@ def test_submit_once_submits_once(shell: Shell) -> None:
     assert [(done.exit_code, done.stdout) for done in runs] == [(0, f"{name}\n")] * 2
     assert "it is pending" in runs[1].stderr
     assert len(shell.queued()) == 1
+
+
+def test_the_first_attempt_is_called_so() -> None:
+    place = Place("claimed", "q", "t", 0, 160.0)
+    text = whereabouts_text(Whereabouts("r", RequestState.CLAIMED, [place]), 100.0)
+    assert text == "r  in flight, or waiting at a gate, queue q, attempt 1, deadline in 1m00s"
+
+
+def test_the_header_authorization_is_noted(shell: Shell) -> None:
+    done = shell.run("submit", "--prompt", "Hi", "--header", "authorization=Bearer x")
+    assert (done.exit_code, "ALLOW_REQUEST_AUTHORIZATION=true" in done.stderr) == (0, True)
+    assert "note:" not in shell.run("submit", "--prompt", "Hi", "--header", "x-key=v").stderr
 
 
 def test_who_waits_is_told_that_no_poller_serves_the_queue_or_its_gate_is_closed(

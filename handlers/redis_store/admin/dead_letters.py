@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from handlers.contract.envelope import decode_member
+from handlers.contract.errors import InvalidRequest
 from handlers.redis_store.admin.status_board import read_part
 from handlers.redis_store.connection import Store
 from handlers.redis_store.keys import queue_keys
@@ -29,6 +31,14 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     queue: str = ""
     score: float = 0.0
     member: bytes = b""
+
+    @property
+    def request_id(self) -> str:
+        """The id of the request in `member`; empty if it cannot be read."""
+        try:
+            return decode_member(self.member, self.queue).request.id
+        except InvalidRequest as error:
+            return error.request_id
 
 
 class _Record(msgspec.Struct):

@@ -60,7 +60,7 @@ def lines_of(outcome: Outcome, **variables: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
 
-KNOWN = {"id": "me@example.com", "queue": "q", "attempt": 2, "seconds": 1.234, "severity": "INFO"}
+KNOWN = {"id": "me@example.com", "queue": "q", "attempt": 3, "seconds": 1.234, "severity": "INFO"}
 KNOWN |= {"trace_id": TRACE.trace_id, "span_id": TRACE.span_id}
 
 
@@ -113,4 +113,4 @@ def test_in_a_terminal_the_output_is_for_people() -> None:
     out = io.StringIO()
     configure_logs(load_settings({"LOG_FORMAT": "text"}).log_options, out)
     account(REQUEST, Retry(3.0, "rejected"), now=NOW, seconds=1.0, log=get_logger("poller"), metrics=None)
-    assert "poller: retry id=me@example.com queue=q attempt=2 outcome=retry reason=rejected" in out.getvalue()
+    assert "poller: retry id=me@example.com queue=q attempt=3 outcome=retry reason=rejected" in out.getvalue()
