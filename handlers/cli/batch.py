@@ -149,16 +149,7 @@ def run(
         )
         if state.outcome == "running":
             options = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
-            state = asyncio.run(
-                _run(
-                    files,
-                    state,
-                    queue,
-                    partial(_queue, queue, state, options),
-                    window=window,
-                    retry_queue=retry_queue,
-                )
-            )
+            state = asyncio.run(_run(files, state, queue, options, window=window, retry_queue=retry_queue))
     _summary(files, state)
     return _exit_code(state)
 
@@ -185,7 +176,7 @@ async def _run(
     files: BatchFiles,
     state: BatchState,
     flags: QueueFlags,
-    open_queue: Callable[[], BatchQueue],
+    options: dict[str, Any],
     *,
     window: int,
     retry_queue: str,
@@ -193,12 +184,12 @@ async def _run(
     from handlers.batch.run import BatchOptions, BatchRun
     from handlers.cli.serving import noting
 
-    queue = open_queue()
+    queue = _queue(flags, state, options)
     try:
         count_retries = partial(queue.waiting_for_retry, retry_queue) if retry_queue else None
         async with BatchProgress(count_retries) as progress, noting(flags, state.queue):
-            options = BatchOptions(window=window)
-            return await BatchRun(files, state, queue, options=options, report=progress.update).run()
+            limits = BatchOptions(window=window)
+            return await BatchRun(files, state, queue, options=limits, report=progress.update).run()
     except asyncio.CancelledError:
         print(f"interrupted: run the same command again to continue ({files.state})", file=sys.stderr)
         raise
@@ -320,9 +311,7 @@ def cancel(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags) -> Exit
         print(f"batch {state.batch}: cancelling, by the process that runs it")
         return ExitCode.DONE
     with files.locked():
-        state = asyncio.run(
-            _run(files, state, queue, partial(_queue, queue, state, {}), window=CANCEL_WINDOW, retry_queue="")
-        )
+        state = asyncio.run(_run(files, state, queue, {}, window=CANCEL_WINDOW, retry_queue=""))
     _summary(files, state)
     return _exit_code(state)
 

@@ -132,11 +132,6 @@ def submit(
         has_own_results=is_waiting and queue.to == "redis",
         idempotency_key=idempotency_key,
     )
-    if any(name.lower() == "authorization" for name in request.headers):
-        note = (
-            "the poller drops the header Authorization, unless ALLOW_REQUEST_AUTHORIZATION=true is set there"
-        )
-        print(f"note: {note}", file=sys.stderr)
     options: dict[str, Any] = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
     _check_flags(queue, request, once)
     if once is not None:
@@ -145,7 +140,12 @@ def submit(
 
 
 def _check_flags(queue: QueueFlags, request: NewRequest, once: timedelta | None) -> None:
-    """Raise `UsageError` if --once or --idempotency-key cannot work."""
+    """Raise `UsageError` if --once or --idempotency-key cannot work. Note a header that may be dropped."""
+    if any(name.lower() == "authorization" for name in request.headers):
+        note = (
+            "the poller drops the header Authorization, unless ALLOW_REQUEST_AUTHORIZATION=true is set there"
+        )
+        print(f"note: {note}", file=sys.stderr)
     if request.idempotency_key and queue.to != "redis":
         raise click.UsageError("--idempotency-key needs Redis: Pub/Sub has no record of earlier requests")
     if request.idempotency_key and once is not None:

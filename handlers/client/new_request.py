@@ -105,7 +105,7 @@ def encode_body(request: NewRequest, *, now: float, tenant_attribute: str) -> Ch
 
 
 def _check_payload(payload: bytes, whole: bytes, request_id: str) -> None:
-    """Decode the body `whole`. Raise `InvalidRequest` for its `payload`, if that is no JSON object."""
+    """Decode the body `whole`. Raise `InvalidRequest` for its `payload`, unless it is a JSON object."""
     try:
         decode_body(whole)
     except InvalidRequest as error:
