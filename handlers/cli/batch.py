@@ -182,7 +182,7 @@ async def _run(
     retry_queue: str,
 ) -> BatchState:
     from handlers.batch.run import BatchOptions, BatchRun
-    from handlers.cli.serving import noting
+    from handlers.cli.queue_note import noting
 
     queue = _queue(flags, state, options)
     try:

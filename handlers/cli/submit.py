@@ -166,7 +166,7 @@ async def _submit(
     is_waiting: bool,
     timeout: timedelta | None,  # noqa: ASYNC109 - the name of the flag
 ) -> ExitCode:
-    from handlers.cli.serving import noting
+    from handlers.cli.queue_note import noting
     from handlers.redis_store.submit.submissions import RequestState
 
     async with queue.client(**options) as client:

@@ -59,7 +59,7 @@ def where(*, ids: tuple[str, ...], queue: QueueFlags, retry_queue: str, is_json:
 
 
 async def _where(queue: QueueFlags, opened: AsyncClient, ids: tuple[str, ...], is_json: bool) -> ExitCode:
-    from handlers.cli.serving import print_note
+    from handlers.cli.queue_note import print_note
 
     is_known, is_waiting = True, False
     async with opened as client:

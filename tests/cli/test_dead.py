@@ -84,8 +84,8 @@ async def test_list_shows_every_letter_with_its_whole_id_the_latest_last(dead: D
 
 
 async def test_list_and_show_name_the_request(dead: Dead) -> None:
-    dead_id = await dead.bury(b'{"id": "r1", "deadline": 1999999999, "payload": {}}')
-    await dead.bury(b"no json")
+    dead_id = await dead.dead_letter(b'{"id": "r1", "deadline": 1999999999, "payload": {}}')
+    await dead.dead_letter(b"no json")
 
     listed = (await _in_thread(dead.run, "list")).stdout
     shown = json.loads((await _in_thread(dead.run, "show", dead_id)).stdout)
