@@ -39,7 +39,7 @@ def test_a_demo_in_a_pipe_shows_healthy_latency_then_progress_then_the_outcome()
         "results · Redis queued",
         "What became of the requests",
         "no result within 90 s",
-        "2 additional requests are malformed on purpose",
+        "2 additional requests malformed on purpose",
         "Dead letters: 1.",
         "Passed",
     )
