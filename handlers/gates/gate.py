@@ -113,8 +113,8 @@ class GateState(msgspec.Struct, frozen=True):
     """Snapshot of a gate for metrics, logs and the status page.
 
     `value` is the reading, and `threshold` the value at which the gate closes; both are None for a gate without a
-    metric. `on_missing` is the rule in force while the source is missing, else empty. `why_closed` is empty while the
-    gate is open. `figures` are the gate's own gauges, by name.
+    metric. `on_missing` is the rule in force while the source is missing, and `why_missing` says why it is missing;
+    else both are empty. `why_closed` is empty while the gate is open. `figures` are the gate's own gauges, by name.
     """
 
     gate_type: str
@@ -123,6 +123,7 @@ class GateState(msgspec.Struct, frozen=True):
     threshold: float | None = None
     is_source_available: bool = True
     on_missing: str = ""
+    why_missing: str = ""
     why_closed: str = ""
     label: str = ""
     figures: Mapping[str, float] = msgspec.field(default_factory=dict)

@@ -14,10 +14,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, cast
 
+import httpx
 import msgspec
 
 from handlers.cancellation import end_if_cancelled
-from handlers.transport.failures import UnusableResponse
+from handlers.contract.masked_text import without_secrets
+from handlers.transport.failures import UnusableResponse, connection_failure
 from handlers.transport.transport import TransportOptions, http_client
 
 T = TypeVar("T")
@@ -212,12 +214,14 @@ class HttpText:
         self._client = http_client(TransportOptions(max_response_bytes=_MAX_BYTES, ssl_context=ssl_context))
 
     async def get(self, url: str, query: Mapping[str, str] | None = None) -> bytes:
-        """The body of a 200 response. Raises `SourceMissing` for other responses."""
+        """The body of a 200 response. Raises `SourceMissing` for other responses and without one."""
         headers = {"authorization": f"Bearer {self._token()}"} if self._token else None
         try:
             response = await self._client.get(url, params=query, headers=headers)
         except UnusableResponse as error:
             raise SourceMissing(f"the response {error}") from None
+        except httpx.TransportError as error:
+            raise SourceMissing(f"{without_secrets(url)} {connection_failure(error)}") from None
         if response.status_code != 200:
             raise SourceMissing(f"expected status 200, got {response.status_code}")
         return response.content

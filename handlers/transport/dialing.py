@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -63,7 +64,9 @@ class Dialer:
         except socket.gaierror as error:
             raise NameNotResolved(error.strerror or "the name does not resolve") from None
         except OSError as error:
-            raise httpx.ConnectError(error.strerror or type(error).__name__) from None
+            # asyncio's own text is "Connect call failed (address)", for any reason.
+            reason = os.strerror(error.errno) if error.errno else error.strerror or str(error)
+            raise httpx.ConnectError(reason or type(error).__name__) from None
 
     async def _connect(
         self, origin: Origin, seconds: float, protocol: Callable[[socket.socket], ProtocolT]

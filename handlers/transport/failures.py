@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from typing import Final
+
 import httpx
 
 
@@ -44,3 +48,20 @@ class ResponseTooLarge(UnusableResponse):
 
     def __init__(self, found: str = "is over the size limit", status_code: int = 0) -> None:
         super().__init__(found, status_code)
+
+
+_REFUSED: Final = (os.strerror(errno.ECONNREFUSED), f"[Errno {errno.ECONNREFUSED}]")
+"""Texts of a refused connection, at one address and at several."""
+
+
+def connection_failure(error: BaseException) -> str:
+    """Why a server could not be reached, in words; completes a sentence about its address."""
+    if isinstance(error, NameNotResolved):
+        return "has a host name that does not resolve"
+    if isinstance(error, TlsFailed):
+        return f"failed the TLS handshake: {error}"
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return "did not answer in time"
+    if isinstance(error, httpx.ConnectError) and any(sign in str(error) for sign in _REFUSED):
+        return "refused the connection"
+    return f"could not be read: {error or type(error).__name__}"

@@ -32,7 +32,7 @@ from handlers.settings.settings import (
 from handlers.transport.failures import UnusableResponse
 from handlers.wiring.credentials import file_token, prometheus_tls, redis_options
 from handlers.wiring.forward_stack import gateway_of
-from handlers.wiring.gates import ProcessGates, is_available
+from handlers.wiring.gates import GateEntry, ProcessGates, is_available
 from handlers.wiring.setting_faults import find_faults, gated_entries
 
 if TYPE_CHECKING:
@@ -196,24 +196,29 @@ async def _gates(settings: Settings) -> list[Finding]:
     """Start every gate and check that its source has a value."""
     entries = {("entry", path): entry for path, entry in gated_entries(settings).items()}
     gates = ProcessGates(settings, entries)
-    built = [(path, gate) for _, path in entries for gate in gates.at(("entry", path))]
+    built = [(owner, gate) for owner in entries for gate in gates.at(owner)]
     try:
         await gates.start()
         for _ in range(round(settings.env.gate_source_timeout_seconds / _POLL_SECONDS)):
             if gates.are_available():
                 break
             await asyncio.sleep(_POLL_SECONDS)
-        return [_gate_finding(path, gate.state()) for path, gate in built]
+        return [_gate_finding(entries[owner], gate.state()) for owner, gate in built]
     finally:
         await gates.aclose()
 
 
-def _gate_finding(path: str, state: GateState) -> Finding:
-    what = f"gate {path} {state.gate_type}"
+def _gate_finding(entry: GateEntry, state: GateState) -> Finding:
+    what = f"gate {entry.setting} (pool {entry.pool}) {state.gate_type}"
     if not is_available(state):
         rule = f", on_missing is {state.on_missing}" if state.on_missing else ""
-        fix = "its source has no value: compare address, pool and metric names"
-        return Finding(what, "fault", f"no reading{rule}", fix)
+        if state.why_missing in ("", "no sample"):
+            fix = "its source has no value: compare address, pool and metric names"
+            return Finding(what, "fault", f"no reading{rule}", fix)
+        fix = (
+            "is the source running, and are its address and credentials right? From a pod: is egress allowed?"
+        )
+        return Finding(what, "fault", f"{state.why_missing}{rule}", fix)
     return Finding(
         what,
         "ok",

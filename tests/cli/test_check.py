@@ -226,8 +226,41 @@ def test_a_gate_whose_source_answers_is_ok_and_one_whose_does_not_is_a_fault(
     )
 
     assert code == 1
-    assert found["gate pools[0] redis"]["found"] == "budget 0.50"
-    assert found["gate queues[0] endpoint-scrape"]["state"] == "fault"
+    assert found["gate pools[0] (pool p) redis"]["found"] == "budget 0.50"
+    assert found["gate queues[0] (pool p) endpoint-scrape"]["state"] == "fault"
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("http://127.0.0.1:1/metrics", "http://127.0.0.1:1/metrics refused the connection"),
+        (
+            "http://no-such-host.invalid/",
+            "http://no-such-host.invalid/ has a host name that does not resolve",
+        ),
+        ("{gateway}/no-such-page", "expected status 200, got 404"),
+        ("{tls}/metrics", "{tls}/metrics failed the TLS handshake"),
+    ],
+)
+def test_an_unreachable_source_of_a_gate_is_explained(
+    stack: Stack, tmp_path: Path, address: str, reason: str
+) -> None:
+    urls = {"gateway": stack.gateway_url, "tls": stack.gateway_url.replace("http:", "https:")}
+    gate = {
+        "gate_type": "endpoint-scrape",
+        "gate_params": {"url": address.format(**urls), "metric": "saturation"},
+    }
+    file = tmp_path / "config.json"
+    file.write_bytes(
+        msgspec.json.encode(
+            {"pools": [{"id": "big", **gate}], "queues": [{"queue_name": "a", "worker_pool_id": "big"}]}
+        )
+    )
+    code, found = findings("--only", "gates", CONFIG_FILE=str(file), GATE_SOURCE_TIMEOUT_SECONDS="1")
+    [finding] = found.values()
+    assert (code, finding["what"]) == (1, "gate pools[0] (pool big) endpoint-scrape")
+    assert finding["found"].startswith(reason.format(**urls))
+    assert "is the source running" in finding["fix"]
 
 
 def test_what_the_settings_ask_for_needs_rights_too(stack: Stack) -> None:

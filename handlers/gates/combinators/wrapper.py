@@ -68,6 +68,7 @@ class WrapperGate(Gate):
             self.gate_type,
             budget=self.budget(),
             is_source_available=inner.is_source_available,
+            why_missing=inner.why_missing,
             why_closed=inner.why_closed,
             inner=(inner,),
         )

@@ -227,6 +227,7 @@ class ReadingGate(Gate):
             threshold=self._rule.threshold,
             is_source_available=not now.in_force,
             on_missing=now.in_force,
+            why_missing=(self._source.failure or "no sample") if now.in_force else "",
             why_closed=self._why_closed(now),
             label=self._label,
         )
