@@ -206,17 +206,19 @@ def _print_list(found: list[DeadLetter]) -> None:
     if not found:
         click.echo("no dead letters")
         return
+    ids = [_plain(letter.request_id) or "(no id)" for letter in found]
+    id_width = max(map(len, ["REQUEST", *ids]))
     reasons = max(len(letter.reason) for letter in found)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _NARROW
     gap = "\n    " if width < _NARROW else "  "
-    click.echo(f"{'ID':40}  {'WHEN':15}  {'REASON':{reasons}}{gap}DEATHS  BYTES    REQUEST  MESSAGE")
-    for letter in found:
+    click.echo(
+        f"{'ID':40}  {'WHEN':15}  {'REASON':{reasons}}{gap}DEATHS  BYTES    {'REQUEST':{id_width}}  MESSAGE"
+    )
+    for letter, request_id in zip(found, ids, strict=True):
         when = datetime.fromtimestamp(letter.at, UTC).strftime("%m-%d %H:%M:%SZ")
-        request_id = _plain(letter.request_id) or "(no id)"
-        details = (
-            f"{letter.delivery_count:<6}  {len(letter.member):<7}  {request_id}  {_plain(letter.message)}"
-        )
-        line = f"{letter.dead_id:40}  {when:15}  {_plain(letter.reason):{reasons}}{gap}{details}"
+        details = f"{letter.delivery_count:<6}  {len(letter.member):<7}  {request_id:{id_width}}"
+        message = _plain(letter.message)
+        line = f"{letter.dead_id:40}  {when:15}  {_plain(letter.reason):{reasons}}{gap}{details}  {message}"
         click.echo(for_output(line.rstrip(), sys.stdout))
 
 

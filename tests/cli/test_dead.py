@@ -90,8 +90,10 @@ async def test_list_and_show_name_the_request(dead: Dead) -> None:
     listed = (await _in_thread(dead.run, "list")).stdout
     shown = json.loads((await _in_thread(dead.run, "show", dead_id)).stdout)
 
-    assert "  r1  5 owners died" in listed
-    assert "  (no id)  5 owners died" in listed
+    header, named, unnamed = sorted(listed.splitlines(), key=lambda line: ("owners" in line, "no id" in line))
+    assert named[header.index("REQUEST") : header.index("MESSAGE")].rstrip() == "r1"
+    assert unnamed[header.index("REQUEST") :] == "(no id)  5 owners died"
+    assert named[header.index("MESSAGE") :] == "5 owners died"
     assert shown["request_id"] == "r1"
 
 
