@@ -148,7 +148,8 @@ class Poller:
 
     async def _drain(self) -> None:
         self._log.info("draining", in_flight=self.in_flight, grace_seconds=self._grace_seconds)
-        handed_back = 0
+        # A closed gate may stay closed for hours: another poller, or the next one, waits for it.
+        handed_back = sum(worker.hand_back_unsent() for worker in self._queues)
         work = self.work()
         if work:
             _, unfinished = await asyncio.wait(work, timeout=self._grace_seconds)
@@ -156,7 +157,7 @@ class Poller:
             if unfinished:
                 await asyncio.wait(unfinished)
             await asyncio.sleep(0)  # lets the callbacks of cancelled tasks add their releases
-            handed_back = len(unfinished)
+            handed_back += len(unfinished)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
                 await asyncio.gather(*(batcher.drained() for batcher in self._queues.values()))
