@@ -88,7 +88,7 @@ twice, and no result is lost or written twice.
     type=click.Choice(["interactive", "async", "batch"]),
     default="batch",
     show_default=True,
-    help="Lane of the requests.",
+    help="Lane to ask for; ignored unless the poller's ALLOWED_LABELS lists `tier`.",
 )
 @click.option("--tenant", default="", help="Tenant, for fairness and quotas.")
 @click.option(
@@ -96,7 +96,7 @@ twice, and no result is lost or written twice.
     type=click.IntRange(1, 1_000_000),
     default=20_000,
     show_default=True,
-    help="Most requests that are queued and not answered yet.",
+    help="Most unanswered requests in the queue at a time.",
 )
 @RETRY_QUEUE_FLAG
 @click.option(
@@ -126,7 +126,7 @@ def run(
 ) -> ExitCode:
     """Submit a file of requests and collect the answers.
 
-    With `-`, requests are read from stdin and stored next to the output. To resume, give the same requests, or none
+    With `-`, requests are read from stdin into a file beside the output. To resume, give the same requests, or none
     (`</dev/null`).
     """
     from handlers.batch.files import BatchFiles

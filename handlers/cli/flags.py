@@ -78,7 +78,7 @@ WAIT_REPLICAS_FLAG = click.option(
     type=click.IntRange(0, 10),
     default=0,
     show_envvar=True,
-    help="Number of Redis replicas that must have a request before it counts as queued.",
+    help="Wait until this many Redis replicas have stored the request.",
 )
 PAYLOAD_APART_FLAG = click.option(
     "--payload-apart-bytes",

@@ -56,7 +56,11 @@ Examples:
     help="Time from now (10m, 1h30m, or 90 for seconds), an ISO 8601 time, or Unix seconds.  [default: 1h]",
 )
 @click.option("--id", "request_id", default="", help="Id of the request.  [default: random]")
-@click.option("--tier", type=click.Choice(["interactive", "async", "batch"]), help="Lane of the request.")
+@click.option(
+    "--tier",
+    type=click.Choice(["interactive", "async", "batch"]),
+    help="Lane to ask for; ignored unless the poller's ALLOWED_LABELS lists `tier`.",
+)
 @click.option("--tenant", default="", help="Tenant, for fairness and quotas.")
 @click.option("--endpoint", default="", help="Path at the gateway, instead of the queue's own.")
 @click.option(
@@ -73,7 +77,8 @@ Examples:
 @click.option(
     "--once",
     type=DurationType(),
-    help="Queue nothing if the id is live, or if its deadline passed less than this time ago (Redis); needs an id.",
+    help="Queue nothing while a request with this id is unfinished, and until this long after its deadline (Redis); "
+    "needs an id.",
 )
 @click.option(
     "--idempotency-key",

@@ -173,8 +173,8 @@ class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
         float,
         DURATION,
         about(
-            "Seconds in the gateway's queue from which the window stops growing; from twice as "
-            "many it shrinks. 0: disabled.",
+            "If a request waited this many seconds in the gateway's queue, the window stops growing; at "
+            "twice as many it shrinks. 0: disabled.",
             ge=0,
             le=3600,
         ),

@@ -144,7 +144,12 @@ class PrometheusSaturationParameters(ReadingParameters, frozen=True, kw_only=Tru
     ] = 0.8
     fallback: Annotated[
         float,
-        about("Saturation without a reading, 0 to 1 (0: open), with `on_missing: fallback`.", ge=0, le=1),
+        about(
+            "Saturation without a reading, 0 to 1, with `on_missing: fallback`. 0 means open here, but "
+            "closed in other gates.",
+            ge=0,
+            le=1,
+        ),
     ] = 0.0
 
 

@@ -70,8 +70,8 @@ class ReadingParameters(msgspec.Struct, frozen=True, kw_only=True):
         about(
             "With `headroom`: how old the metric is when it is read, in seconds: Prometheus' scrape "
             "interval, or the page's cache time. Requests sent within this time use up the headroom, "
-            "since the metric does not count them yet. Too small: the pool is overfilled, real-time "
-            "requests wait. Too large: requests count twice, slots stay idle."
+            "since the metric does not count them yet. Too small: too many requests are sent, and real-time "
+            "requests wait. Too large: too few are sent, and slots stay idle."
         ),
     ] = 15.0
     hold_back: Annotated[

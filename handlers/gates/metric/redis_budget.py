@@ -21,8 +21,8 @@ class RedisBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
     fallback: Annotated[
         float,
         about(
-            "Budget while Redis is unreachable, 0 to 1. A missing key opens the gate. `on_missing` "
-            "takes precedence over both.",
+            "With `on_missing: fallback`, the budget while Redis is unreachable, 0 to 1; a missing key then "
+            "opens the gate. Any other `on_missing` covers both.",
             ge=0,
             le=1,
         ),

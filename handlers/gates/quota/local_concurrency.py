@@ -28,7 +28,10 @@ class LocalConcurrencyParameters(msgspec.Struct, frozen=True, kw_only=True):
     ]
     gating_mode: Annotated[
         Literal["classifying", "blocking"],
-        about("`classifying`: requests beyond the limit go back to the queue. `blocking`: they wait."),
+        about(
+            "`classifying`: requests beyond the limit go back to the queue. `blocking`: they wait here. "
+            "In `redis-quota` these words mean something else."
+        ),
     ] = CLASSIFYING
 
 

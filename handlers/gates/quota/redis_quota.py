@@ -64,7 +64,7 @@ class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
         Literal["blocking", "classifying"],
         about(
             "`blocking`: requests beyond the quota go back to the queue. `classifying`: they are "
-            "sent, labelled `overflow`."
+            "sent, labelled `overflow`. In `local-max-concurrency` these words mean something else."
         ),
     ] = BLOCKING
     on_missing: Annotated[
