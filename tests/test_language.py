@@ -148,3 +148,36 @@ def test_errors_say_what_they_got() -> None:
     }
     assert len(texts) > 50
     assert {at: text for at, text in texts.items() if _EMPTY_FOUND.search(text)} == {}
+
+
+MOST_WORDS = 12
+"""Words of a docstring's first sentence; code counts as one word, a remark in parentheses as none."""
+
+
+def first_sentence(docstring: str) -> str:
+    """The text up to its first full stop, colon, semicolon or empty line."""
+    plain = re.sub(r"``?[^`]*``?", "code", re.sub(r"\s*\([^()]*\)", "", docstring))
+    return re.split(r"[.:;](?=\s|$)|\n\n", plain, maxsplit=1)[0]
+
+
+@pytest.mark.parametrize("path", tracked("handlers/*.py", "async_processor/*.py"), ids=str)
+def test_a_docstring_begins_with_a_short_sentence(path: Path) -> None:
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    docstrings = [
+        ast.get_docstring(node) or "" for node in ast.walk(tree_of(path)) if isinstance(node, kinds)
+    ]
+    first = [first_sentence(text) for text in docstrings]
+    assert [sentence for sentence in first if len(sentence.split()) > MOST_WORDS] == []
+
+
+@pytest.mark.parametrize(
+    ("docstring", "count"),
+    [
+        ("The delay. It grows.", 2),
+        ("The `retry set`, a zset (see `a.b` and c).", 4),
+        ("One\ntwo\n\nthree", 2),
+        ("Bytes of 1.5 MB: a bound", 4),
+    ],
+)
+def test_words_of_a_first_sentence_are_counted(docstring: str, count: int) -> None:
+    assert len(first_sentence(docstring).split()) == count
