@@ -24,7 +24,7 @@ _NOTED_AFTER_SECONDS: Final = 2.0
 
 @contextlib.asynccontextmanager
 async def noting(queue: QueueFlags, name: str) -> AsyncIterator[None]:
-    """Print the note on stderr if the block still waits for the queue `name` after two seconds."""
+    """Print the note if the block still waits after two seconds. `name` is the queue; the note goes to stderr."""
 
     async def note() -> None:
         await asyncio.sleep(_NOTED_AFTER_SECONDS)
@@ -40,7 +40,7 @@ async def noting(queue: QueueFlags, name: str) -> AsyncIterator[None]:
 
 
 async def print_note(queue: QueueFlags, name: str) -> None:
-    """Print the note about the queue `name` on stderr, if there is one."""
+    """Print the note about a queue on stderr, if there is one."""
     if queue.to == "redis" and (text := await _note(queue, name)):
         print(printable(f"note: {text}"), file=sys.stderr, flush=True)
 

@@ -273,7 +273,7 @@ def without_faulty(settings: Settings, faults: SettingFaults) -> Settings:
 
 
 def unused_gates(settings: Settings) -> dict[str, str]:
-    """Warnings about gates of unused pools, by the path of the gate's type."""
+    """Warnings about gates of unused pools, by path of the type."""
     used = {entry.worker_pool_id for entry in settings.queues}
     used |= {entry.worker_pool_id for entry in settings.file.topics}
     return {
