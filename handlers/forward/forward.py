@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
+import httpx
 import msgspec
 
 from handlers.backoff import parse_retry_after, retry_delay
@@ -32,7 +33,7 @@ from handlers.forward.transforms.transform import Transform, transformed
 from handlers.gates.gate import Feedback
 from handlers.number_text import decimal
 from handlers.transport.connection import AskForRoom
-from handlers.transport.failures import UnusableResponse
+from handlers.transport.failures import UnusableResponse, connection_failure
 
 
 class AttemptOptions(msgspec.Struct, frozen=True):
@@ -83,7 +84,8 @@ class Forwarder:
     """Sends requests along their routes.
 
     `keeps_bytes`: a response body that is not UTF-8 is also kept as base64. `transforms` may replace the payload.
-    `clock` returns Unix seconds, `jitter` a random number in [0, 1).
+    `clock` returns Unix seconds, `jitter` a random number in [0, 1). `on_unreachable` gets the base URL of a gateway to
+    which no connection is possible, and the reason in words.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class Forwarder:
         transforms: Sequence[Transform] = (),
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
+        on_unreachable: Callable[[str, str], None] = lambda _gateway, _reason: None,
     ) -> None:
         self._gateway = gateway
+        self._on_unreachable = on_unreachable
         self._keeps_bytes = keeps_bytes
         self._transforms = transforms
         self._routes = routes
@@ -134,6 +138,8 @@ class Forwarder:
         except OWN_FAULTS as error:
             return not_sent(request, error)
         except FAILURES as error:
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+                self._on_unreachable(route.base_url, connection_failure(error))
             return self._retry(request, options, failure_reason(error), _NO_ANSWER, None)
         return self._judge(request, options, response)
 

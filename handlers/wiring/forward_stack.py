@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from handlers.byte_budget import ByteBudget
 from handlers.contract.delivery import wrapped_answer_bytes
+from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
@@ -274,6 +275,7 @@ def gateway_of(settings: Settings) -> Gateway:
 def forwarder_of(settings: Settings, gateway: Sender, clock: Callable[[], float] = time.time) -> Forwarder:
     """The forwarder for these settings. `clock` returns Unix seconds."""
     env = settings.env
+    unreachable = RareWarning(get_logger("gateway"), "gateway unreachable")
     return Forwarder(
         gateway,
         settings.routes,
@@ -281,6 +283,9 @@ def forwarder_of(settings: Settings, gateway: Sender, clock: Callable[[], float]
         keeps_bytes=env.result_details,
         transforms=build_transforms(settings.file.request_transforms, "requestTransforms"),
         clock=clock,
+        on_unreachable=lambda gateway, reason: unreachable.report(
+            gateway=without_secrets(gateway), reason=reason
+        ),
     )
 
 

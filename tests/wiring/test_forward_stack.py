@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 
@@ -18,7 +19,7 @@ from handlers.poller.priority import LaneOptions
 from handlers.settings.settings import load_settings
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import Metrics
-from handlers.wiring.forward_stack import STACK_ORDER, ForwardStack, PollerStack, QueueLayers
+from handlers.wiring.forward_stack import STACK_ORDER, ForwardStack, PollerStack, QueueLayers, forwarder_of
 
 REQUEST = Request(id="a", deadline=4_000_000_000, payload=b"{}", queue="q")
 ANSWERED = Answered(answered_result("a", "", 200, b"{}"), Feedback(200))
@@ -123,3 +124,25 @@ async def test_on_sending_is_called_once_the_gates_admit(
     reported: list[str] = []
     await build(*gates)(REQUEST, AttemptOptions(on_sending=partial(reported.append, "sending")))
     assert reported == expected
+
+
+async def _answer_without_tls(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    writer.close()
+
+
+async def test_an_unreachable_gateway_is_one_warning_with_the_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = await asyncio.start_server(_answer_without_tls, "127.0.0.1", 0)
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    gateway = Gateway(GatewayOptions())
+    forwarder = forwarder_of(load_settings({"IGW_BASE_URL": url}), gateway)
+    for _ in range(3):
+        assert isinstance(await forwarder.forward(REQUEST), Retry)
+    await gateway.aclose()
+    server.close()
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    fields = getattr(warning, "fields", {})
+    assert (warning.getMessage(), fields["gateway"]) == ("gateway unreachable", url)
+    assert fields["reason"].startswith("failed the TLS handshake: ")
