@@ -4,6 +4,7 @@
 """
 
 from handlers.contract.request import Request
+from handlers.gates.chain import claim_name
 from handlers.gates.combinators.wrapper import BuildInner, InnerGate, InnerGates, OneInnerGate, WrapperGate
 from handlers.gates.gate import (
     CLOSED_RETRY_SECONDS,
@@ -14,13 +15,16 @@ from handlers.gates.gate import (
     GateState,
     Go,
     Hold,
+    NoReservation,
     Refuse,
+    Reservation,
     Share,
     Verdict,
 )
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import Duration, HttpUrl, InconsistentParameters, Labels, Text
 from handlers.gates.registry import GateKind, combinator_kind, gate_kind
+from handlers.gates.reservation_check import check_reservations
 from handlers.gates.sources import GateSources, MetricSample, SourceMissing
 
 __all__ = [
@@ -42,17 +46,21 @@ __all__ = [
     "InnerGates",
     "Labels",
     "MetricSample",
+    "NoReservation",
     "OneInnerGate",
     "ReadingGate",
     "ReadingParameters",
     "Refuse",
     "Request",
+    "Reservation",
     "Rule",
     "Share",
     "SourceMissing",
     "Text",
     "Verdict",
     "WrapperGate",
+    "check_reservations",
+    "claim_name",
     "combinator_kind",
     "gate_kind",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +20,11 @@ from redis.asyncio import Redis
 import async_processor.gates
 from handlers.contract.errors import InvalidSetting
 from handlers.gates import registry
-from handlers.gates.gate import Gate
+from handlers.gates.gate import Gate, Go, Refuse
 from handlers.gates.parameters import parse_parameters
 from handlers.gates.registry import GATE_KINDS, build_gate
 from handlers.gates.sources import GateSources
-from tests.gates.building import sources
+from tests.gates.building import request, sources
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding-a-gate.md").read_text(encoding="utf-8")
@@ -162,6 +164,41 @@ async def test_the_example_of_a_metric_is_a_gate(redis: Redis, from_redis: GateS
     await built.start()
     assert built.budget() == 0.5
     await built.aclose()
+
+
+def example_with(name: str) -> dict[str, Any]:
+    """The names that the page's example with `name` defines."""
+    names: dict[str, Any] = {"__name__": __name__}
+    [text] = [one for one in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if name in one]
+    exec(compile(text, "docs/adding-a-gate.md", "exec", dont_inherit=True), names)
+    return names
+
+
+async def test_the_example_of_admission_counts_each_tenant_and_its_test_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    example = example_with("class TenantLimitGate")
+    gate = example["KIND"].build({"limit": "1"}, sources(), "gate_params")
+    first = await gate.admit(request(user="a"))
+    assert isinstance(first, Go)
+    assert isinstance(await gate.admit(request("r2", user="a")), Refuse)
+    assert isinstance(await gate.admit(request("r3", user="b")), Go)
+    await first.reservation.release()
+    assert isinstance(await gate.admit(request("r4", user="a")), Go)
+    monkeypatch.setitem(sys.modules, "tenant_limit", SimpleNamespace(**example))
+    own_test = example_with("asyncio.run(check_reservations")["test_every_reservation_can_be_undone"]
+    await asyncio.to_thread(own_test)
+
+
+async def test_a_reservation_that_is_not_undone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = example_with("class TenantLimitGate")
+
+    async def keep(_slot: object) -> None: ...
+
+    monkeypatch.setattr(example["TenantSlot"], "give_back", keep)
+    gate = example["KIND"].build({"limit": 3}, sources(), "gate_params")
+    with pytest.raises(AssertionError, match="expected 3 admitted requests after give_back, got 0"):
+        await async_processor.gates.check_reservations(gate)
 
 
 def test_every_method_and_type_that_it_names_exists() -> None:
