@@ -55,6 +55,7 @@ _MEANINGS: Final = (
         "the server lacks a command; if it is a Sentinel, the URL must be redis+sentinel://…/MASTER",
     ),
     ("certfile should be a valid", "REDIS_KEY_FILE is set without REDIS_CERT_FILE"),
+    ("Protocol error, got", "the server does not speak Redis: check the port of the URL"),
     (
         "Connection reset",
         "the server closed the connection; if it requires TLS, the URL must begin with rediss",

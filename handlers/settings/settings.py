@@ -376,10 +376,16 @@ def _check_bases(settings: Settings, faults: SettingFaults) -> None:
         ):
             continue
         route = routes.default if entry is None else routes.of(_entry_name(entry))
-        last = urlsplit(route.base_url).path.rstrip("/").rpartition("/")[2]
-        if last and route.path.startswith(f"/{last}/"):
-            accepted = f"a base URL without /{last}, since the path {route.path} starts with it"
+        if shared := _overlap(urlsplit(route.base_url).path, route.path):
+            accepted = f"a base URL without {shared}, since the path {route.path} starts with it"
             faults.add(InvalidSetting(base, found=repr(masked_url(route.base_url)), accepted=accepted))
+
+
+def _overlap(base: str, path: str) -> str:
+    """The end of `base`, in whole steps, with which `path` begins."""
+    steps = base.rstrip("/").split("/")[1:]
+    ends = ["/" + "/".join(steps[number:]) for number in range(len(steps))]
+    return next((end for end in ends if f"{path}/".startswith(f"{end}/")), "")
 
 
 def _entries(settings: Settings) -> list[tuple[str, QueueEntry | TopicEntry]]:

@@ -114,7 +114,7 @@ class RedisSource:
         try:
             return self._opened().run(view())
         except STORE_FAILURES as error:
-            raise Unreachable(f"The connection failed: {explained(error)}.") from None
+            raise Unreachable(f"The connection failed: {explained(error).rstrip('.')}.") from None
         finally:
             self._views.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -163,3 +164,18 @@ def test_a_missing_right_and_a_wrong_type_name_the_key_and_the_fix() -> None:
     kind = refusal(ResponseError("WRONGTYPE ZADD q:claims-idx: Operation against a key"))
     assert "ZADD q:claims-idx" in kind and "rename or delete it" in kind
     assert refusal(ResponseError("LOADING Redis is loading")) == ""
+
+
+async def test_a_server_of_another_protocol_is_named() -> None:
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"<html>")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    store = connect(RedisOptions(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+    with pytest.raises(STORE_FAILURES) as failure:
+        await store.ping()
+    assert explained(failure.value) == "the server does not speak Redis: check the port of the URL"
+    await store.aclose()
+    server.close()

@@ -70,3 +70,10 @@ def test_a_base_url_that_ends_in_the_version_of_the_path_is_refused(base: str) -
         load_settings({"IGW_BASE_URL": base})
     assert "without /v1" in refused.value.accepted
     load_settings({"IGW_BASE_URL": base, "REQUEST_PATH_URL": "/completions"})
+
+
+@pytest.mark.parametrize("base", ["http://gateway/v1/completions", "http://gateway/a/v1/completions/"])
+def test_a_base_url_that_contains_the_whole_path_is_refused(base: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        load_settings({"IGW_BASE_URL": base})
+    assert "without /v1/completions" in refused.value.accepted

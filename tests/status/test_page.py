@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -262,3 +263,13 @@ def test_the_page_forbids_scripts_and_frames(base_url: str) -> None:
     assert "frame-ancestors 'none'" in policy
     assert "<script" not in text
     assert "prompt" not in text, "no payload is ever shown"
+
+
+def test_the_page_without_redis_names_a_section_of_the_runbook() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "handlers/status/templates/unreachable.html").read_text(encoding="utf-8")
+    [section] = re.findall("See “(.+?)” in the runbook", page)
+    headings = re.findall(
+        r"^## \d+\. (.+)$", (root / "docs/runbook.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert section in headings
