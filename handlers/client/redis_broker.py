@@ -60,6 +60,8 @@ BATCH_REQUESTS = 500
 _PEEKED = 100
 
 CHECKED_STEPS = 20
+CHECK_SECONDS = 30.0
+"""Seconds between checks whether the result of a waiting call went to another list."""
 """Most calls of one search for an id, enough for a queue of 10,000 small requests."""
 
 UNREAD_RESULT_SECONDS = 7 * 86_400
@@ -141,17 +143,25 @@ class RedisBroker:
         """Wait for a result in its own list. It stays there until the list expires."""
         request_id, token = _names(submission)
         list_name = result_of_key(self._options.results, request_id)
-        if isinstance(submission, str):
-            await self._check_known(request_id, list_name)
-        elif not submission.has_own_results:
-            raise NoOwnResults(request_id, submission.results)
+        # The operator may give every request a list of its own (`RESULT_PER_REQUEST`), which the client cannot know.
+        is_certain = isinstance(submission, Submission) and submission.has_own_results
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await self._own_results.wait(list_name, token)
+                if is_certain:
+                    return await self._own_results.wait(list_name, token)
+                return await self._possible_result(request_id, list_name, token)
         except TimeoutError:
-            if isinstance(submission, str):
+            if not is_certain:
                 await self._check_known(request_id, list_name)
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
+
+    async def _possible_result(self, request_id: str, list_name: str, token: str) -> Result:
+        """Wait for a result that may go to another list; regularly check that it has not."""
+        while True:
+            await self._check_known(request_id, list_name)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_SECONDS):
+                    return await self._own_results.wait(list_name, token)
 
     async def _check_known(self, request_id: str, list_name: str) -> None:
         """Raise `NoOwnResults` or `UnknownRequest` if no result can arrive in `list_name`.

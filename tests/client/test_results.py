@@ -25,6 +25,7 @@ from handlers.client import (
 )
 from handlers.contract.result import encode_result
 from handlers.redis_store.admin.finished import FINISHED, FinishedRecord
+from handlers.redis_store.keys import active_key, result_of_key
 from tests.waiting import wait_until, wait_until_async
 
 ROOT = Path(__file__).parents[2]
@@ -211,16 +212,29 @@ async def test_a_wait_ends_in_time(client: AsyncClient) -> None:
             await client.wait(waited_for, within=timedelta(milliseconds=50))
 
 
-async def test_waiting_for_a_result_in_a_shared_list_fails_at_once(
+async def test_waiting_for_a_result_in_a_shared_list_fails_once_it_is_there(
+    client: AsyncClient, redis: Redis, options: ClientOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.client.redis_broker.CHECK_SECONDS", 0.02)
+    submission = await client.submit({"a": 1}, deadline=timedelta(hours=1))
+    advice = rf"has_own_results=True.*client\.results\('{options.results}'\)"
+    waits = [asyncio.create_task(client.wait(waited_for)) for waited_for in (submission, submission.id)]
+    record = FinishedRecord(submission.token, "HTTP 200", 1.0, options.queue, results=options.results)
+    redis.hset(FINISHED, submission.id, msgspec.json.encode(record))
+    redis.delete(options.queue, active_key(submission.id))
+    for wait in waits:
+        with pytest.raises(NoOwnResults, match=advice):
+            await wait
+
+
+async def test_a_result_in_a_list_per_request_is_found_though_only_the_operator_asked_for_it(
     client: AsyncClient, redis: Redis, options: ClientOptions
 ) -> None:
     submission = await client.submit({"a": 1}, deadline=timedelta(hours=1))
-    record = FinishedRecord("token", "HTTP 200", 1.0, options.queue, results=options.results)
-    redis.hset(FINISHED, "recorded", msgspec.json.encode(record))
-    advice = rf"has_own_results=True.*client\.results\('{options.results}'\)"
-    for waited_for in (submission, "recorded"):
-        with pytest.raises(NoOwnResults, match=advice):
-            await client.wait(waited_for, within=20)
+    wait = asyncio.create_task(client.wait(submission))
+    result = Result(submission.id, 200, "{}", request_token=submission.token)
+    redis.lpush(result_of_key(options.results, submission.id), encode_result(result))
+    assert (await wait).status_code == 200
 
 
 async def test_waiting_for_an_unknown_id_fails_at_once(client: AsyncClient) -> None:
