@@ -9,6 +9,7 @@ import signal
 import sys
 import termios
 import tty
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from types import FrameType
@@ -23,6 +24,7 @@ from rich.text import Text
 from handlers.cli.shell import ExitCode, exits
 from handlers.contract.counted import counted
 from handlers.status.overview import Minute, Overview
+from handlers.status.report import Failure
 
 if TYPE_CHECKING:
     from handlers.wiring.status_page import RedisSource
@@ -191,13 +193,20 @@ def _failures(now: Overview, most: int) -> Table | Text:
     if not now.failures:
         return Text("No failures in the last day.", style="dim")
     table = _table("WHEN", "OUTCOME", "ATTEMPT", "REASON", "REQUEST", numbers=("ATTEMPT",))
-    for one in now.failures[:most]:
+    alike = Counter(_row_of(one) for one in now.failures)
+    newest = {_row_of(one): one for one in reversed(now.failures)}  # the first of `failures` is the newest
+    for row in list(alike)[:most]:
+        one, count = newest[row], alike[row]
         outcome = Text("failed", "red") if one.is_final else Text("retried", "yellow")
         reason = f"{one.reason} {one.status_code or ''}".strip()
-        table.add_row(
-            _clock(one.at), outcome, str(one.attempt + 1), _plain(reason), _plain(one.id or "(no id)")
-        )
+        request = (one.id or "(no id)") + (f" x{count}" if count > 1 else "")
+        table.add_row(_clock(one.at), outcome, str(one.attempt + 1), _plain(reason), _plain(request))
     return table
+
+
+def _row_of(failure: Failure) -> tuple[object, ...]:
+    """What a row shows of a failure besides its time; failures alike share a row."""
+    return failure.is_final, failure.attempt, failure.reason, failure.status_code, failure.id
 
 
 def _clock(at: float) -> str:

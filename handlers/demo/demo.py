@@ -125,6 +125,9 @@ class _Run:
             self._console.print("[bold red]Failed[/]: some requests have a second result.")
             return False
         self._console.print("[bold green]Passed[/]: every request has exactly one final result.")
+        self._console.print(
+            "Next: `async-processor dev` (in a clone: make dev) runs this stack for your requests."
+        )
         return True
 
     def _paths(self, tallies: Mapping[str, DemoTally]) -> dict[str, tuple[DemoTally, Stages]]:

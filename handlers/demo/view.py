@@ -87,7 +87,8 @@ def explanation(malformed: int, dead: int) -> str:
     return (
         f"Redis: {counted(malformed, 'additional request')} malformed on purpose; each has an error result.\n"
         f"Dead letters: {dead}. One more malformed queue entry has no readable id, so it cannot get a result and is "
-        "kept as a dead letter."
+        "kept as a dead letter.\n"
+        "Errors HTTP 429 and 5xx: retried until no retry fitted before the deadline; the result is the last answer."
     )
 
 

@@ -87,3 +87,14 @@ def test_headings_are_whole_and_a_gate_without_budget_is_closed(width: int) -> N
     failure = next(line for line in text.splitlines() if "timeout" in line)
     assert failure.split()[2] == "1", "attempts count from 1"
     assert "p50" in text
+
+
+def test_failures_alike_share_a_row_with_the_time_of_the_newest() -> None:
+    malformed = [Failure(float(at), "", "q", 0, "INVALID_REQUEST", is_final=True) for at in range(44, 0, -1)]
+    now = Overview(at=50.0, failures=[*malformed, Failure(0.5, "r1", "q", 0, "timeout")])
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(frame(now, None))
+    text = console.export_text()
+    [row] = [line for line in text.splitlines() if "INVALID_REQUEST" in line]
+    assert row.split() == ["00:00:44", "failed", "1", "INVALID_REQUEST", "(no", "id)", "x44"]
+    assert "r1" in text

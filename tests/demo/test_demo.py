@@ -41,7 +41,9 @@ def test_a_demo_in_a_pipe_shows_healthy_latency_then_progress_then_the_outcome()
         "no result within 90 s",
         "2 additional requests malformed on purpose",
         "Dead letters: 1.",
+        "retried until no retry fitted before the deadline",
         "Passed",
+        "Next: `async-processor dev`",
     )
     places = [output.find(text) for text in wanted]
     assert -1 not in places, output
