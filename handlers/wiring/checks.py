@@ -326,8 +326,9 @@ def _rights(settings: Settings) -> RightsOptions:
 async def _pubsub(settings: Settings) -> list[Finding]:
     """Check that the topics and subscriptions in the settings exist."""
     from handlers.pubsub.publisher import Publisher
-    from handlers.wiring.pubsub import channel_of
+    from handlers.wiring.pubsub import channel_of, check_topic_names
 
+    check_topic_names(settings)
     env = settings.env
     topics = {
         settings.result_topic_id,

@@ -26,8 +26,24 @@ def channel_of(settings: Settings) -> PubSubChannel:
     )
 
 
+def check_topic_names(settings: Settings) -> None:
+    """Raise `InvalidSetting` with the setting of an invalid topic name."""
+    named = {"RESULT_TOPIC_ID": settings.result_topic_id}
+    named["DEAD_LETTER_TOPIC_ID"] = settings.env.dead_letter_topic_id
+    for number, entry in enumerate(settings.file.topics):
+        named[f"topics[{number}].result_topic_id"] = entry.result_topic_id
+    for setting, topic in named.items():
+        try:
+            if topic:
+                topic_path(settings.project_id, topic)
+        except InvalidSetting as error:
+            name = setting if error.setting == "topic" else error.setting
+            raise InvalidSetting(name, found=error.found, accepted=error.accepted) from None
+
+
 async def check_topics(publisher: Publisher, settings: Settings, log: Logger) -> None:
     """Raise `InvalidSetting` for a missing topic: publishing would always fail."""
+    check_topic_names(settings)
     named = {
         "RESULT_TOPIC_ID": settings.result_topic_id,
         "DEAD_LETTER_TOPIC_ID": settings.env.dead_letter_topic_id,
@@ -35,7 +51,6 @@ async def check_topics(publisher: Publisher, settings: Settings, log: Logger) ->
     for setting, topic in named.items():
         if not topic:
             continue
-        topic_path(settings.project_id, topic)
         try:
             state = await publisher.check(topic)
         except PubSubError as error:

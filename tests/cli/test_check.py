@@ -182,6 +182,14 @@ def test_nothing_to_check_is_said(tmp_path: Path) -> None:
     assert check("--only", "gates").stdout.startswith("nothing to check")
 
 
+@pytest.mark.parametrize("setting", ["RESULT_TOPIC_ID", "DEAD_LETTER_TOPIC_ID"])
+def test_an_invalid_topic_name_is_reported_with_its_setting(setting: str) -> None:
+    topics = {"RESULT_TOPIC_ID": "results", setting: "x"}
+    done = check("--only", "pubsub", PROJECT_ID="project", PUBSUB_EMULATOR_HOST="127.0.0.1:1", **topics)
+    assert done.exit_code == 2
+    assert f"error: {setting}: expected 3 to 255 letters" in done.stderr
+
+
 def test_a_gate_of_an_unused_pool_is_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     limit = "gate_type: local-max-concurrency, gate_params: {limit: 1}"
