@@ -25,7 +25,8 @@ async def check_reservations(gate: Gate, *, most: int = 100) -> None:
         again = await _admitted(gate, most)
         if len(again) != len(at_first):
             raise AssertionError(
-                f"{gate.gate_type}: expected {len(at_first)} admitted requests after give_back, got {len(again)}"
+                f"{gate.gate_type}: expected as many admitted requests after give_back as before ({len(at_first)}), "
+                f"got {len(again)}"
             )
         for reservation in again:
             await reservation.release()
