@@ -349,7 +349,7 @@ async def _cancel_open(opened: AsyncClient, lines: Sequence[FoundLine]) -> dict[
             elif place.state == "unknown":
                 outcomes[line.custom_id] = "cancelled before it was queued"
             else:
-                outcomes[line.custom_id] = f"not live: {reason_not_live(place)}"
+                outcomes[line.custom_id] = f"not cancelled: {reason_not_live(place)}"
     return outcomes
 
 

@@ -187,5 +187,9 @@ def _without_python(error: Exception) -> Exception:
 
 
 def _print_error(error: Exception, code: ExitCode) -> ExitCode:
-    print(f"error: {error}", file=sys.stderr)
+    # "[Errno 2] No such file or directory: '…'" reads as an internal error.
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror.lower()}"
+    print(f"error: {text}", file=sys.stderr)
     return code

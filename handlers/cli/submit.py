@@ -207,7 +207,11 @@ def read_text(source: str) -> bytes:
     """
     from handlers.batch.start import file_format
 
-    text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    try:
+        text = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except FileNotFoundError:
+        accepted = "a file, or - for stdin (for a text, use --prompt)"
+        raise InvalidRequest("FILE", found=repr(source[:80]), accepted=accepted) from None
     if found := file_format(text[:8]):
         raise InvalidRequest("body", found=found, accepted="JSON in UTF-8")
     return text.removeprefix(codecs.BOM_UTF8)

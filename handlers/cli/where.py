@@ -97,7 +97,9 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
     if found.state == "cancelling":
         lines.append("cancelled; its result is on the way")
     elif found.state in ("queued", "pending", "claimed", "retrying") and not found.places:
-        lines.append("live, but moved during the search: try again")
+        lines.append(
+            "live, but not found in this queue: it is in another queue (give --queue), or moved meanwhile (try again)"
+        )
     if found.finished:
         record = found.finished
         state = "cancelled" if found.state == "cancelled" else "finished"
@@ -115,7 +117,7 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
 def reason_not_live(found: Whereabouts) -> str:
     """Why a request cannot be cancelled."""
     if any(place.where != "dead" for place in found.places):
-        return "it was queued without our client (by redis-cli, for example), so it cannot be cancelled"
+        return "queued without our client (by redis-cli, for example); only a producer that gave it a token can cancel it"
     if found.finished:
         if found.state == "cancelled":
             return f"cancelled at {_clock(found.finished.at)}"
@@ -223,5 +225,7 @@ async def _cancel(opened: AsyncClient, ids: tuple[str, ...], word: str) -> ExitC
         not_live = [request_id for request_id, was_live in zip(ids, done, strict=True) if not was_live]
         reasons = {request_id: await _reason(client, request_id) for request_id in not_live[:_MOST_REASONS]}
     for request_id, was_live in zip(ids, done, strict=True):
-        print(f"{request_id} {word}" if was_live else f"{request_id} not live{reasons.get(request_id, '')}")
+        print(
+            f"{request_id} {word}" if was_live else f"{request_id} not cancelled{reasons.get(request_id, '')}"
+        )
     return ExitCode.DONE if all(done) else ExitCode.FAILED_REQUESTS

@@ -115,9 +115,11 @@ def default_parts(settings: Settings) -> list[str]:
 async def _memory(settings: Settings) -> list[Finding]:
     """Check that a poller's byte budget fits into its memory limit."""
     limit, env = memory_limit(), settings.env
+    used = {queue.worker_pool_id for queue in settings.queues}
+    workers = sum(pool.workers or env.workers for pool in settings.pools if pool.id in used)
     fix = "raise the container's memory limit, or lower MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES or MAX_IN_FLIGHT_BYTES"
     found = (
-        f"limit {f'{limit >> 20} MiB' if limit else 'none'}; a poller of {counted(env.workers, 'worker')} "
+        f"limit {f'{limit >> 20} MiB' if limit else 'none'}; a poller of {counted(workers, 'worker')} "
         f"holds at most {settings.max_in_flight_bytes >> 20} MiB of requests "
         f"(each up to {env.max_request_bytes >> 20} MiB) and answers (up to {env.max_response_bytes >> 20} MiB)"
     )

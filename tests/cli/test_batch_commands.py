@@ -86,7 +86,7 @@ def test_a_line_whose_result_waits_is_not_reported_as_unsent(shell: Shell, tmp_p
         runner.communicate(timeout=60)
     answer(shell.redis, shell.queue)
     refused = shell.run("batch", "cancel", str(out), "c4")
-    assert (refused.exit_code, refused.stdout.split(":")[0]) == (1, "c4 not live"), refused.stdout
+    assert (refused.exit_code, refused.stdout.split(":")[0]) == (1, "c4 not cancelled"), refused.stdout
     with shell.echoing():
         done = shell.run("batch", "run", source, "--out", str(out))
     assert (done.exit_code, len(out.read_text().splitlines())) == (0, 5), done.stderr

@@ -178,6 +178,14 @@ def test_an_unknown_tier_is_a_warning_with_the_known_ones(tmp_path: Path) -> Non
     assert "interactive, async, batch" in found["queues[0].labels.tier"]["fix"]
 
 
+def test_the_memory_check_counts_the_workers_of_the_pools_in_use(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    queue = "queues: [{queue_name: b, worker_pool_id: small}]"
+    file.write_text(f"{queue}\npools: [{{id: small, workers: 8}}, {{id: unused, workers: 500}}]")
+    _, found = findings("--only", "memory", CONFIG_FILE=str(file))
+    assert "a poller of 8 workers" in found["memory"]["found"]
+
+
 def test_nothing_to_check_is_said(tmp_path: Path) -> None:
     assert check("--only", "gates").stdout.startswith("nothing to check")
 

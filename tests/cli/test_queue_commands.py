@@ -137,7 +137,7 @@ def test_cancel_reports_for_each_id_whether_it_was_live(shell: Shell) -> None:
     shell.run("submit", "--prompt", "hi", "--id", "r1")
     done = shell.run("cancel", "r1", "nobody")
     assert (done.exit_code, done.output.split("\n")[0]) == (1, "r1 cancelled")
-    assert done.output.split("\n")[1].startswith("nobody not live: unknown in this queue")
+    assert done.output.split("\n")[1].startswith("nobody not cancelled: unknown in this queue")
     token = cast("bytes", shell.redis.get("request-active:r1"))
     assert shell.redis.get("request-cancel:r1") == token
     shell.redis.delete("request-active:r1", "request-cancel:r1", "request-cancellations")
@@ -289,7 +289,11 @@ def test_who_waits_is_told_that_no_poller_serves_the_queue_or_its_gate_is_closed
         ),
         (["submit", "-"], '{"a": 1,}', "body: expected one JSON object, got malformed JSON (trailing comma"),
         (["submit", "-", "--header", "x"], "{}", "expected KEY=VALUE"),
-        (["submit", "/does/not/exist"], "", "No such file"),
+        (
+            ["submit", "/does/not/exist"],
+            "",
+            "FILE: expected a file, or - for stdin (for a text, use --prompt), got",
+        ),
         (["submit", "-", "--to", "pubsub"], "{}", "PROJECT_ID"),
         (["submit", "-", "--redis-url", "http://secret"], "{}", "REDIS_URL"),
         (["batch", "status", "/does/not/exist"], "", "no batch has written this file"),

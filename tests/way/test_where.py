@@ -64,7 +64,7 @@ def test_a_finished_request_is_found_with_its_result_and_without_it(
     assert "taken" not in page_text(stack, "where-done")
     assert client.look_up("where-done") is client.look_up(submission) is RequestState.FINISHED
     assert client.where("where-done").state is RequestState.FINISHED
-    assert "not live: finished at" in run(stack, "cancel", "where-done").stdout
+    assert "not cancelled: finished at" in run(stack, "cancel", "where-done").stdout
 
 
 def test_a_result_without_a_record_is_found_in_its_list(stack: Stack, store: redis.Redis) -> None:
