@@ -117,7 +117,7 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
 def reason_not_live(found: Whereabouts) -> str:
     """Why a request cannot be cancelled."""
     if any(place.where != "dead" for place in found.places):
-        return "queued without our client (by redis-cli, for example); only a producer that gave it a token can cancel it"
+        return "queued without our client (by redis-cli, for example); only its producer can cancel it, by its token"
     if found.finished:
         if found.state == "cancelled":
             return f"cancelled at {_clock(found.finished.at)}"
