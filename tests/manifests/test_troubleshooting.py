@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -18,6 +19,7 @@ import yaml
 from redis import Redis
 from redis.exceptions import AuthenticationError, ResponseError
 
+from handlers.demo.servers import free_port
 from handlers.demo.valkey import Valkey
 from handlers.redis_store.admin.acl import Role, acl_rules
 from handlers.redis_store.keys import queue_keys
@@ -29,6 +31,7 @@ from tests.servers.pubsub_broker import broker_in_threads, refuses
 from tests.waiting import wait_until
 
 PASSWORD = "right"
+TOKEN = "the-token-of-both-menus"
 QUEUE, RETRIES = "request-sortedset", "retry-sortedset"
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 README = (ROOT / "keda" / "README.md").read_text()
@@ -64,6 +67,11 @@ def line_with(log: Path, text: str) -> str:
 def port_of(log: Path) -> int:
     """The port of a door that has started."""
     return int(json.loads(line_with(log, '"event":"ready"'))["port"])
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_missing_and_wrong_passwords_give_the_errors_of_the_table(server: Valkey) -> None:
@@ -166,3 +174,61 @@ spec:
     ((container,),) = [one["spec"]["template"]["spec"]["containers"] for one in services]
     assert container == {"env": [{"name": "LOG_LEVEL", "value": "debug"}]}
     assert "a strategic-merge patch replaces lists in Knative kinds" in KNATIVE
+
+
+def test_the_status_page_names_the_password_that_it_lacks(server: Valkey, tmp_path: Path) -> None:
+    with Redis.from_url(server.url) as admin:
+        admin.config_set("requirepass", PASSWORD)
+    port = free_port()
+    with running(["status", "--port", str(port)], {"REDIS_URL": server.url}, tmp_path / "log"):
+        wait_until(lambda: is_listening(port), "the page's port")
+        with pytest.raises(urllib.error.HTTPError, match="503") as found:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60)
+        page = found.value.read().decode()
+    assert "Redis does not answer" in page
+    assert "requires a password" in page
+    assert "the status page reports that Redis does not answer | a wrong user" in README
+
+
+@pytest.mark.parametrize(
+    ("poller", "path", "status"),
+    [
+        ({"DISPATCH_TOKEN": "another-token-of-another-menu"}, "", 401),
+        ({"DISPATCH_TOKEN": TOKEN}, "/renamed", 404),
+    ],
+    ids=["a token in one menu only", "a URL of something else"],
+)
+def test_a_handler_that_refuses_the_poller_is_in_the_pollers_log(
+    server: Valkey, tmp_path: Path, poller: dict[str, str], path: str, status: int
+) -> None:
+    member = json.dumps({"id": "r", "deadline": 1_999_999_999, "payload": {}})
+    with Redis.from_url(server.url) as admin:
+        admin.zadd(QUEUE, {member: 1_999_999_999})
+    door = ["serve", "--target", "dispatch", "--port", "0", "--host", "127.0.0.1"]
+    with running(door, {"DISPATCH_TOKEN": TOKEN}, tmp_path / "door") as log:
+        url = f"http://127.0.0.1:{port_of(log)}{path}"
+        variables = {"REDIS_URL": server.url, "METRICS_PORT": "0", "HANDLER_URL": url, **poller}
+        with running(["poll"], variables, tmp_path / "poller") as found:
+            line = json.loads(line_with(found, "handler refused the poller"))
+    assert (line["status"], bool(line["fix"])) == (status, True)
+    assert "`handler refused the poller` with `status=401`" in README
+    assert "the same with `status=404`" in README
+
+
+def test_pushes_with_another_audience_get_401(tmp_path: Path) -> None:
+    variables = {
+        "PROJECT_ID": "your-project",
+        "RESULT_TOPIC_ID": "results",
+        "PUSH_AUDIENCE": "one",
+        "PUSH_SERVICE_ACCOUNT": "pusher@your-project.iam.gserviceaccount.com",
+    }
+    with broker_in_threads() as broker:
+        door = ["serve", "--target", "pubsub_push", "--port", "0", "--host", "127.0.0.1"]
+        with running(door, {**variables, "PUBSUB_EMULATOR_HOST": broker}, tmp_path / "log") as log:
+            push = urllib.request.Request(
+                f"http://127.0.0.1:{port_of(log)}", b"{}", {"authorization": "Bearer of.another.audience"}
+            )
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(push, timeout=60)
+            assert json.loads(line_with(log, "caller refused"))["status"] == 401
+    assert "every push gets 401 | audience or account differ" in KNATIVE
