@@ -22,7 +22,7 @@ from tests.servers.presence import program_path
 from tests.waiting import elapse, wait_until
 
 COMMAND = str(Path(sys.executable).parent / "async-processor")
-MOMENTS = 12
+MOMENTS = 30
 LONGEST_START_SECONDS = 1.0
 REQUEST = '{"id":"one","payload":{},"deadline":1999999999}'
 
@@ -84,7 +84,7 @@ def test_a_sigterm_at_any_moment_of_the_start_ends_it(command: str, valkey: Valk
     with Redis.from_url(valkey.url) as redis:
         redis.flushall()
         redis.zadd("request-sortedset", {REQUEST: 1999999999})
-        # One in each twelfth of a start, at another place in every run.
+        # One in each thirtieth of a start, at another place in every run.
         moments = [LONGEST_START_SECONDS * (n + random.random()) / MOMENTS for n in range(MOMENTS)]
         # Each start has its own port: one that is still stopping may hold the port of another.
         lines = [[COMMAND, command, *arguments(command, tmp_path)] for _ in moments]
