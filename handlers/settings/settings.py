@@ -330,7 +330,9 @@ def _check_names(variables: Mapping[str, str], faults: SettingFaults) -> None:
     known = [name.upper() for name in Environment.__struct_fields__ if len(name) > _SHORT]
     unknown = variables.keys() - _OTHERS - {name.upper() for name in Environment.__struct_fields__}
     for name in sorted(unknown):
-        if variables[name] and (close := nearest(name, known, cutoff=_LEAST_LIKENESS)):
+        swapped = [one for one in known if sorted(one) == sorted(name)]
+        close = next(iter(swapped), None) or nearest(name, known, cutoff=_LEAST_LIKENESS)
+        if variables[name] and close:
             accepted = f"a known variable (did you mean {close}?)"
             meant = "" if close in variables else close
             faults.add(InvalidSetting(name, found="an unknown variable", accepted=accepted, meant=meant))

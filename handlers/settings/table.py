@@ -16,8 +16,9 @@ _HEAD = """\
 # Settings
 
 All environment variables that a process reads. An empty variable counts as unset. An invalid value stops the
-start with one line that names the variable. Settings of single queues, subscriptions and pools go into the file
-that `CONFIG_FILE` names ([config-file.md](config-file.md)).
+start with one line that names the variable, and so does an unknown one whose name differs from ours by a letter or two
+(`WORKRES`, `LOG_LEVE`); other unknown variables are ignored. Settings of single queues, subscriptions and pools go into
+the file that `CONFIG_FILE` names ([config-file.md](config-file.md)).
 
 <!-- Made by `python -m handlers.settings.table`; change handlers/settings/environment.py instead. -->
 

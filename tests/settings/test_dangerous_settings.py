@@ -53,6 +53,14 @@ def test_a_variable_that_lacks_its_last_letter_or_has_two_swapped_is_refused(nam
             assert refused.value.setting == misspelt
 
 
+@pytest.mark.parametrize("place", range(6))
+def test_two_swapped_letters_are_found_in_a_short_name_too(place: int) -> None:
+    name = list("WORKERS")
+    name[place], name[place + 1] = name[place + 1], name[place]
+    with pytest.raises(InvalidSetting, match="did you mean WORKERS"):
+        load_settings({"".join(name): "3"})
+
+
 @pytest.mark.parametrize(
     "name",
     [
