@@ -90,10 +90,13 @@ def test_both_processes_count_the_requests(prometheus: str) -> None:
         return float(samples[0]["value"][1]) if samples else -1.0
 
     total = "sum (llm_d_async_async_successful_requests_total{queue_id='live'})"
+    deliveries = "sum (llm_d_async_async_handler_deliveries_total{outcome='answered'})"
+    tokens = "sum (llm_d_async_async_tokens_total{direction='output'})"
+    # Prometheus reads each process at a time of its own.
     wait_until(lambda: value(total) == REQUESTS, "all results, counted once")
-    assert value("sum (llm_d_async_async_handler_deliveries_total{outcome='answered'})") >= REQUESTS
-    assert value("sum (llm_d_async_async_ready)") == 2
-    assert value("sum (llm_d_async_async_tokens_total{direction='output'})") >= REQUESTS
+    wait_until(lambda: value(deliveries) >= REQUESTS, "the handler's deliveries")
+    wait_until(lambda: value(tokens) >= REQUESTS, "the tokens of all answers")
+    wait_until(lambda: value("sum (llm_d_async_async_ready)") == 2, "both processes ready")
 
 
 def test_each_expression_of_the_dashboard_has_data(prometheus: str) -> None:
