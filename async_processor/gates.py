@@ -5,7 +5,7 @@
 
 from handlers.contract.request import Request
 from handlers.gates.chain import claim_name
-from handlers.gates.combinators.wrapper import BuildInner, InnerGate, InnerGates, OneInnerGate, WrapperGate
+from handlers.gates.combinators import BuildInner, InnerGate, InnerGates, OneInnerGate, WrapperGate
 from handlers.gates.gate import (
     CLOSED_RETRY_SECONDS,
     NO_LABELS,

@@ -12,10 +12,16 @@ import msgspec
 from handlers.contract.accepted import nearest
 from handlers.contract.errors import InvalidSetting
 from handlers.gates.aimd import AimdGate, AimdParameters
-from handlers.gates.combinators.composite import CompositeGate, CompositeParameters
-from handlers.gates.combinators.tier_priority import TierPriorityGate, TierPriorityParameters
-from handlers.gates.combinators.wait_on_refuse import WaitOnRefuseGate, WaitOnRefuseParameters
-from handlers.gates.combinators.wrapper import BuildInner, InnerGate
+from handlers.gates.combinators import (
+    BuildInner,
+    CompositeGate,
+    CompositeParameters,
+    InnerGate,
+    TierPriorityGate,
+    TierPriorityParameters,
+    WaitOnRefuseGate,
+    WaitOnRefuseParameters,
+)
 from handlers.gates.gate import Gate
 from handlers.gates.metric.endpoint_scrape import (
     EndpointScrapeGate,

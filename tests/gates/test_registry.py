@@ -11,7 +11,7 @@ import pytest
 
 import handlers.gates
 from handlers.contract.errors import InvalidSetting
-from handlers.gates.combinators.wrapper import WrapperGate
+from handlers.gates.combinators import WrapperGate
 from handlers.gates.gate import Gate
 from handlers.gates.metric.reading_gate import ReadingGate
 from handlers.gates.registry import GATE_KINDS, ConstantGate

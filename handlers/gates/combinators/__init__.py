@@ -1,1 +1,0 @@
-"""Gates that wrap or combine other gates."""
