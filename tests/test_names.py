@@ -39,7 +39,6 @@ MODULES_OF_ONE_NAME = {
     "transport": "HTTP: the room, its main module",
     "connection": "a connection: to Redis, of HTTP",
     "errors": "exceptions of a room",
-    "registry": "the table of a plug-in's kinds: gates, transforms",
     "admin": "administration: of Pub/Sub, of Redis",
     "main": "the entry of a program",
 }

@@ -29,7 +29,7 @@ from handlers.forward.gateway import (
 from handlers.forward.headers import gateway_headers
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.forward.route import Routes, gateway_url
-from handlers.forward.transforms.transform import Transform, transformed
+from handlers.forward.transforms import Transform, transformed
 from handlers.gates.gate import Feedback
 from handlers.number_text import decimal
 from handlers.transport.connection import AskForRoom

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from handlers.contract.accepted import about, known_fields, required_fields, steps_of
 from handlers.contract.errors import InvalidSetting, SettingFaults
-from handlers.forward.transforms.registry import TransformEntry, build_transforms
+from handlers.forward.transforms import TransformEntry, build_transforms
 from handlers.number_text import whole
 from handlers.settings.environment import invalid_setting
 

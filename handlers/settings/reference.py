@@ -14,7 +14,7 @@ import yaml
 from msgspec import inspect
 
 from handlers.contract.accepted import NOUN, described, extra_of, meaning, shown_default, types_of
-from handlers.forward.transforms.registry import TRANSFORMS, TransformEntry
+from handlers.forward.transforms import TRANSFORMS, TransformEntry
 from handlers.gates.metric.reading_gate import ReadingParameters
 from handlers.gates.registry import GATE_KINDS
 from handlers.settings.config_file import (

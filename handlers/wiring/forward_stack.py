@@ -25,7 +25,7 @@ from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.middleware.breaker import BreakerForward, BreakerOptions, GatewayBreakers, has_failed
 from handlers.forward.middleware.details import timed, with_details
 from handlers.forward.outcome import Outcome
-from handlers.forward.transforms.registry import build_transforms
+from handlers.forward.transforms import build_transforms
 from handlers.settings.settings import Settings
 from handlers.telemetry.dependencies import GATES, GATEWAY, MEMORY, Dependencies, Dependency
 from handlers.telemetry.logs import Logger, RareWarning, get_logger

@@ -12,7 +12,7 @@ import pytest
 
 from handlers.contract.request import Request
 from handlers.forward.headers import gateway_headers
-from handlers.forward.transforms.registry import build_transforms
+from handlers.forward.transforms import build_transforms
 from handlers.gates.registry import GATE_KINDS as KNOWN_GATES
 from handlers.poller.priority import LaneOptions, in_lane
 from handlers.settings.config_file import ConfigFile, QueueEntry

@@ -1,23 +1,43 @@
-"""Transform `gcs_uri_multipart`: send a Cloud Storage URI in a multipart form.
-
-It applies if `metadata.provider` is one of `providers` and the payload has a `gcs_uri`. The form has this URI as
-`url`, which the gateway fetches, and the other fields of the payload: strings as text, null as an empty string, other
-values as unchanged JSON. A signed URL must expire after the deadline.
-"""
+"""Transforms, which replace a request's body: interface, each transform, table, entries of the configuration file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from handlers.contract.errors import InvalidRequest, InvalidSetting
+from handlers.contract.accepted import about
+from handlers.contract.errors import InvalidRequest, InvalidSetting, SettingFaults
 from handlers.contract.request import Request
-from handlers.forward.transforms.transform import Body
 from handlers.number_text import whole
+
+
+class Body(msgspec.Struct, frozen=True):
+    """A body that is sent in place of the payload."""
+
+    content: bytes
+    content_type: str
+
+
+class Transform(Protocol):
+    """One transform. Its body depends on the request only, except random form boundaries."""
+
+    def body(self, request: Request) -> Body | None:
+        """The new body; None leaves the request unchanged. Raises `InvalidRequest`."""
+        ...
+
+
+def transformed(request: Request, transforms: Sequence[Transform]) -> Body | None:
+    """The body of the first transform that applies to the request. Raises `InvalidRequest`."""
+    for transform in transforms:
+        body = transform.body(request)
+        if body is not None:
+            return body
+    return None
+
 
 _URI, _FILE, _URL = "gcs_uri", "file_base64", "url"
 _GOOG_TIME: Final = "%Y%m%dT%H%M%SZ"
@@ -27,7 +47,12 @@ _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class GcsUriMultipart(msgspec.Struct, frozen=True):
-    """Transforms requests of these `providers`."""
+    """Sends a Cloud Storage URI in a multipart form.
+
+    It applies if `metadata.provider` is one of `providers` and the payload has a `gcs_uri`. The form has this URI as
+    `url`, which the gateway fetches, and the other fields of the payload: strings as text, null as an empty string,
+    other values as unchanged JSON. A signed URL must expire after the deadline.
+    """
 
     providers: frozenset[str]
 
@@ -54,7 +79,7 @@ class GcsUriMultipart(msgspec.Struct, frozen=True):
         return _form({_URL: url.encode(), **{name: _field(value) for name, value in fields.items()}})
 
 
-def build(params: Mapping[str, Any], setting: str) -> GcsUriMultipart:
+def gcs_uri_multipart(params: Mapping[str, Any], setting: str) -> GcsUriMultipart:
     """Build the transform from `providers`, a list of names. Raises `InvalidSetting`."""
     unknown = sorted(set(params) - {"providers"})
     if unknown:
@@ -118,3 +143,55 @@ def _seconds(digits: str) -> float:
     if seconds is None:
         raise ValueError(digits)
     return seconds
+
+
+Build = Callable[[Mapping[str, Any], str], Transform]
+TRANSFORMS: Final[Mapping[str, Build]] = {
+    "gcs_uri_multipart": gcs_uri_multipart,
+}
+
+
+class TransformEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One entry of `requestTransforms`; it sets `parameters` or `params`, not both."""
+
+    name: Annotated[str, about("Name of the entry.", "gcs_uri_multipart")]
+    type: Annotated[str, about("Transform; default: `name`.", "gcs_uri_multipart")] = ""
+    parameters: Annotated[dict[str, Any] | None, about("Parameters of the transform.")] = None
+    params: Annotated[dict[str, Any] | None, about("The reference's other name for `parameters`.")] = None
+
+
+def build_transforms(entries: Sequence[TransformEntry], setting: str) -> list[Transform]:
+    """The transforms in the order of the file.
+
+    Raises `InvalidSetting` for unknown transforms and repeated names, all of them together.
+    """
+    built, names, faults = list[Transform](), set[str](), SettingFaults()
+    for number, entry in enumerate(entries):
+        with faults.collected():
+            built.append(_built(entry, f"{setting}[{number}]", names))
+        names.add(entry.name)
+    faults.raise_all()
+    return built
+
+
+def _built(entry: TransformEntry, where: str, names: set[str]) -> Transform:
+    if not entry.name:
+        raise InvalidSetting(f"{where}.name", found="an empty name", accepted="a unique name")
+    if entry.name in names:
+        raise InvalidSetting(f"{where}.name", found=f"{entry.name!r} twice", accepted="each name once")
+    kind = entry.type or entry.name
+    if kind not in TRANSFORMS:
+        known = ", ".join(sorted(TRANSFORMS))
+        raise InvalidSetting(f"{where}.type", found=repr(kind), accepted=f"one of {known}")
+    word, parameters = _parameters(entry, where)
+    return TRANSFORMS[kind](parameters, f"{where}.{word}")
+
+
+def _parameters(entry: TransformEntry, where: str) -> tuple[str, Mapping[str, Any]]:
+    if entry.params is None:
+        return "parameters", entry.parameters or {}
+    if entry.parameters is not None:
+        raise InvalidSetting(
+            f"{where}.params", found="a second set of parameters", accepted="parameters alone"
+        )
+    return "params", entry.params

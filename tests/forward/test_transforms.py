@@ -19,8 +19,7 @@ from handlers.forward.forward import Forwarder
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.outcome import Answered
 from handlers.forward.route import Route, Routes
-from handlers.forward.transforms.gcs_uri_multipart import GcsUriMultipart
-from handlers.forward.transforms.registry import TRANSFORMS, TransformEntry, build_transforms
+from handlers.forward.transforms import TRANSFORMS, GcsUriMultipart, TransformEntry, build_transforms
 from handlers.settings.config_file import parse_config_file
 from tests.servers.raw_http import answer, running_raw_http
 

@@ -1,1 +1,0 @@
-"""Transforms, which replace a payload before it is sent to the gateway."""
