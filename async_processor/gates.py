@@ -20,11 +20,11 @@ from handlers.gates.gate import (
     Reservation,
     Share,
     Verdict,
+    check_reservations,
 )
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import Duration, HttpUrl, InconsistentParameters, Labels, Text
 from handlers.gates.registry import GateKind, combinator_kind, gate_kind
-from handlers.gates.reservation_check import check_reservations
 from handlers.gates.sources import GateSources, MetricSample, SourceMissing
 
 __all__ = [
