@@ -39,6 +39,7 @@ MODULES_OF_ONE_NAME = {
     "transport": "HTTP: the room, its main module",
     "connection": "a connection: to Redis, of HTTP",
     "errors": "exceptions of a room",
+    "limits": "limits in the store: the sub-room, its main module",
     "admin": "administration: of Pub/Sub, of Redis",
     "main": "the entry of a program",
 }

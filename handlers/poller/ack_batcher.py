@@ -15,9 +15,9 @@ import msgspec
 
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.result import ErrorCode
-from handlers.poller.store_backoff import StoreBackoff
 from handlers.redis_store.admin.finished import FinishedRecord, FinishedRecords
 from handlers.redis_store.connection import STORE_FAILURES
+from handlers.redis_store.faults import StoreBackoff
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, RedisQueue
 from handlers.telemetry.logs import Logger
 

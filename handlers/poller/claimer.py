@@ -19,9 +19,9 @@ from handlers.gates.gate import NO_LABELS, Gate
 from handlers.gates.labels import band_of
 from handlers.poller.priority import Candidate, Merge, RandomRobin
 from handlers.poller.queue_watch import QueueWatch, Waiter
-from handlers.poller.store_backoff import StoreBackoff
 from handlers.poller.worker import Worker
 from handlers.redis_store.connection import STORE_FAILURES
+from handlers.redis_store.faults import StoreBackoff
 from handlers.redis_store.queue.queue import RedisQueue
 from handlers.telemetry.logs import Logger
 

@@ -16,11 +16,10 @@ import msgspec
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
-from handlers.poller.store_backoff import StoreBackoff
 from handlers.poller.worker import Worker
 from handlers.redis_store.admin.depths import queue_depths
 from handlers.redis_store.connection import STORE_FAILURES, STORE_REFUSALS, Store
-from handlers.redis_store.faults import explained
+from handlers.redis_store.faults import StoreBackoff, explained
 from handlers.redis_store.keys import queue_keys, reclaim_keys
 from handlers.redis_store.queue.cancellations import Cancellation, Cancellations
 from handlers.redis_store.queue.presence import existing

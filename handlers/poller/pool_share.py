@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from handlers.gates.allowance import WHOLE_POOL, ProcessShare
 from handlers.gates.gate import Gate
 from handlers.redis_store.connection import STORE_FAILURES, Store
-from handlers.redis_store.limits.pool_members import RedisPoolSharing
+from handlers.redis_store.limits.limits import RedisPoolSharing
 from handlers.telemetry.logs import Logger
 
 SHARE_SECONDS: Final = 0.5

@@ -14,9 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from typing import Final
 
 from handlers.cancellation import end_if_cancelled
-from handlers.poller.store_backoff import StoreBackoff
 from handlers.redis_store.connection import STORE_FAILURES
-from handlers.redis_store.faults import explained
+from handlers.redis_store.faults import StoreBackoff, explained
 from handlers.telemetry.logs import Logger
 
 SILENT_SECONDS: Final = 30.0

@@ -12,7 +12,7 @@ from handlers.contract.errors import SettingFaults
 from handlers.gates.gate import Gate, GateState
 from handlers.gates.sources import FeedOptions, Feeds, GateSources, HttpText
 from handlers.redis_store.connection import Store, connect
-from handlers.redis_store.limits.gate_store import RedisGateStore
+from handlers.redis_store.limits.limits import RedisGateStore
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
 from handlers.wiring.credentials import file_token, prometheus_tls, redis_options

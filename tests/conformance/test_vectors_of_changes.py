@@ -19,7 +19,7 @@ from handlers.demo.valkey import Valkey
 from handlers.gates.gate import Go
 from handlers.gates.metric.prometheus import PrometheusBudgetParameters, budget_queries
 from handlers.gates.registry import GATE_KINDS
-from handlers.redis_store.limits.gate_store import RedisGateStore
+from handlers.redis_store.limits.limits import RedisGateStore
 from handlers.settings.settings import load_settings
 from handlers.telemetry.families import Families
 from handlers.wiring.handler import Handler

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.gates.sources import GateSources
-from handlers.redis_store.limits.gate_store import RedisGateStore
+from handlers.redis_store.limits.limits import RedisGateStore
 from tests.gates.building import ReadableLog, sources
 from tests.gates.exporter import Exporter, running_exporter
 from tests.gates.redis_server import RedisServer, running_redis

@@ -28,8 +28,7 @@ from handlers.redis_store.cluster.queue import ClusterQueue
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, Store, connect
 from handlers.redis_store.idempotency.by_id import IdRecord, RunState, finish_id_record, record_for_id
 from handlers.redis_store.idempotency.deliveries import AlreadyAnswered, DeliveryRecords, Fresh
-from handlers.redis_store.limits.gate_store import RedisGateStore
-from handlers.redis_store.limits.pool_members import PoolIndex, RedisPoolSharing
+from handlers.redis_store.limits.limits import PoolIndex, RedisGateStore, RedisPoolSharing
 from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
 from handlers.redis_store.submit.submissions import MemberParts

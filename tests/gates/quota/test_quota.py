@@ -23,7 +23,7 @@ from handlers.gates.gate import Gate, Go, Refuse
 from handlers.gates.quota.leased_rate import Spread
 from handlers.gates.quota.redis_quota import QuotaGate
 from handlers.gates.sources import GateSources
-from handlers.redis_store.limits.gate_store import RedisGateStore
+from handlers.redis_store.limits.limits import RedisGateStore
 from tests.gates.building import Clock, ReadableLog, gate, request, sources
 from tests.gates.opening import started
 from tests.gates.redis_server import RedisServer

@@ -21,7 +21,7 @@ from handlers.redis_store.admin.rights import RightsOptions, refused_commands, w
 from handlers.redis_store.admin.status_board import StatusBoard, read_board, sample_members, search
 from handlers.redis_store.connection import durability_warnings, server_time
 from handlers.redis_store.keys import queue_keys
-from handlers.redis_store.limits.pool_members import RedisPoolSharing
+from handlers.redis_store.limits.limits import RedisPoolSharing
 from handlers.redis_store.queue.cancellations import ForeignCancellations
 from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions, RedisQueue, Retries

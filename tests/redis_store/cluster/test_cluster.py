@@ -32,7 +32,7 @@ from handlers.redis_store.connection import (
 )
 from handlers.redis_store.idempotency.deliveries import DeliveryRecords, Fresh, InProgress
 from handlers.redis_store.keys import queue_keys, sent_key
-from handlers.redis_store.limits.gate_store import RedisGateStore
+from handlers.redis_store.limits.limits import RedisGateStore
 from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.cancellations import SWEPT, Cancellations, ForeignCancellations
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions

@@ -1,4 +1,4 @@
-"""Quotas, leased rates and admission budgets that gates keep in one Redis.
+"""Limits that processes share through one Redis: quotas, leased rates, budgets, the slots of a pool.
 
 Quota keys, with K = <prefix><attribute>:<value>:
 
@@ -15,6 +15,8 @@ Leased rates and budgets:
                               decision_id; written by an external controller
 <control>:state       hash    token bucket: tokens, last_ms; the reference's format; expires with the lease
 dispatch-gate-budget  string  a number from 0 to 1; written by an external controller
+
+The scripts of a pool's members, `share_pool.lua` and `leave_pool.lua`, list their own keys.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
+import msgspec
 from redis.asyncio.cluster import RedisCluster
 from redis.crc import key_slot
 
@@ -151,3 +154,33 @@ class RedisGateStore:
 
 def _slot_keys(key: str) -> list[str]:
     return [key, beside(key, "held"), beside(key, "held-by")]
+
+
+class PoolIndex(msgspec.Struct, frozen=True):
+    """This poller's index `place` (from 0) among `count` pollers. The others use `elsewhere` slots."""
+
+    place: int
+    count: int
+    elsewhere: int
+
+
+class RedisPoolSharing:
+    """One poller's membership in a pool. Raises one of `STORE_FAILURES` if Redis does not answer."""
+
+    def __init__(self, redis: Store, pool_id: str, poller: str, *, lease_seconds: float) -> None:
+        # One hash tag for both keys, so that a cluster keeps them on one node.
+        tag = f"{{async-processor:pool:{pool_id}}}"
+        self._keys = [f"{tag}:pollers", f"{tag}:in-use"]
+        self._poller = poller
+        self._lease_seconds = lease_seconds
+        self._share = lua_script(redis, "share_pool")
+        self._leave = lua_script(redis, "leave_pool")
+
+    async def share(self, in_use: int) -> PoolIndex:
+        """Renew the lease, report slots in use, and return this poller's share."""
+        place, count, elsewhere = await self._share(self._keys, [self._poller, in_use, self._lease_seconds])
+        return PoolIndex(int(place), int(count), int(elsewhere))
+
+    async def leave(self) -> None:
+        """Leave the pool. The others may use this poller's share at once."""
+        await self._leave(self._keys, [self._poller])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.redis_store.limits.pool_members import PoolIndex, RedisPoolSharing
+from handlers.redis_store.limits.limits import PoolIndex, RedisPoolSharing
 from tests.redis_keys import leaked_keys
 from tests.redis_store.queue.queueing import Bench
 
