@@ -17,7 +17,7 @@
 request-active:<id>       string  token of the live submission; deleted with the final result
 request-cancel:<id>       string  token of a cancelled submission; deleted with the final result
 {async-processor}:cancellations-swept  string  ours: set while no poller needs to scan foreign cancellations; expires
-{async-processor:pool:<pool>}:pollers, :in-use   ours: pollers that share a pool (`pool_members`); both expire
+{async-processor:pool:<pool>}:pollers, :in-use   ours: pollers that share a pool (`limits`); both expire
 request-payload:<id>:<t>  string  an offloaded payload; deleted with the final result
 
 The reference (llm-d-async) has the same keys, except those marked "ours".
