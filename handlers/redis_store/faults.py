@@ -1,4 +1,7 @@
-"""Explain Redis failures to an operator, each in one line without secrets, and pause while they last."""
+"""Explain Redis failures to an operator, and pause while they last.
+
+Each explanation is one line without secrets.
+"""
 
 from __future__ import annotations
 
