@@ -1,4 +1,4 @@
-"""Parse numbers in text that other processes wrote.
+"""Numbers as text: read those of other processes, read and write durations, write counts.
 
 `int` and `float` accept more than our formats (`1_000`, `nan`, digits of other scripts), and raise for other text and
 for thousands of digits. So `make types` refuses them for text (`tests/number_rules.py`).
@@ -31,3 +31,37 @@ def decimal(text: str | bytes | None) -> float | None:
     digits = text.decode("latin-1") if isinstance(text, bytes) else text
     number = float(digits) if _DECIMAL.fullmatch(digits) else math.inf  # type: ignore[misc]  # checked
     return number if math.isfinite(number) else None
+
+
+_PART: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?|\.[0-9]{1,9})(ms|s|m|h|d)")
+_NUMBER: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?")
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of a text such as `500ms`, `1h30m` or `90`. None if invalid."""
+    compact = text.strip().lower().replace(" ", "")
+    if _NUMBER.fullmatch(compact):
+        return decimal(compact)
+    parts = _PART.findall(compact)
+    if not parts or "".join(count + unit for count, unit in parts) != compact:
+        return None
+    return sum(float(count) * _SECONDS[unit] for count, unit in parts)
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for a person: `42s`, `3m10s`, `2h05m`, `4d03h`."""
+    whole = max(0, round(seconds))
+    minutes, second = divmod(whole, 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d{hour:02}h"
+    if hours:
+        return f"{hour}h{minute:02}m"
+    return f"{minute}m{second:02}s" if minutes else f"{second}s"
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """The count with its noun: `1 error`, `1,200 errors`. `plural` is for nouns with another ending."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.duration import duration_text, parse_duration
+from handlers.number_text import duration_text, parse_duration
 
 
 @pytest.mark.parametrize(

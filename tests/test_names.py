@@ -40,6 +40,7 @@ MODULES_OF_ONE_NAME = {
     "connection": "a connection: to Redis, of HTTP",
     "errors": "exceptions of a room",
     "limits": "limits in the store: the sub-room, its main module",
+    "idempotency": "idempotency in the store: the sub-room, its main module",
     "admin": "administration: of Pub/Sub, of Redis",
     "main": "the entry of a program",
 }

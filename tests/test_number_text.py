@@ -16,11 +16,10 @@ from handlers.contract.delivery import AnswerEvent, encode_answer
 from handlers.contract.events import STRUCTURED
 from handlers.contract.request import Request
 from handlers.doors.auth.google_keys import fresh_seconds
-from handlers.duration import parse_duration
 from handlers.forward.forward import NO_OPTIONS
 from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, Retry
-from handlers.number_text import decimal, whole
+from handlers.number_text import decimal, parse_duration, whole
 from handlers.poller.dispatcher import HANDLER_LOST, HttpDispatcher
 from handlers.redis_store.queue.cancellations import Cancellation
 

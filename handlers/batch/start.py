@@ -14,7 +14,7 @@ import msgspec
 from handlers.batch.files import BatchConflict, BatchFiles, BatchState, numbered_lines, source_print
 from handlers.batch.lines import InvalidLine, decode_line
 from handlers.client.new_request import Deadline, unix_deadline
-from handlers.contract.counted import counted
+from handlers.number_text import counted
 from handlers.redis_store.keys import batch_results_key
 
 

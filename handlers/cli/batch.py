@@ -28,8 +28,7 @@ from handlers.cli.flags import (
     redis_flags,
 )
 from handlers.cli.shell import ExitCode, check_names, exit_codes_help, exits, for_output
-from handlers.contract.counted import counted
-from handlers.duration import duration_text
+from handlers.number_text import counted, duration_text
 
 if TYPE_CHECKING:
     from handlers.batch.files import BatchFiles, BatchState, FoundLine

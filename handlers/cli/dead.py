@@ -13,7 +13,7 @@ import click
 
 from handlers.cli.flags import QueueFlags, redis_flags
 from handlers.cli.shell import ExitCode, exits, for_output
-from handlers.contract.counted import counted
+from handlers.number_text import counted
 
 if TYPE_CHECKING:
     from handlers.redis_store.admin.dead_letters import DeadLetter, DeadLetters

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import click
 
 from handlers.contract.errors import InvalidSetting
-from handlers.duration import parse_duration
-from handlers.number_text import decimal
+from handlers.number_text import decimal, parse_duration
 
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient

@@ -11,9 +11,8 @@ from typing import Any, Final
 import click
 from msgspec.structs import fields
 
-from handlers.contract.counted import counted
 from handlers.contract.errors import AsyncProcessorError
-from handlers.duration import parse_duration
+from handlers.number_text import counted, parse_duration
 from handlers.pubsub.admin import (
     Action,
     Change,

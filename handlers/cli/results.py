@@ -12,8 +12,8 @@ import click
 
 from handlers.cli.flags import DurationType, QueueFlags, queue_flags
 from handlers.cli.shell import ExitCode, exits, for_output
-from handlers.contract.counted import counted
 from handlers.contract.result import Result, encode_result
+from handlers.number_text import counted
 
 if TYPE_CHECKING:
     from handlers.client.results import ResultDelivery, ResultStream

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from handlers.cli.shell import ExitCode, exits
-from handlers.contract.counted import counted
+from handlers.number_text import counted
 from handlers.status.overview import Minute, Overview
 from handlers.status.report import Failure
 

@@ -12,9 +12,8 @@ import click
 
 from handlers.cli.flags import RETRY_QUEUE_FLAG, QueueFlags, queue_flags, redis_flags
 from handlers.cli.shell import ExitCode, exits, for_output
-from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting
-from handlers.duration import duration_text
+from handlers.number_text import counted, duration_text
 
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient

@@ -13,11 +13,11 @@ from typing import Final, TypedDict
 import msgspec
 
 from handlers.client.options import shown
-from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.contract.lenient_json import is_unicode
 from handlers.contract.request import decode_body
+from handlers.number_text import counted
 
 Payload = Mapping[str, object] | bytes | str
 """The inference request: a mapping, or JSON text that is sent to the gateway unchanged."""

@@ -9,7 +9,7 @@ import msgspec
 
 from handlers.contract.accepted import described
 from handlers.contract.errors import InvalidSetting
-from handlers.duration import parse_duration
+from handlers.number_text import parse_duration
 from handlers.redis_store.submit.client_access import RedisAccess
 
 _MOST_RETRY_SECONDS = 100.0

@@ -12,17 +12,17 @@ import msgspec
 from handlers.client.broker import Submission
 from handlers.client.errors import BrokerUnreachable, NoResultYet, NotOffered
 from handlers.client.new_request import NewRequest, encode_body
-from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import Result, decode_result
+from handlers.number_text import counted
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.errors import PubSubFailed
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import MAX_PULL, Puller
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.faults import explained
-from handlers.redis_store.idempotency.deliveries import cancel_deliveries
+from handlers.redis_store.idempotency.idempotency import cancel_deliveries
 from handlers.redis_store.results.results import AckOutcome, HeldResult
 from handlers.redis_store.submit.client_access import STORE_ERRORS, RedisAccess, open_redis
 from handlers.redis_store.submit.submissions import RequestState

@@ -25,7 +25,7 @@ from handlers.client.store_retry import StoreRetry
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import Malformed, is_unicode
 from handlers.contract.result import Result, decode_result
-from handlers.redis_store.admin.finished import FinishedRecord, read_finished
+from handlers.redis_store.admin.status_board import FinishedRecord, read_finished
 from handlers.redis_store.admin.whereabouts import (
     Searched,
     Whereabouts,
@@ -35,6 +35,12 @@ from handlers.redis_store.admin.whereabouts import (
 )
 from handlers.redis_store.connection import Store
 from handlers.redis_store.faults import explained
+from handlers.redis_store.idempotency.idempotency import (
+    KeyAcknowledgements,
+    KeyRecord,
+    keyed_token,
+    keyed_token_of,
+)
 from handlers.redis_store.keys import payload_key, result_of_key
 from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.payloads import delete_payloads, whole_result, whole_results
@@ -45,12 +51,6 @@ from handlers.redis_store.submit.client_access import (
     RedisAccess,
     client_options,
     open_redis,
-)
-from handlers.redis_store.submit.idempotency_keys import (
-    KeyAcknowledgements,
-    KeyRecord,
-    keyed_token,
-    keyed_token_of,
 )
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState
 

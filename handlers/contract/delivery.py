@@ -12,13 +12,12 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.events import DATA_AT, REQUEST_TYPE, RESULT_TYPE, STRUCTURED, join_structured
 from handlers.contract.json_limits import MALFORMED
 from handlers.contract.request import Request
 from handlers.contract.result import Result
-from handlers.number_text import decimal
+from handlers.number_text import counted, decimal
 
 FRAME_BYTES: Final = 262_144
 """Most bytes of an event in addition to its content."""

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import msgspec
 
-from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import (
     BLOCKING_BYTES,
@@ -25,7 +24,7 @@ from handlers.contract.json_limits import (
     shape_of,
 )
 from handlers.contract.lenient_json import Fields, Malformed, canonical_fields, pick, repaired, strings
-from handlers.number_text import decimal
+from handlers.number_text import counted, decimal
 
 LATEST_DEADLINE: Final = 253_402_300_799
 """The end of the year 9999 in Unix seconds. A later deadline is in milliseconds, or a mistake."""

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import msgspec
 
-from handlers.contract.counted import counted
 from handlers.contract.json_limits import MALFORMED
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.masked_text import without_secrets
+from handlers.number_text import counted
 
 
 class ErrorCode(StrEnum):

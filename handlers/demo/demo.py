@@ -18,7 +18,6 @@ from rich.live import Live
 
 from handlers.cancellation import end_if_cancelled
 from handlers.client import AsyncClient, NewRequest
-from handlers.contract.counted import counted
 from handlers.contract.result import decode_result
 from handlers.demo.pubsub_emulator import DEMO_PROJECT, REQUEST_TOPIC, RESULT_SUBSCRIPTION, NoEmulator
 from handlers.demo.stack import Stack, StackOptions
@@ -35,6 +34,7 @@ from handlers.demo.view import (
     read_witness,
     stages,
 )
+from handlers.number_text import counted
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Puller

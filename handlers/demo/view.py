@@ -10,8 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from handlers.contract.counted import counted
 from handlers.contract.result import Result
+from handlers.number_text import counted
 from handlers.redis_store.admin.depths import QueueDepths
 
 

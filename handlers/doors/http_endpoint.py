@@ -15,9 +15,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from handlers.byte_budget import SMALL_BYTES, ByteBudget, HeldBytes
-from handlers.contract.counted import counted
 from handlers.doors.door import CONNECTION, Answer, CallerConnection, Delivery, plain, retry_after
-from handlers.number_text import whole
+from handlers.number_text import counted, whole
 
 DELIVERY_PATHS: Final = frozenset({"/", "/dispatch", "/pubsub_push", "/push"})
 """Paths that accept deliveries; all are equivalent."""

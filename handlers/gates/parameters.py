@@ -24,7 +24,7 @@ from msgspec import Meta
 from handlers.contract.accepted import NOUN, described, extra_of, nearest, types_of
 from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.masked_text import without_secrets
-from handlers.duration import parse_duration
+from handlers.number_text import parse_duration
 
 P = TypeVar("P", bound=msgspec.Struct)
 READ: Final = "read"

@@ -15,7 +15,7 @@ import msgspec
 
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.result import ErrorCode
-from handlers.redis_store.admin.finished import FinishedRecord, FinishedRecords
+from handlers.redis_store.admin.status_board import FinishedRecord, FinishedRecords
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.faults import StoreBackoff
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, RedisQueue

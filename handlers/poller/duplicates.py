@@ -20,7 +20,7 @@ from handlers.poller.ack_batcher import Settlement
 from handlers.poller.settlement import ResultRoute, ack
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.faults import explained
-from handlers.redis_store.idempotency.by_id import IdRecord, RunState, record_for_id
+from handlers.redis_store.idempotency.idempotency import IdRecord, RunState, record_for_id
 from handlers.redis_store.queue.queue import Ack, Claim
 from handlers.telemetry.logs import Logger
 

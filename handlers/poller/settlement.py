@@ -8,7 +8,6 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.counted import counted
 from handlers.contract.envelope import Envelope, encode_retry, unread
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
@@ -25,6 +24,7 @@ from handlers.contract.result import (
 from handlers.forward.forward import expired
 from handlers.forward.middleware.details import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.number_text import counted
 from handlers.redis_store.keys import (
     RESULT_OF,
     ReservedNames,

@@ -30,8 +30,8 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from handlers.contract.counted import counted
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
+from handlers.number_text import counted
 from handlers.redis_store.faults import explained
 
 STORE_FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)

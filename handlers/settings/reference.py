@@ -1,4 +1,4 @@
-"""Generate `docs/config-file.md` and the parameters in `docs/gates.md` from the structs.
+"""Generate `docs/settings.md`, `docs/config-file.md` and the parameters in `docs/gates.md`.
 
 python -m handlers.settings.reference docs
 """
@@ -25,6 +25,36 @@ from handlers.settings.config_file import (
     QueueEntry,
     TopicEntry,
 )
+from handlers.settings.environment import SECRETS, Environment
+
+_SETTINGS_HEAD: Final = """\
+# Settings
+
+All environment variables that a process reads. An empty variable counts as unset. An invalid value stops the
+start with one line that names the variable, and so does an unknown one whose name differs from ours by a letter or two
+(`WORKRES`, `LOG_LEVE`); other unknown variables are ignored. Settings of single queues, subscriptions and pools go into
+the file that `CONFIG_FILE` names ([config-file.md](config-file.md)).
+
+<!-- Made by `python -m handlers.settings.reference docs`; change handlers/settings/environment.py instead. -->
+
+| variable | default | takes | what it does |
+|---|---|---|---|
+"""
+
+
+def settings_page() -> str:
+    """The page about environment variables, as Markdown."""
+    defaults = {field.encode_name: field.default for field in msgspec.structs.fields(Environment)}
+    rows = [
+        f"| `{name}` | {shown_default(defaults[name])} | {_takes_variable(name, described(kind))} | {meaning(kind)} |"
+        for name, kind in types_of(Environment).items()
+    ]
+    return _SETTINGS_HEAD + "\n".join(rows) + "\n"
+
+
+def _takes_variable(name: str, words: str) -> str:
+    return f"{words}, kept secret" if name.lower() in SECRETS else words
+
 
 _HEAD: Final = """\
 # The configuration file
@@ -168,6 +198,7 @@ def _examples(struct: type[msgspec.Struct]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    (folder / "settings.md").write_text(settings_page(), encoding="utf-8")
     (folder / "config-file.md").write_text(config_page(), encoding="utf-8")
     gates = folder / "gates.md"
     gates.write_text(with_section(gates.read_text(encoding="utf-8")), encoding="utf-8")

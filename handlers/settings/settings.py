@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from handlers.byte_budget import derived_budget, memory_limit, needed_memory
 from handlers.contract.accepted import nearest
 from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.lenient_json import is_unicode
@@ -28,7 +29,6 @@ from handlers.settings.config_file import (
     partial_config_file,
 )
 from handlers.settings.environment import SECRETS, Environment, read_environment
-from handlers.settings.memory import derived_budget, memory_limit, needed_memory
 from handlers.settings.topology import redis_address
 from handlers.telemetry.logs import LogOptions
 

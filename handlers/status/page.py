@@ -1,4 +1,4 @@
-"""The status pages: paths, forms and templates.
+"""The status pages: paths, forms, templates, and charts as SVG without script.
 
 A `Source` reads the data. Changes need a token. Requests for unknown host names are refused, against DNS rebinding.
 """
@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from html import escape
 from typing import Final, Protocol
 from urllib.parse import urlencode
 
@@ -19,12 +20,81 @@ from flask import Request, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting
+from handlers.number_text import counted
 from handlers.redis_store.admin.whereabouts import Whereabouts
-from handlers.status import charts
 from handlers.status.overview import Overview, lived_minutes
 from handlers.status.report import Failure
+
+WIDTH: Final = 600
+HEIGHT: Final = 120
+_BASE: Final = HEIGHT - 16
+
+
+def bar_chart(title: str, series: Sequence[tuple[str, Sequence[float]]]) -> str:
+    """A chart of stacked bars, the oldest on the left.
+
+    `series` are pairs of a name, which is also the CSS class, and values.
+    """
+    count = max((len(values) for _, values in series), default=0)
+    sums = [sum(values[at] for _, values in series) for at in range(count)]
+    top = max(sums, default=0.0) or 1.0
+    width = WIDTH / max(1, count)
+    parts = []
+    for at in range(count):
+        bottom = float(_BASE)
+        for name, values in series:
+            height = values[at] / top * (_BASE - 12)
+            bottom -= height
+            if height > 0:
+                parts.append(
+                    f'<rect class="{escape(name)}" x="{at * width:.1f}" y="{bottom:.1f}" '
+                    f'width="{max(0.5, width - 1):.1f}" height="{height:.1f}"/>'
+                )
+    peak = f"at most {max(sums, default=0):,.0f} in a minute"
+    return _frame(title, peak, "".join(parts), f"{top:,.0f}", count)
+
+
+def line_chart(title: str, series: Sequence[tuple[str, Sequence[float | None]]], unit: str) -> str:
+    """A chart of lines, with gaps for missing values (None)."""
+    known = [value for _, values in series for value in values if value is not None]
+    top = max(known, default=0.0) or 1.0
+    parts = []
+    for name, values in series:
+        step = WIDTH / max(1, len(values) - 1)
+        for run in _runs(values):
+            points = " ".join(
+                f"{at * step:.1f},{_BASE - value / top * (_BASE - 12):.1f}" for at, value in run
+            )
+            shape = f'<polyline class="{escape(name)}" points="{points}"/>'
+            if len(run) == 1:
+                at, value = run[0]
+                y = _BASE - value / top * (_BASE - 12)
+                shape = f'<circle class="{escape(name)}" cx="{at * step:.1f}" cy="{y:.1f}" r="2"/>'
+            parts.append(shape)
+    label = f"at most {top:.3g} {unit}" if known else "nothing yet"
+    count = max((len(values) for _, values in series), default=0)
+    return _frame(title, label, "".join(parts), f"{top:.3g} {unit}", count)
+
+
+def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
+    runs: list[list[tuple[int, float]]] = [[]]
+    for at, value in enumerate(values):
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append((at, value))
+    return [run for run in runs if run]
+
+
+def _frame(title: str, label: str, inside: str, top: str, minutes: int) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{title}: {label}")}" '
+        f'preserveAspectRatio="none"><title>{escape(title)}</title>'
+        f'<line class="axis" x1="0" y1="{_BASE}" x2="{WIDTH}" y2="{_BASE}"/>{inside}</svg>'
+        f'<p class="scale"><span>{minutes} min ago</span><span>peak {escape(top)}</span><span>now</span></p>'
+    )
+
 
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -159,7 +229,7 @@ class StatusPages:
     def _first(self, request: Request) -> Response:
         overview = self._source.overview()
         per_minute = lived_minutes(overview.minutes)
-        throughput = charts.bars(
+        throughput = bar_chart(
             "Requests a minute",
             [
                 ("answered", [one.answered for one in per_minute]),
@@ -168,7 +238,7 @@ class StatusPages:
                 ("retried", [one.retried for one in per_minute]),
             ],
         )
-        latency = charts.lines(
+        latency = line_chart(
             "Seconds from creation to result",
             [(name, [getattr(one, name) for one in per_minute]) for name in ("p99", "p95", "p50")],
             "s",

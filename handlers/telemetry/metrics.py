@@ -27,8 +27,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from handlers.contract.result import token_usage
 from handlers.telemetry.dependencies import Dependencies
-from handlers.telemetry.families import Families
-from handlers.telemetry.gate_gauges import GateGauges, GateView
+from handlers.telemetry.families import Families, GateGauges, GateView
 from handlers.telemetry.logs import get_logger
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST

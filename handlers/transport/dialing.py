@@ -8,12 +8,20 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import httpx
 
 from handlers.transport.failures import NameNotResolved, TlsFailed
-from handlers.transport.target import Origin
+
+
+class Origin(NamedTuple):
+    """The key by which connections are pooled."""
+
+    scheme: str
+    host: str
+    port: int
+
 
 _PROBING: Final = (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 3))
 """Keepalive: a vanished peer is detected after 15 + 3 * 15 seconds, also while we wait for its response."""

@@ -17,9 +17,9 @@ import httpx
 import msgspec
 
 from handlers.backoff import parse_retry_after
-from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, encode_result
+from handlers.number_text import counted
 from handlers.transport.failures import UnusableResponse
 from handlers.transport.transport import HEAD_ONLY, TransportOptions, http_client
 from handlers.webhook.destinations import WebhookTarget, check_public

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from handlers.contract.counted import counted
+from handlers.byte_budget import memory_limit
 from handlers.contract.errors import SettingFaults
 from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.route import joined
 from handlers.gates.gate import GateState
 from handlers.gates.labels import TIERS
-from handlers.redis_store.admin.rights import RightsOptions, refused_commands, wrong_types
+from handlers.number_text import counted
+from handlers.redis_store.admin.acl import RightsOptions, refused_commands, wrong_types
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
 from handlers.redis_store.faults import explained
 from handlers.redis_store.opening import open_queue, open_retries
 from handlers.redis_store.queue.queue import QueueOptions
-from handlers.settings.memory import memory_limit
 from handlers.settings.settings import (
     UNUSED_GATE_FIX,
     Settings,

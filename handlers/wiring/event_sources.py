@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions
 from handlers.doors.cloudevents.foreign_event import HEADER_PREFIX, EventFields
 from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.number_text import counted
 from handlers.settings.settings import Settings, masked_url
 from handlers.telemetry.logs import Logger
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from handlers.poller.priority import LaneOptions
     from handlers.telemetry.metrics import QueueMetrics
     from handlers.telemetry.tracing import Tracing
-    from handlers.wiring.door_gates import DoorGates, GatePlan
+    from handlers.wiring.gates import DoorGates, GatePlan
 
 EVENT_HOLD_SECONDS: Final = 30.0
 """Longest wait of an event at a closed gate, then 429; shorter than the time that sources wait for an answer."""
@@ -349,7 +349,7 @@ def _held(
     """
     if plan_of is None and parts.shared.gates is None:
         return forward
-    from handlers.wiring.door_gates import DoorGates, GatePlan
+    from handlers.wiring.gates import DoorGates, GatePlan
 
     if parts.shared.gates is None:
         parts.shared.gates = DoorGates(settings, forward, most_held_seconds=most_held_seconds)
@@ -375,7 +375,7 @@ def _dedup_store(settings: Settings, parts: Parts) -> tuple[Once | None, Layer |
     from handlers.doors.pubsub.deduplicated import Once
     from handlers.forward.middleware.cancellable import CancellableForward
     from handlers.redis_store.connection import STORE_FAILURES, connect
-    from handlers.redis_store.idempotency.deliveries import (
+    from handlers.redis_store.idempotency.idempotency import (
         DedupOptions,
         DeliveryRecords,
         deliveries_cancelled_at,

@@ -44,11 +44,17 @@ from handlers.telemetry.pages import Page, PagesServer
 from handlers.wiring.closing import Close, close_in_time
 from handlers.wiring.credentials import redis_options
 from handlers.wiring.forward_stack import PollerStack, QueueLayers, breakers_of, poller_client
-from handlers.wiring.gates import GateEntry, GateOwner, ProcessGates
+from handlers.wiring.gates import (
+    GateEntry,
+    GateOwner,
+    ProcessGates,
+    all_gate_params,
+    reserved_names,
+    withheld_labels,
+)
 from handlers.wiring.metrics import tracing_of
 from handlers.wiring.poller_queues import QueuePlan, RedisQueues, SharedParts, store_identity
 from handlers.wiring.reload import ConfigWatch
-from handlers.wiring.reserved_names import all_gate_params, reserved_names, withheld_labels
 
 _MOST_LOGGED: Final = 64
 _END_SECONDS: Final = 0.2

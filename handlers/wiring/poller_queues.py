@@ -32,7 +32,7 @@ from handlers.poller.poller import Poller, Runs
 from handlers.poller.pool_share import SHARE_SECONDS, PoolShares
 from handlers.poller.queue_watch import QueueWatch
 from handlers.poller.worker import Worker, WorkerOptions
-from handlers.redis_store.admin.finished import FinishedLimits, FinishedRecords
+from handlers.redis_store.admin.status_board import FinishedLimits, FinishedRecords
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.opening import open_queue, open_retries
 from handlers.redis_store.queue.cancellations import ForeignCancellations

@@ -15,11 +15,11 @@ from flask import Request as HttpRequest
 from flask import Response as HttpResponse
 
 from handlers.client.sync_client import LoopThread
-from handlers.contract.counted import counted
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.gates.labels import BANDS, band_of
+from handlers.number_text import counted
 from handlers.redis_store.admin.dead_letters import DeadLetters, read_dead_letter
 from handlers.redis_store.admin.depths import QueueDepths, all_depths
 from handlers.redis_store.admin.status_board import (

@@ -19,7 +19,7 @@ from handlers.cli.main import main
 from handlers.doors.pubsub.deduplicated import Once
 from handlers.forward.gateway import Gateway
 from handlers.pubsub.publisher import Publisher
-from handlers.redis_store.idempotency.deliveries import DeliveryRecords
+from handlers.redis_store.idempotency.idempotency import DeliveryRecords
 from handlers.redis_store.queue.queue import RedisQueue
 from handlers.transport.connection import Connection
 from handlers.transport.transport import Transport

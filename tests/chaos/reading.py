@@ -12,7 +12,7 @@ from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as NoConnection
 from redis.retry import Retry
 
-from handlers.redis_store.idempotency.deliveries import DELIVERY_PREFIX
+from handlers.redis_store.idempotency.idempotency import DELIVERY_PREFIX
 from tests.chaos.history import RESULTS
 from tests.waiting import wait_until
 

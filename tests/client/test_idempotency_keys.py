@@ -17,7 +17,7 @@ from handlers.client.redis_broker import UNREAD_RESULT_SECONDS
 from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.contract.result import Result, encode_result
 from handlers.redis_store.connection import RedisOptions, Store, connect
-from handlers.redis_store.submit.idempotency_keys import key_record_name
+from handlers.redis_store.idempotency.idempotency import key_record_name
 from handlers.redis_store.submit.submissions import RequestState, Submissions
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster

@@ -24,7 +24,7 @@ from handlers.client import (
     UnknownRequest,
 )
 from handlers.contract.result import encode_result
-from handlers.redis_store.admin.finished import FINISHED, FinishedRecord
+from handlers.redis_store.admin.status_board import FINISHED, FinishedRecord
 from handlers.redis_store.keys import active_key, result_of_key
 from tests.waiting import wait_until, wait_until_async
 

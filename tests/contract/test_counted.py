@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.contract.counted import counted
+from handlers.number_text import counted
 
 ROOT = Path(__file__).parents[2] / "handlers"
 TREES = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}

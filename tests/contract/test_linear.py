@@ -23,8 +23,7 @@ from handlers.contract.lenient_json import Malformed, canonical_fields, check_js
 from handlers.contract.request import decode_body
 from handlers.contract.result import answered_result, decode_result, is_mostly_controls, token_usage
 from handlers.doors.auth.google_keys import decode_keys
-from handlers.doors.cloudevents.foreign_event import EventFields, as_request
-from handlers.doors.cloudevents.sdk import read_event
+from handlers.doors.cloudevents.foreign_event import EventFields, as_request, read_event
 from handlers.doors.door import Delivery
 from handlers.doors.pubsub.push_body import decode_push
 from handlers.gates.metric.endpoint_scrape import samples_of
@@ -193,7 +192,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "contract.events.decode_event with the place of its data": structured_at,
     "contract.events.from_header": lambda text: from_header("a", text),
     "doors.pubsub.push_body.decode_push": lambda text: decode_push(Delivery([], text)),
-    "doors.cloudevents.sdk.read_event": lambda text: read_event(STRUCTURED, text),
+    "doors.cloudevents.foreign_event.read_event": lambda text: read_event(STRUCTURED, text),
     "doors.cloudevents.foreign_event.as_request": lambda text: foreign_request(text, is_payload=False),
     "doors.cloudevents.foreign_event.as_request of a payload": lambda text: foreign_request(
         text, is_payload=True
@@ -217,7 +216,7 @@ HARMLESS = {
     "contract.request.decode_body_aside": "calls decode_body",
     "contract.result.filled_result": "calls answered_result",
     "doors.auth.bearer.bearer_token": "reads headers, which the server bounds",
-    "doors.cloudevents.sdk.write_event": "writes what we made",
+    "doors.cloudevents.foreign_event.write_event": "writes what we made",
     "doors.door.handle": "hands the delivery to the door's own reader",
     "batch.start.file_format": "reads the first 8 bytes",
     "batch.start.check_text_file": "reads the first 8 bytes",

@@ -19,8 +19,7 @@ import yaml
 from redis import Redis
 from redis.exceptions import AuthenticationError, ResponseError
 
-from handlers.demo.servers import free_port
-from handlers.demo.valkey import Valkey
+from handlers.demo.servers import Valkey, free_port
 from handlers.redis_store.admin.acl import Role, acl_rules
 from handlers.redis_store.keys import queue_keys
 from tests.manifests.keda_rehearsal import COUNT

@@ -16,7 +16,7 @@ from handlers.contract.request import MAX_ID_LENGTH
 from handlers.contract.result import ErrorCode, ResultNames, read_result_names
 from handlers.gates.registry import GATE_KINDS
 from handlers.poller.settlement import ResultRoute
-from handlers.redis_store.idempotency.deliveries import delivery_key
+from handlers.redis_store.idempotency.idempotency import delivery_key
 from handlers.redis_store.keys import (
     CANCELLATIONS,
     active_key,
@@ -35,7 +35,7 @@ from handlers.redis_store.keys import (
 from handlers.redis_store.queue.cancellations import SWEPT
 from handlers.redis_store.queue.queue import batch_digest
 from handlers.settings.settings import load_settings
-from handlers.wiring.reserved_names import KEY_SUFFIX, PREFIX, reserved_names
+from handlers.wiring.gates import KEY_SUFFIX, PREFIX, reserved_names
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
 from tests.redis_keys import leaked_keys
 from tests.waiting import wait_until_async

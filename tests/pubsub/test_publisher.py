@@ -20,10 +20,10 @@ from handlers.pubsub.publisher import (
     MAX_BYTES,
     Publisher,
     PublisherOptions,
+    TopicBatches,
     TopicState,
     check_limits,
 )
-from handlers.pubsub.topic_batches import TopicBatches
 from tests.pubsub.resources import Resources
 from tests.servers.pubsub_broker import Fault, Refusal, confirmed, refusal, running_broker
 from tests.waiting import wait_until_async

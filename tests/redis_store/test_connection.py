@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from redis.asyncio.cluster import RedisCluster
 
 from handlers.contract.errors import InvalidSetting
-from handlers.demo.valkey import Valkey
+from handlers.demo.servers import Valkey
 from handlers.redis_store.connection import (
     PIECE_BYTES,
     STORE_FAILURES,

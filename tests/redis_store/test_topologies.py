@@ -26,8 +26,15 @@ from handlers.redis_store.admin.depths import queue_depths
 from handlers.redis_store.admin.status_board import StatusBoard, read_board
 from handlers.redis_store.cluster.queue import ClusterQueue
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, Store, connect
-from handlers.redis_store.idempotency.by_id import IdRecord, RunState, finish_id_record, record_for_id
-from handlers.redis_store.idempotency.deliveries import AlreadyAnswered, DeliveryRecords, Fresh
+from handlers.redis_store.idempotency.idempotency import (
+    AlreadyAnswered,
+    DeliveryRecords,
+    Fresh,
+    IdRecord,
+    RunState,
+    finish_id_record,
+    record_for_id,
+)
 from handlers.redis_store.limits.limits import PoolIndex, RedisGateStore, RedisPoolSharing
 from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue

@@ -1,4 +1,4 @@
-"""The reference of the configuration file and of the gates: generated, complete, and its example file is accepted."""
+"""The reference of settings, configuration file and gates: generated, complete, and its example file is accepted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from handlers.contract.accepted import meaning, types_of
 from handlers.gates.registry import GATE_KINDS
 from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
-from handlers.settings.reference import SECTIONS, config_page, example_file, with_section
+from handlers.settings.environment import SECRETS, Environment
+from handlers.settings.reference import SECTIONS, config_page, example_file, settings_page, with_section
 from handlers.settings.settings import load_settings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -19,6 +20,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 def test_the_pages_match_the_structs() -> None:
     gates = (DOCS / "gates.md").read_text(encoding="utf-8")
     fix = "run: python -m handlers.settings.reference docs"
+    assert (DOCS / "settings.md").read_text(encoding="utf-8") == settings_page(), fix
     assert (DOCS / "config-file.md").read_text(encoding="utf-8") == config_page(), fix
     assert gates == with_section(gates), fix
 
@@ -42,3 +44,17 @@ def test_the_example_file_sets_every_field_and_is_accepted(tmp_path: Path) -> No
     assert settings.pools[0].workers == 64
     for struct in (QueueEntry, TopicEntry, PoolEntry):
         assert [name for name in struct.__struct_encode_fields__ if f"{name}:" not in text] == []
+
+
+def test_every_variable_has_one_row_and_a_meaning() -> None:
+    rows = [line for line in settings_page().splitlines() if line.startswith("| `")]
+    names = [row.split("`")[1] for row in rows]
+    assert names == [name.upper() for name in Environment.__struct_fields__]
+    assert [name for name, kind in types_of(Environment).items() if not meaning(kind)] == []
+    assert all(row.count("|") == 5 for row in rows), "a bar in a text would break the table"
+
+
+def test_secrets_are_marked() -> None:
+    for name in SECRETS:
+        (row,) = [line for line in settings_page().splitlines() if f"`{name.upper()}`" in line]
+        assert "kept secret" in row

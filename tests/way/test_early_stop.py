@@ -16,8 +16,7 @@ import pytest
 from redis import Redis
 
 from handlers.cli import SERVICES
-from handlers.demo.servers import free_port
-from handlers.demo.valkey import Valkey
+from handlers.demo.servers import Valkey, free_port
 from tests.servers.presence import program_path
 from tests.waiting import elapse, wait_until
 

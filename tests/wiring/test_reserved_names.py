@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from handlers.settings.settings import load_settings
-from handlers.wiring.reserved_names import withheld_labels
+from handlers.wiring.gates import withheld_labels
 
 FILE = {
     "queues": [{"queue_name": "q", "gate_type": "aimd", "gate_params": {"tier_label": "lane"}}],

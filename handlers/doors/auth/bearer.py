@@ -15,8 +15,8 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidSetting
+from handlers.number_text import counted
 from handlers.telemetry.logs import get_logger
 
 MAX_TOKEN_BYTES: Final = 8_192

@@ -38,8 +38,7 @@ from handlers.contract.json_limits import MALFORMED
 from handlers.contract.request import Request, decode_body_aside
 from handlers.contract.result import Result, encode_result
 from handlers.doors.cloudevents.event_sink import EventSink, SinkRefused, SinkUnavailable
-from handlers.doors.cloudevents.foreign_event import EventFields, as_request
-from handlers.doors.cloudevents.sdk import read_event, write_event
+from handlers.doors.cloudevents.foreign_event import EventFields, as_request, read_event, write_event
 from handlers.doors.door import Answer, Delivery, plain, retry_after
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions, invalid
 from handlers.forward.middleware.admission import GATE_CLOSED, QUOTA_EXHAUSTED

@@ -17,7 +17,7 @@ from handlers.contract.request import Request
 from handlers.doors.door import Answer, plain, retry_after
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.faults import explained
-from handlers.redis_store.idempotency.deliveries import (
+from handlers.redis_store.idempotency.idempotency import (
     AlreadyAnswered,
     DeliveryRecords,
     Fresh,

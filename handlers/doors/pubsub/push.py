@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from handlers.clock import FollowedClock
-from handlers.contract.counted import counted
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.json_limits import salvage
 from handlers.contract.request import Request, decode_body_aside
@@ -27,7 +26,7 @@ from handlers.doors.pubsub.push_body import Push, PushForm, decode_push
 from handlers.forward.forward import AttemptOptions, invalid
 from handlers.forward.middleware.details import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.number_text import whole
+from handlers.number_text import counted, whole
 from handlers.pubsub.errors import PublishFailed, ResultTooLarge
 from handlers.telemetry.logs import Logger, RareWarning
 

@@ -18,7 +18,7 @@ import msgspec
 from handlers.contract.errors import InvalidEvent
 from handlers.contract.events import is_event
 from handlers.contract.json_limits import MALFORMED, shape_of
-from handlers.doors.cloudevents.sdk import read_event
+from handlers.doors.cloudevents.foreign_event import read_event
 from handlers.doors.door import Delivery
 
 _PREFIX = b"x-goog-pubsub-"

@@ -16,12 +16,13 @@ from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import ErrorCode, decode_result
-from handlers.redis_store.admin.finished import FinishedRecord, read_finished
 from handlers.redis_store.admin.status_board import (
     SEARCH_ENTRIES,
+    FinishedRecord,
     Found,
     SearchBudget,
     json_spellings,
+    read_finished,
     read_part,
     search,
 )

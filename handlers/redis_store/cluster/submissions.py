@@ -21,6 +21,7 @@ from handlers.redis_store.cluster.windows import (
     read_standing,
 )
 from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.idempotency.idempotency import KeyRecord
 from handlers.redis_store.keys import (
     CANCELLATIONS,
     LONGEST_MARKER_BYTES,
@@ -37,7 +38,6 @@ from handlers.redis_store.keys import (
 )
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import BATCH_BYTES, lua_script, read_only
-from handlers.redis_store.submit.idempotency_keys import KeyRecord
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState, Submissions
 
 _SEQ_STEPS = 2_097_152  # 2^21, as in submit.lua

@@ -23,10 +23,10 @@ import msgspec
 
 from handlers.contract.errors import InvalidSetting
 from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.idempotency.idempotency import KeyRecord, split_record
 from handlers.redis_store.keys import active_key, beside, delivery_name, payload_key
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import lua_script
-from handlers.redis_store.submit.idempotency_keys import KeyRecord, split_record
 from handlers.redis_store.submit.submissions import MemberParts, Queued, queued_as
 
 PAYLOAD_KEPT_SECONDS: Final = 600
@@ -38,7 +38,7 @@ class Marker(msgspec.Struct, frozen=True, omit_defaults=True):
     """An unconfirmed submission. In the key's value, the member to queue follows it.
 
     `deadline` is in Unix seconds. `record` is the encoded key record, which follows the token after the confirmation
-    (see `idempotency_keys`).
+    (see `idempotency`).
     """
 
     queue: str

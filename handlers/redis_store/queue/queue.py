@@ -20,7 +20,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from handlers.clock import FollowedClock
 from handlers.contract.result import decode_result, encode_result, filled_result
 from handlers.redis_store.connection import STORE_REFUSALS, Store, executed, flat
-from handlers.redis_store.idempotency.by_id import IdRecord, finish_id_record
+from handlers.redis_store.idempotency.idempotency import IdRecord, finish_id_record
 from handlers.redis_store.keys import (
     QueueKeys,
     active_key,

@@ -13,6 +13,12 @@ import msgspec
 
 from handlers.number_text import whole
 from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.idempotency.idempotency import (
+    KeyRecord,
+    encode_record,
+    key_record_name,
+    split_record,
+)
 from handlers.redis_store.keys import (
     CANCELLATIONS,
     LONGEST_TEXT_BYTES,
@@ -26,12 +32,6 @@ from handlers.redis_store.keys import (
 )
 from handlers.redis_store.replication import Replication
 from handlers.redis_store.scripts import lua_script, read_only
-from handlers.redis_store.submit.idempotency_keys import (
-    KeyRecord,
-    encode_record,
-    key_record_name,
-    split_record,
-)
 
 
 class RequestState(StrEnum):

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from handlers.contract.request import Request
 from handlers.doors.door import Answer
 from handlers.doors.pubsub.deduplicated import AnswerLease, Once
-from handlers.redis_store.idempotency.deliveries import DedupOptions, DeliveryRecords, delivery_key
+from handlers.redis_store.idempotency.idempotency import DedupOptions, DeliveryRecords, delivery_key
 from handlers.telemetry.dependencies import Dependency
 from handlers.telemetry.logs import get_logger
 from tests.waiting import wait_until_async

@@ -14,18 +14,17 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from handlers.client.async_client import AsyncClient
 from handlers.client.options import ClientOptions
-from handlers.redis_store.admin.acl import Role, acl_rules
+from handlers.redis_store.admin.acl import RightsOptions, Role, acl_rules, refused_commands, wrong_types
 from handlers.redis_store.admin.dead_letters import DeadLetters
 from handlers.redis_store.admin.depths import queue_depths
-from handlers.redis_store.admin.rights import RightsOptions, refused_commands, wrong_types
 from handlers.redis_store.admin.status_board import StatusBoard, read_board, sample_members, search
 from handlers.redis_store.connection import durability_warnings, server_time
+from handlers.redis_store.idempotency.idempotency import key_record_name
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.limits.limits import RedisPoolSharing
 from handlers.redis_store.queue.cancellations import ForeignCancellations
 from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions, RedisQueue, Retries
-from handlers.redis_store.submit.idempotency_keys import key_record_name
 from handlers.redis_store.submit.submissions import RequestState
 from tests.manifests.keda_rehearsal import COUNT
 from tests.redis_store.queue.queueing import DEADLINE, body, recalled, recalled_retries

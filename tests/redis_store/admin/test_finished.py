@@ -6,7 +6,7 @@ import time
 
 from redis.asyncio import Redis
 
-from handlers.redis_store.admin.finished import (
+from handlers.redis_store.admin.status_board import (
     FINISHED,
     FinishedLimits,
     FinishedRecord,

@@ -18,7 +18,7 @@ from handlers.client.async_client import AsyncClient
 from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
 from handlers.contract.errors import InvalidSetting
-from handlers.redis_store.admin.rights import refused_commands
+from handlers.redis_store.admin.acl import refused_commands
 from handlers.redis_store.cluster import outbox
 from handlers.redis_store.cluster.queue import ClusterQueue, ClusterRetries
 from handlers.redis_store.connection import (
@@ -30,7 +30,7 @@ from handlers.redis_store.connection import (
     executed,
     server_time,
 )
-from handlers.redis_store.idempotency.deliveries import DeliveryRecords, Fresh, InProgress
+from handlers.redis_store.idempotency.idempotency import DeliveryRecords, Fresh, InProgress
 from handlers.redis_store.keys import queue_keys, sent_key
 from handlers.redis_store.limits.limits import RedisGateStore
 from handlers.redis_store.opening import open_submissions

@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 
 from handlers.contract.envelope import encode_retry
 from handlers.contract.result import answered_result, encode_result
-from handlers.redis_store.idempotency.by_id import IdRecord
+from handlers.redis_store.idempotency.idempotency import IdRecord
 from handlers.redis_store.queue.payloads import StoredPayload
 from handlers.redis_store.queue.queue import Claim, Nack, QueueOptions, RedisQueue
 from tests.redis_store.queue.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope

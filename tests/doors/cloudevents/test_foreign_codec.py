@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidEvent
 from handlers.contract.events import Event, binary_headers, decode_event, to_header
-from handlers.doors.cloudevents.sdk import read_event, write_event
+from handlers.doors.cloudevents.foreign_event import read_event, write_event
 
 WORD = st.text(
     st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters='"%\\'), min_size=1, max_size=20

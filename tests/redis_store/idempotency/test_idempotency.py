@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from handlers.contract.errors import InvalidSetting
-from handlers.redis_store.idempotency.deliveries import (
+from handlers.redis_store.idempotency.idempotency import (
     DELIVERY_PREFIX,
     AlreadyAnswered,
     Beginning,

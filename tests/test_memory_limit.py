@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from handlers.byte_budget import WITHOUT_LIMIT, derived_budget, memory_limit, needed_memory
 from handlers.contract.errors import InvalidSetting
-from handlers.settings.memory import WITHOUT_LIMIT, derived_budget, memory_limit, needed_memory
 from handlers.settings.settings import load_settings
 
 
