@@ -1,4 +1,4 @@
-"""Build the gates of queues, pools, subscriptions and other sources' events, with shared sources.
+"""Build the gates of queues, pools and subscriptions, with shared sources.
 
 `DoorGates` outlives a reload of the configuration: gates, slots and waiting requests stay and get the new options.
 Keys and labels that gates use are reserved: requests may not use them.

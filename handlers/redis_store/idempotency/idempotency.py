@@ -1,4 +1,4 @@
-"""Records that make a second submission or delivery of one request a no-op.
+"""Records that make a repeated submission or delivery a no-op.
 
 Ids: while a submission of an id is live, and for some seconds more, its record blocks other submissions of that id.
 
