@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.connection import Connection
 
 from handlers.contract.errors import InvalidSetting
 from handlers.demo.servers import Valkey
@@ -159,6 +160,24 @@ async def test_large_values_go_and_come_whole(valkey: Valkey) -> None:
         await redis.set("large", value[:size])
         assert await redis.get("large") == value[:size]
     await redis.aclose()
+
+
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]))
+        | st.binary()
+        | st.integers()
+        | st.floats()
+        | st.integers(0, 2 * PIECE_BYTES).map(bytes),
+        max_size=8,
+    )
+)
+def test_the_arguments_of_a_script_are_encoded_as_the_library_encodes_them(arguments: list[Any]) -> None:
+    connection = cast("Any", connect(RedisOptions("redis://localhost"))).connection_pool.make_connection()
+    command = ("EVALSHA", "0" * 40, 1, *arguments)
+    packed = connection.pack_command(*command)
+    assert b"".join(packed) == b"".join(Connection.pack_command(connection, *command))
+    assert len(packed) == 1 or sum(map(len, packed)) > PIECE_BYTES / 2, "a small command is one piece"
 
 
 async def test_a_connection_that_another_task_closes_fails_as_a_lost_one_does(valkey: Valkey) -> None:
