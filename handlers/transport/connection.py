@@ -148,6 +148,8 @@ class Connection(asyncio.Protocol):
             if self._waiter is waiter:
                 self.abort()
             raise
+        finally:
+            del waiter  # it holds the exception, whose traceback holds this frame and the request: a cycle
 
     def _start(self, request: Outgoing) -> asyncio.Future[Response]:
         waiter = self._waiter = self._loop.create_future()

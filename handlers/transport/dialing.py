@@ -119,7 +119,10 @@ class Dialer:
             if index:
                 addresses.sort(key=lambda one: one[4] != address)  # try the working address first next time
             return sock
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame: a cycle
 
     async def _addresses(self, host: str, port: int) -> list[AddressInfo]:
         with contextlib.suppress(socket.gaierror):  # a literal address needs neither a resolver nor a thread

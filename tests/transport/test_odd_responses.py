@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import gzip
+import math
 import socket
 
 import httpx
 import pytest
 
+from handlers.demo.servers import free_port
 from handlers.transport.failures import ConnectionLost, TruncatedBody, UnusableResponse
 from handlers.transport.transport import Transport, TransportOptions, http_client
-from tests.servers.raw_http import Answer, RawHttp, answer
+from tests.servers.raw_http import Answer, End, RawHttp, answer
 from tests.transport.calls import post, serving_raw
+from tests.waiting import wait_until_async
 
 LIMIT = 1_000_000  # of the fixture `transport`
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -102,6 +107,43 @@ async def test_what_is_no_response_is_told_and_its_connection_closed(
         await post(transport, server.url)
     assert isinstance(caught.value, TruncatedBody) == (name in BROKEN_BODIES)
     assert (await post(transport, server.url)).body == b"next"
+
+
+FAILING = {
+    "no response": b"",
+    "no HTTP": b"220 mail.example ESMTP\r\n",
+    "a truncated body": OK + b"content-length: 9\r\n\r\nok",
+    "a body over the limit": OK + b"content-length: 1000001\r\n\r\n",
+    "another protocol": b"HTTP/1.1 101 X\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\nabc",
+    "an undecodable body": OK + b"content-encoding: gzip\r\ncontent-length: 2\r\n\r\nok",
+    "nothing in time": None,
+    "no connection": None,
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+async def test_a_failed_request_is_freed_at_once(transport: Transport, server: RawHttp, name: str) -> None:
+    """A reference cycle would keep its body until the garbage collector runs, beyond the limit of bytes held."""
+    data, until = FAILING[name], math.inf
+    server.reply(Answer(data or b"", end=End.HANG if data is None else End.CLOSE))
+    if name == "nothing in time":
+        until = asyncio.get_running_loop().time() + 0.1
+    url = f"http://127.0.0.1:{free_port()}/" if name == "no connection" else server.url
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        with contextlib.suppress(httpx.TransportError, TimeoutError, UnusableResponse):
+            await post(transport, url, until=until)
+            pytest.fail("it did not fail")
+        await wait_until_async(lambda: server.open_connections == 0, "the connection to be closed")
+        await asyncio.sleep(0)  # until the loop has dropped the call that woke this task
+        gc.collect()
+        assert [each for each in gc.garbage if isinstance(each, BaseException)] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 async def test_all_parts_of_a_body_stay_in_their_order(transport: Transport, server: RawHttp) -> None:
