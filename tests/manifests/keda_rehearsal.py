@@ -25,9 +25,12 @@ COUNT = """
 local listName = KEYS[1]
 local listType = redis.call('type', listName).ok
 local cmd = {zset = 'zcard', set = 'scard', list = 'llen', hash = 'hlen', none = 'llen'}
+if not cmd[listType] then
+  return redis.error_reply('ERR unsupported key type')
+end
 return redis.call(cmd[listType], listName)
 """
-"""The commands of KEDA's redis scaler, in its order: also LLEN for a key that does not exist."""
+"""The commands of KEDA's redis scaler, in its order: also LLEN for a key that does not exist; its error for others."""
 
 
 class Redis(Protocol):

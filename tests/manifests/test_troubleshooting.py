@@ -1,4 +1,4 @@
-"""Rows of the troubleshooting tables of keda/ and knative/, with real servers and processes."""
+"""Rows of the troubleshooting tables, with real servers and processes; `SHOWN` names the test of each row."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import base64
 import contextlib
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,15 +22,28 @@ import yaml
 from redis import Redis
 from redis.exceptions import AuthenticationError, ResponseError
 
+from handlers.demo.pubsub_emulator import (
+    DEMO_PROJECT,
+    REQUEST_TOPIC,
+    RESULT_TOPIC,
+    NoEmulator,
+    PubSubEmulator,
+    find_emulator,
+)
 from handlers.demo.servers import Valkey, free_port
+from handlers.pubsub.admin import apply, plan_set_up
+from handlers.pubsub.channel import PubSubChannel, PubSubOptions
+from handlers.pubsub.layout import LayoutOptions, layout
+from handlers.pubsub.publisher import Publisher
 from handlers.redis_store.admin.acl import Role, acl_rules
 from handlers.redis_store.keys import queue_keys
-from tests.manifests.keda_rehearsal import COUNT
-from tests.manifests.rendering import ROOT, render_text
-from tests.servers.presence import redis_program
+from tests.manifests.keda_rehearsal import COUNT, Autoscaler, Scaling
+from tests.manifests.rendering import ROOT, Manifest, of_kind, pods, render, render_fresh, render_text
+from tests.servers.presence import not_found, redis_program
 from tests.servers.process import running_process
 from tests.servers.pubsub_broker import broker_in_threads, refuses
-from tests.waiting import wait_until
+from tests.servers.raw_http import Answer, End, RawHttp, answer, running_raw_http
+from tests.waiting import wait_until, wait_until_async
 
 PASSWORD = "right"
 TOKEN = "the-token-of-both-menus"
@@ -35,6 +51,126 @@ QUEUE, RETRIES = "request-sortedset", "retry-sortedset"
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 README = (ROOT / "keda" / "README.md").read_text()
 KNATIVE = (ROOT / "knative" / "README.md").read_text()
+
+KEDA, SERVING, CLOUD = "needs KEDA", "needs Knative Serving", "needs Google Cloud"
+SHOWN = {
+    "keda/README.md": {
+        "no poller starts, the queue grows": KEDA,
+        "`NOAUTH` or `WRONGPASS` in KEDA's log": "test_missing_and_wrong_passwords_give_the_errors_of_the_table",
+        "`ERR unsupported key type` in KEDA's log, `WRONGTYPE` in the poller's": (
+            "test_a_queue_of_another_type_is_named_in_the_log_of_the_poller"
+        ),
+        "KEDA still fails after the password was corrected": KEDA,
+        "one poller never stops although nothing is queued": (
+            "test_a_user_without_llen_fails_on_empty_queues_only"
+        ),
+        "`retry` with `reason=handler_unavailable` in the poller's log": (
+            "test_a_door_that_is_not_ready_is_in_the_pollers_log"
+        ),
+        "`handler refused the poller` with `status=401` in the poller's log": (
+            "test_a_handler_that_refuses_the_poller_is_in_the_pollers_log"
+        ),
+        "the same with `status=404`": "test_a_handler_that_refuses_the_poller_is_in_the_pollers_log",
+        "apply is refused: `expected 0 <= 600 <= 300`": SERVING,
+        "pollers start and stop every few minutes": "test_a_longer_cooldown_keeps_the_poller_in_a_pause",
+        "a poller keeps running although nothing is pending": (
+            "test_retries_and_claims_keep_one_poller_until_their_deadlines"
+        ),
+        "KEDA starts pollers while the pool is full": (
+            "tests/manifests/test_keda_decisions.py: test_slack_aware_wakes_only_for_slack"
+        ),
+        "the status page reports that Redis does not answer": (
+            "test_the_status_page_names_the_password_that_it_lacks, "
+            "test_a_port_that_is_closed_to_the_status_page_is_named, "
+            "test_the_status_page_gets_the_ca_of_components_below_it_only"
+        ),
+        "a setting has no effect": "test_check_prints_the_value_that_won",
+    },
+    "knative/README.md": {
+        "Service not ready, `RevisionMissing`": (
+            "test_the_last_line_of_a_door_that_does_not_start_names_the_setting"
+        ),
+        "`ConfigurationError`, a field is not allowed": SERVING,
+        "image cannot be resolved": SERVING,
+        "every push gets 401": "test_pushes_with_another_audience_get_401",
+        "403 on Cloud Run": CLOUD,
+        "no push arrives": "test_a_publish_without_the_grant_is_a_403_in_the_log_of_the_push_door",
+        "pushes arrive, but no result is published": (
+            "test_a_publish_without_the_grant_is_a_403_in_the_log_of_the_push_door"
+        ),
+        "a request is delivered again after 600 s": "test_a_request_longer_than_the_ack_deadline_runs_twice_at_once",
+        "nothing is delivered for minutes after errors": CLOUD,
+        "apply is refused: `expected 0 <= 600 <= 300`": SERVING,
+        "504 after 300 s": SERVING,
+        "`kubectl diff` fails: service account not found": "test_the_account_can_be_applied_before_the_door",
+        "a patch emptied the container": (
+            "test_a_strategic_merge_patch_of_a_knative_service_empties_its_container"
+        ),
+    },
+    "docs/architecture.md": {
+        "the poller dies while a request is in flight": (
+            "tests/manifests/test_keda_rehearsal.py: test_claims_of_dead_pollers_wake_a_new_one"
+        ),
+        "the poller dies after the ack": (
+            "tests/chaos/test_crash_points.py: test_f3_a_death_at_any_named_point_loses_and_doubles_nothing"
+        ),
+        "the reply to an ack is lost": (
+            "tests/way/test_failing_redis.py: "
+            "test_connections_that_are_cut_at_any_moment_cost_no_result_and_no_second_one"
+        ),
+        "Redis is down between answer and ack": (
+            "tests/poller/test_ack_batcher.py: test_while_redis_does_not_answer_nothing_is_given_up"
+        ),
+        "Redis is down between answer and ack, and the lease ends meanwhile": (
+            "tests/poller/test_ack_batcher.py: test_a_settlement_of_a_stale_owner_is_refused_and_reported"
+        ),
+        "a handler dies": (
+            "tests/poller/test_dispatcher.py: test_a_handler_that_went_with_the_request_is_an_attempt"
+        ),
+    },
+    "docs/runbook.md": {
+        "Requests are queued and nothing moves": (
+            "tests/monitoring/test_files.py: "
+            "test_each_alert_fires_for_its_reason_alone_and_none_in_good_health, "
+            "tests/cli/test_check.py: test_a_user_without_the_right_to_write_results_gets_an_error"
+        ),
+        "A gate is closed": (
+            "tests/status/test_page.py: test_the_first_page_shows_queues_gates_and_failures, "
+            "tests/cli/test_top.py: test_headings_are_whole_and_a_gate_without_budget_is_closed"
+        ),
+        "A gate has no reading": (
+            "tests/gates/metric/test_prometheus_gates.py: test_a_missing_metric_is_reported_and_on_missing_holds"
+        ),
+        "Requests expire": (
+            "tests/way/test_redis_way.py: test_a_request_that_expires_in_the_queue_gets_deadline_exceeded"
+        ),
+        "The gateway fails or answers 429": (
+            "tests/way/test_failing_gateway.py: "
+            "test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back"
+        ),
+        "One request has no result": (
+            "tests/way/test_where.py: test_a_request_waits_for_its_retry_then_it_is_cancelled, "
+            "tests/way/test_where.py: test_a_finished_request_is_found_with_its_result_and_without_it"
+        ),
+        "Dead letters": (
+            "tests/way/test_redis_way.py: test_a_request_without_an_id_is_dead_lettered, "
+            "tests/cli/test_dead.py: test_requeue_and_drop_take_several_or_all"
+        ),
+        "Leases are lost, requests run twice": (
+            "tests/poller/test_maintenance.py: "
+            "test_a_claim_that_another_took_is_given_up_and_its_work_cancelled"
+        ),
+        "Redis is full, slow or gone": (
+            "tests/way/test_failing_redis.py: test_while_it_is_in_trouble_nothing_is_lost_and_no_socket_leaks"
+        ),
+        "Handlers are not reached, callers are refused": (
+            "test_a_door_that_is_not_ready_is_in_the_pollers_log, "
+            "test_a_handler_that_refuses_the_poller_is_in_the_pollers_log, "
+            "test_pushes_with_another_audience_get_401"
+        ),
+    },
+}
+"""The tests that show each row, here or in another file; or what it takes to show it."""
 
 
 @pytest.fixture
@@ -73,6 +209,23 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def rows(page: str) -> list[str]:
+    """The first cells of the tables of symptoms or failures in a page, and its numbered headings."""
+    text = (ROOT / page).read_text()
+    tables = re.findall(r"^\| (?:symptom|failure) \|.*\n\|[-|]+\n((?:\|.*\n?)+)", text, re.M)
+    cells = [line.split(" | ")[0].removeprefix("| ") for table in tables for line in table.splitlines()]
+    return cells + re.findall(r"^## \d+\. (.+)$", text, re.M)
+
+
+def test_every_row_of_a_troubleshooting_table_is_shown_or_says_what_it_needs() -> None:
+    pages = [str(path.relative_to(ROOT)) for path in ROOT.glob("**/*.md") if ".venv" not in path.parts]
+    assert {page: rows(page) for page in pages if rows(page)} == {page: [*SHOWN[page]] for page in SHOWN}
+    for shown in [text for page in SHOWN.values() for text in page.values()]:
+        for name in [] if shown in (KEDA, SERVING, CLOUD) else shown.split(", "):
+            file, _, test = name.rpartition(": ")
+            assert f"def {test}(" in (ROOT / file if file else Path(__file__)).read_text(), name
+
+
 def test_missing_and_wrong_passwords_give_the_errors_of_the_table(server: Valkey) -> None:
     with Redis.from_url(server.url) as admin:
         admin.config_set("requirepass", PASSWORD)
@@ -106,6 +259,8 @@ def test_a_user_without_llen_fails_on_empty_queues_only(server: Valkey) -> None:
 def test_a_queue_of_another_type_is_named_in_the_log_of_the_poller(server: Valkey, tmp_path: Path) -> None:
     with Redis.from_url(server.url) as admin:
         admin.set(QUEUE, "not a sorted set")
+        with pytest.raises(ResponseError, match="unsupported key type"):
+            admin.eval(COUNT, 1, QUEUE)
     variables = {"REDIS_URL": server.url, "METRICS_PORT": "0"}
     with running(["poll"], variables, tmp_path / "log") as log:
         wait_until(lambda: "WRONGTYPE" in log.read_text(), "the error in the poller's log")
@@ -113,9 +268,40 @@ def test_a_queue_of_another_type_is_named_in_the_log_of_the_poller(server: Valke
     assert "`WRONGTYPE` in the poller's" in README
 
 
-def test_what_keeps_one_poller_running_is_where_the_table_says() -> None:
+def test_retries_and_claims_keep_one_poller_until_their_deadlines(server: Valkey, tmp_path: Path) -> None:
+    """The gateway is not there, so the request goes from claim to retry until its deadline."""
+    (manifest,) = of_kind(render(ROOT / "keda"), "ScaledObject")
+    scaling = Scaling.read(manifest)
+    deadline = int(time.time()) + 8
+    with Redis.from_url(server.url) as redis:
+        redis.zadd(QUEUE, {json.dumps({"id": "r", "deadline": deadline, "payload": {}}): deadline})
+
+        def values() -> dict[str, float]:
+            return {trigger.name: trigger.measure(redis) for trigger in scaling.triggers}
+
+        with running(["poll"], {"REDIS_URL": server.url, "METRICS_PORT": "0"}, tmp_path / "log"):
+            wait_until(lambda: redis.zcard(RETRIES), "the retry")
+            assert scaling.is_active(values())
+            assert values()["pending"] == 0
+            wait_until(lambda: redis.llen("result-list"), "the result after the deadline")
+            wait_until(lambda: not scaling.is_active(values()), "nothing left that keeps a poller")
     keys = queue_keys(QUEUE)
     assert f"`ZCARD {RETRIES}`, `HLEN {keys.claimed}`" in README
+
+
+def test_a_longer_cooldown_keeps_the_poller_in_a_pause() -> None:
+    (manifest,) = of_kind(render(ROOT / "keda"), "ScaledObject")
+    idle = {"pending": 0.0, "retry": 0.0, "claimed": 0.0}
+
+    def replicas(cooldown: int) -> list[int]:
+        """The number every 2 s; one request arrives every 90 s, and is gone at the next poll."""
+        manifest["spec"]["cooldownPeriod"] = cooldown
+        scaler = Autoscaler(Scaling.read(manifest))
+        return [scaler.decide(idle | {"pending": float(now % 90 == 0)}, now) for now in range(0, 900, 2)]
+
+    assert set(replicas(manifest["spec"]["cooldownPeriod"])) == {0, 1}
+    assert set(replicas(120)) == {1}
+    assert "pauses between requests are longer than `cooldownPeriod`" in README
 
 
 def test_a_publish_without_the_grant_is_a_403_in_the_log_of_the_push_door(tmp_path: Path) -> None:
@@ -155,6 +341,15 @@ def test_the_last_line_of_a_door_that_does_not_start_names_the_setting(tmp_path:
     assert "the log's last line names the setting" in KNATIVE
 
 
+@pytest.mark.parametrize("door", ["push", "dispatch"])
+def test_the_account_can_be_applied_before_the_door(door: str) -> None:
+    (account,) = render(ROOT / "knative/base" / door / "account")
+    (service,) = of_kind(render(ROOT / "knative/base" / door), "Service")
+    assert account["kind"] == "ServiceAccount"
+    assert account["metadata"]["name"] == service["spec"]["template"]["spec"]["serviceAccountName"]
+    assert "first apply `-k knative/base/push/account` (or `dispatch/account`)" in KNATIVE
+
+
 def test_a_strategic_merge_patch_of_a_knative_service_empties_its_container(tmp_path: Path) -> None:
     patch = """
 apiVersion: serving.knative.dev/v1
@@ -187,6 +382,69 @@ def test_the_status_page_names_the_password_that_it_lacks(server: Valkey, tmp_pa
     assert "Redis does not answer" in page
     assert "requires a password" in page
     assert "the status page reports that Redis does not answer | a wrong user" in README
+
+
+def test_a_port_that_is_closed_to_the_status_page_is_named(tmp_path: Path) -> None:
+    closed, port = free_port(), free_port()
+    variables = {"REDIS_URL": f"redis://127.0.0.1:{closed}/0", "REDIS_TIMEOUT_SECONDS": "2"}
+    with running(["status", "--port", str(port)], variables, tmp_path / "log"):
+        wait_until(lambda: is_listening(port), "the page's port")
+        with pytest.raises(urllib.error.HTTPError, match="503") as found:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60)
+        page = found.value.read().decode()
+    assert "Redis does not answer" in page
+    assert f"127.0.0.1:{closed}" in page, "the error that the row refers to"
+    assert "the page shows the error" in README
+
+
+def test_the_status_page_gets_the_ca_of_components_below_it_only(tmp_path: Path) -> None:
+    for tree in ("knative", "keda"):
+        shutil.copytree(ROOT / tree, tmp_path / tree)
+    menu = tmp_path / "keda/kustomization.yaml"
+    head = menu.read_text()
+
+    def volumes(*components: str) -> set[str]:
+        menu.write_text(head + "".join(f"  - components/{name}\n" for name in components))
+        (page,) = [pod for pod in pods(render_fresh(tmp_path / "keda")) if "status" in pod.name]
+        return {volume["name"] for volume in page.spec.get("volumes", [])}
+
+    assert volumes("status-page", "redis-tls") > volumes("redis-tls", "status-page")
+    assert "the TLS component above `status-page` in the menu" in README
+
+
+def sources(objects: list[Manifest]) -> list[str]:
+    """Where the poller's environment comes from, in order; of two values the later one wins."""
+    (poller,) = [pod for pod in pods(objects) if pod.name.endswith("poller")]
+    return [next(iter(source)) for source in poller.spec["containers"][0]["envFrom"]]
+
+
+def test_check_prints_the_value_that_won(server: Valkey) -> None:
+    assert sources(render(ROOT / "keda")) == ["configMapRef", "secretRef"]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "IGW_BASE_URL": "http://127.0.0.1:9",
+        "REDIS_URL": server.url,
+        "REQUEST_QUEUE_NAME": "of-another-clone",
+    }
+    done = subprocess.run([COMMAND, "check"], env=environment, capture_output=True, text=True, check=False)
+    assert re.search(r"^ *REQUEST_QUEUE_NAME\b.*of-another-clone", done.stdout, re.M)
+    assert "kubectl exec deploy/async-processor-poller -- async-processor check" in README
+
+
+async def test_a_door_that_is_not_ready_is_in_the_pollers_log(server: Valkey, tmp_path: Path) -> None:
+    """Knative's activator answers 503 while no handler is ready."""
+    member = json.dumps({"id": "r", "deadline": 1_999_999_999, "payload": {}})
+    with Redis.from_url(server.url) as admin:
+        admin.zadd(QUEUE, {member: 1_999_999_999})
+        async with running_raw_http() as activator:
+            activator.reply(answer(503, b"no ready address"))
+            variables = {"REDIS_URL": server.url, "METRICS_PORT": "0", "HANDLER_URL": activator.url}
+            with running(["poll"], variables, tmp_path / "log") as log:
+                await wait_until_async(
+                    lambda: '"reason":"handler_unavailable"' in log.read_text(), "the line"
+                )
+                await wait_until_async(lambda: admin.zcard(RETRIES), "the retry")
+    assert "`retry` with `reason=handler_unavailable` in the poller's log | dispatch door not ready" in README
 
 
 @pytest.mark.parametrize(
@@ -231,3 +489,58 @@ def test_pushes_with_another_audience_get_401(tmp_path: Path) -> None:
                 urllib.request.urlopen(push, timeout=60)
             assert json.loads(line_with(log, "caller refused"))["status"] == 401
     assert "every push gets 401 | audience or account differ" in KNATIVE
+
+
+@contextlib.asynccontextmanager
+async def pushed(
+    emulator: PubSubEmulator, gateway: RawHttp, variables: dict[str, str], log: Path
+) -> AsyncIterator[Path]:
+    """A push door and one request for it; the ack deadline is the shortest, 10 s. Gives the door's log."""
+    port, host = free_port(), emulator.host
+    wanted = layout(
+        LayoutOptions(
+            project_id=DEMO_PROJECT,
+            push_endpoint=f"http://127.0.0.1:{port}/",
+            ack_deadline_seconds=10,
+            minimum_backoff_seconds=0,  # with another one, the emulator loses deliveries
+            maximum_backoff_seconds=0,
+        )
+    )
+    own = {
+        "IGW_BASE_URL": gateway.url,
+        "PUBSUB_EMULATOR_HOST": host,
+        "PROJECT_ID": DEMO_PROJECT,
+        "RESULT_TOPIC_ID": RESULT_TOPIC,
+        "PUSH_AUTH": "none",
+    }
+    async with PubSubChannel(PubSubOptions(project_id=DEMO_PROJECT, emulator_host=host)) as channel:
+        for change in await plan_set_up(channel, wanted):
+            await apply(channel, change)
+        door = ["serve", "--target", "pubsub_push", "--port", str(port), "--host", "127.0.0.1"]
+        with running(door, own | variables, log):
+            await wait_until_async(lambda: '"event":"ready"' in log.read_text(), "the door")
+            async with Publisher(channel) as publisher:
+                await publisher.publish(REQUEST_TOPIC, b'{"id":"r","payload":{},"deadline":1999999999}', {})
+            yield log
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_once_at_a_time"),
+    [({}, False), ({"ACK_DEADLINE_SECONDS": "10"}, True)],
+    ids=["the door expects 600 s", "the door knows the deadline"],
+)
+async def test_a_request_longer_than_the_ack_deadline_runs_twice_at_once(
+    variables: dict[str, str], is_once_at_a_time: bool, tmp_path: Path
+) -> None:
+    """Or once at a time, if the door knows the deadline: it ends the first attempt, and nacks, before the next."""
+    found = find_emulator()
+    if isinstance(found, NoEmulator):
+        not_found(f"the Pub/Sub emulator ({found.reason})")
+    with PubSubEmulator(found) as emulator:
+        async with running_raw_http() as gateway:
+            gateway.reply(Answer(end=End.HANG))
+            async with pushed(emulator, gateway, variables, tmp_path / "log") as log:
+                await wait_until_async(lambda: len(gateway.received) == 2, "the second delivery")
+                assert ('"reason":"timeout"' in log.read_text()) == is_once_at_a_time
+    assert "the ack deadline is shorter than the request" in KNATIVE
+    assert "and `ACK_DEADLINE_SECONDS` the same" in KNATIVE
