@@ -9,8 +9,7 @@ from functools import partial
 from handlers.batch.files import BatchState
 from handlers.batch.lines import BatchLine, InvalidLine, request_id
 from handlers.client.new_request import NewRequest, encode_body
-from handlers.client.redis_broker import batches, member_parts, store_errors
-from handlers.client.store_retry import StoreRetry
+from handlers.client.redis_broker import StoreRetry, batches, member_parts, store_errors
 from handlers.contract.errors import InvalidRequest
 from handlers.number_text import whole
 from handlers.redis_store.keys import payload_key

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Final, TypeVar
 
 import msgspec
 
+from handlers.backoff import Backoff
+from handlers.cancellation import end_if_cancelled
 from handlers.client.broker import Submission
 from handlers.client.errors import (
     BrokerUnreachable,
@@ -21,7 +25,6 @@ from handlers.client.errors import (
 from handlers.client.new_request import CheckedRequest, NewRequest, content_digest, encode_body
 from handlers.client.options import ClientOptions
 from handlers.client.results import OwnResults
-from handlers.client.store_retry import StoreRetry
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import Malformed, is_unicode
 from handlers.contract.result import Result, decode_result
@@ -48,11 +51,66 @@ from handlers.redis_store.results.results import AckOutcome, HeldResult, Results
 from handlers.redis_store.scripts import BATCH_BYTES
 from handlers.redis_store.submit.client_access import (
     STORE_ERRORS,
+    TRANSIENT_ERRORS,
     RedisAccess,
     client_options,
     open_redis,
 )
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState
+
+_FIRST_SECONDS: Final = 2.0
+"""Time limit until Redis has answered once: a wrong address is more likely than a failover."""
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
+T = TypeVar("T")
+
+
+class StoreRetry:
+    """Retry policy of one client.
+
+    `seconds` is the time limit once Redis has answered this client. `clock` is monotonic.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._sleep = sleep
+        self._jitter = jitter
+        self._is_known = False
+
+    async def run(self, call: Callable[[bool], Awaitable[T]]) -> T:
+        """Run `call` until it succeeds, with exponential backoff and jitter.
+
+        The argument of `call` is true for a retry. Raises `BrokerUnreachable` at the time limit, or at once for an
+        error that a retry cannot change.
+        """
+        until = self._clock() + (self._seconds if self._is_known else min(_FIRST_SECONDS, self._seconds))
+        backoff = Backoff(_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, self._jitter)
+        is_repeated = False
+        while True:
+            try:
+                answer = await call(is_repeated)
+            except TRANSIENT_ERRORS as error:
+                end_if_cancelled()  # the library may turn a cancellation into a connection error
+                last: Exception = error
+            except STORE_ERRORS as error:
+                raise BrokerUnreachable(f"Redis: {explained(error)}") from error
+            else:
+                self._is_known = True
+                return answer
+            is_repeated = True
+            if self._clock() < until:
+                await self._sleep(backoff.next_seconds())
+            # Checked after the pause too: a suspended process must not retry after Redis has forgotten its first call.
+            if self._clock() >= until:
+                raise BrokerUnreachable(f"Redis: {explained(last)}") from last
+
 
 BATCH_REQUESTS = 500
 """Most requests in one call: a few milliseconds of server time, so that other clients are not delayed."""

@@ -17,12 +17,11 @@ from handlers.cancellation import end_if_cancelled
 from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.poller.worker import Worker
-from handlers.redis_store.admin.depths import queue_depths
+from handlers.redis_store.admin.depths import existing, queue_depths
 from handlers.redis_store.connection import STORE_FAILURES, STORE_REFUSALS, Store
 from handlers.redis_store.faults import StoreBackoff, explained
 from handlers.redis_store.keys import queue_keys, reclaim_keys
 from handlers.redis_store.queue.cancellations import Cancellation, Cancellations
-from handlers.redis_store.queue.presence import existing
 from handlers.redis_store.queue.queue import QueueOptions, RedisQueue, Retries
 from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS
 from handlers.telemetry.logs import Logger

@@ -12,7 +12,7 @@ from redis.asyncio.cluster import RedisCluster
 from handlers.clock import FollowedClock
 from handlers.redis_store.connection import Store
 from handlers.redis_store.queue.queue import QueueOptions, RedisQueue, Retries
-from handlers.redis_store.replication import Replication
+from handlers.redis_store.scripts import Replication
 from handlers.redis_store.submit.submissions import Submissions
 
 _WAIT_TIMEOUT_MS: Final = 1_000

@@ -328,7 +328,7 @@ def _rights(settings: Settings) -> RightsOptions:
 async def _pubsub(settings: Settings) -> list[Finding]:
     """Check that the topics and subscriptions in the settings exist."""
     from handlers.pubsub.publisher import Publisher
-    from handlers.wiring.pubsub import channel_of, check_topic_names
+    from handlers.wiring.push_door import channel_of, check_topic_names
 
     check_topic_names(settings)
     env = settings.env

@@ -20,6 +20,8 @@ from handlers.byte_budget import ByteBudget
 from handlers.contract.delivery import wrapped_answer_bytes
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
+from handlers.doors.accounted import AccountedDoor
+from handlers.doors.door import Answer, ContextT, Delivery, Door, handle
 from handlers.forward.forward import AttemptOptions, Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.middleware.breaker import BreakerForward, BreakerOptions, GatewayBreakers, has_failed
@@ -89,17 +91,15 @@ STACK_ORDER: Final = ForwardStack.__struct_fields__
 """The order of the layers, outermost first: that of their declaration."""
 
 
-def push_stack(
-    settings: Settings, gateway: Sender, breakers: GatewayBreakers, parts: Parts
-) -> tuple[Forward, Once | None]:
+def push_stack(settings: Settings, parts: Parts) -> tuple[Forward, Once | None]:
     """The push door's stack, and its dedup store if one is configured."""
-    tracing = _tracing_of_door(settings, gateway, parts, is_first_hop=True)
+    tracing = _tracing_of_door(settings, parts, is_first_hop=True)
     once, cancellation = _dedup_store(settings, parts)
     stack = ForwardStack(
         attempts=_attempts(parts),
         cancellation=cancellation,
         admission=lambda forward: held_pushes(settings, forward, parts),
-        breaker=_breaker(settings, breakers),
+        breaker=_breaker(settings, parts.shared.breakers),
         details=timed if settings.env.result_details else None,
         health=_health(parts),
         calls=_calls(parts),
@@ -108,13 +108,13 @@ def push_stack(
     return stack.around(forwarder_of(settings, tracing.sender).forward), once
 
 
-def event_stack(settings: Settings, gateway: Sender, breakers: GatewayBreakers, parts: Parts) -> Forward:
+def event_stack(settings: Settings, parts: Parts) -> Forward:
     """The dispatch door's stack, which depends on the event's sender.
 
     Only a poller's events name a queue. The poller itself applies gates, breaker and final details to them; a second
     breaker here would refuse the poller's probes. All other events pass the gate of the pool `default`.
     """
-    tracing = _tracing_of_door(settings, gateway, parts, is_first_hop=False)
+    tracing = _tracing_of_door(settings, parts, is_first_hop=False)
     has_details = settings.env.result_details
     send = forwarder_of(settings, tracing.sender).forward
     of_pollers = ForwardStack(
@@ -128,7 +128,7 @@ def event_stack(settings: Settings, gateway: Sender, breakers: GatewayBreakers, 
         of_pollers,
         results=with_details if has_details else None,
         admission=lambda forward: held_events(settings, forward, parts),
-        breaker=_breaker(settings, breakers),
+        breaker=_breaker(settings, parts.shared.breakers),
     )
     of_poller, of_other = of_pollers.around(send), of_others.around(send)
 
@@ -243,10 +243,8 @@ class _DoorTracing(msgspec.Struct, frozen=True):
     sender: Sender
 
 
-def _tracing_of_door(
-    settings: Settings, gateway: Sender, parts: Parts, *, is_first_hop: bool
-) -> _DoorTracing:
-    tracing = tracing_of(settings)
+def _tracing_of_door(settings: Settings, parts: Parts, *, is_first_hop: bool) -> _DoorTracing:
+    tracing, gateway = tracing_of(settings), parts.shared.gateway
     if tracing is None:
         return _DoorTracing(None, gateway)
     from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_forward
@@ -318,21 +316,15 @@ def held_pushes(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     """The admission layer of pushes: gates of subscriptions and their pools."""
     pools = {pool.id: pool for pool in settings.pools}
     is_gated = any(topic.gate_type or pools[topic.worker_pool_id].gate_type for topic in settings.file.topics)
-    return _held(settings, forward, parts, math.inf, _push_plan if is_gated else None)
-
-
-def _push_plan(gates: DoorGates, settings: Settings) -> GatePlan:
-    return gates.push_plan(settings)
+    plan = (lambda gates: gates.push_plan(settings)) if is_gated else None
+    return _held(settings, forward, parts, math.inf, plan)
 
 
 def held_events(settings: Settings, forward: Forward, parts: Parts) -> Forward:
     """The admission layer of events: the gate of the pool `default`."""
     is_gated = any(pool.id == _DEFAULT_POOL and pool.gate_type for pool in settings.pools)
-    return _held(settings, forward, parts, EVENT_HOLD_SECONDS, _event_plan if is_gated else None)
-
-
-def _event_plan(gates: DoorGates, settings: Settings) -> GatePlan:
-    return gates.event_plan(settings)
+    plan = (lambda gates: gates.event_plan(settings)) if is_gated else None
+    return _held(settings, forward, parts, EVENT_HOLD_SECONDS, plan)
 
 
 def _held(
@@ -340,7 +332,7 @@ def _held(
     forward: Forward,
     parts: Parts,
     most_held_seconds: float,
-    plan_of: Callable[[DoorGates, Settings], GatePlan] | None,
+    plan_of: Callable[[DoorGates], GatePlan] | None,
 ) -> Forward:
     """The layer that asks the gates of a plan before `forward`.
 
@@ -354,7 +346,7 @@ def _held(
     if parts.shared.gates is None:
         parts.shared.gates = DoorGates(settings, forward, most_held_seconds=most_held_seconds)
     gates = parts.shared.gates
-    plan = GatePlan() if plan_of is None else plan_of(gates, settings)
+    plan = GatePlan() if plan_of is None else plan_of(gates)
     if plan_of is not None:
         parts.dependencies.watch(GATES, gates.are_available)
 
@@ -472,3 +464,15 @@ class Parts(msgspec.Struct, frozen=True):
     def metrics(self) -> HandlerMetrics | None:
         """Metrics of the process, if they are enabled."""
         return self.shared.metrics
+
+
+Handle = Callable[[Delivery], Awaitable[Answer]]
+
+
+def accounted_handle(
+    door: Door[ContextT], queue_name: Callable[[ContextT], str], forward: Forward, parts: Parts
+) -> Handle:
+    """A function that decodes, forwards, settles and records a delivery."""
+    metrics = (parts.metrics.door, parts.metrics.queue_of) if parts.metrics else None
+    accounting = AccountedDoor(door, queue_name, parts.log, metrics)
+    return lambda delivery: handle(accounting, delivery, forward)

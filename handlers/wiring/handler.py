@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
-from handlers.clock import FollowedClock
 from handlers.contract.delivery import wrapped_bytes
-from handlers.contract.errors import InvalidSetting
-from handlers.contract.events import Event
 from handlers.contract.request import Request
-from handlers.doors.accounted import AccountedDoor
-from handlers.doors.cloudevents.dispatch import DispatchDoor
-from handlers.doors.door import Answer, ContextT, Delivery, Door, handle, plain
+from handlers.doors.door import Answer, plain
 from handlers.doors.http_endpoint import (
     Authenticator,
     CallerRefusal,
@@ -31,26 +24,20 @@ from handlers.doors.http_endpoint import (
     HttpEndpoint,
 )
 from handlers.forward.forward import AttemptOptions, Forward
-from handlers.forward.gateway import Gateway
-from handlers.forward.middleware.breaker import GatewayBreakers
 from handlers.forward.outcome import Outcome
 from handlers.settings.settings import Settings, load_settings, setting_warnings
-from handlers.telemetry.dependencies import RESULTS, Dependencies, Dependency, SkewWatch
+from handlers.telemetry.dependencies import Dependencies
 from handlers.telemetry.logs import RareWarning, get_logger
 from handlers.wiring.closing import close_in_time
 from handlers.wiring.forward_stack import (
+    Handle,
     Parts,
     SharedByHandlers,
-    event_stack,
-    push_stack,
     shared_by_handlers,
 )
 
 if TYPE_CHECKING:
     from handlers.gates.gate import Gate
-    from handlers.pubsub.publisher import Publisher
-
-Handle = Callable[[Delivery], Awaitable[Answer]]
 
 
 class Handler:
@@ -81,9 +68,7 @@ class Handler:
         self._starting: asyncio.Future[None] | None = None
         self._needs_dependencies = settings.env.readiness == "dependencies"
         self._parts = Parts(self._log, [], [], self.shared, self._dependencies, occupied=self._occupying)
-        handle_delivery, authenticator = _DOORS[target](
-            settings, self.shared.gateway, self.shared.breakers, self._parts
-        )
+        handle_delivery, authenticator = _door_of(target, settings, self._parts)
         self._endpoint = self._endpoint_of(settings, target, handle_delivery, authenticator)
         if shared is None:
             self._show()
@@ -222,147 +207,15 @@ def _healthy() -> Answer:
     return plain(200, "ok")
 
 
-def _dispatch_door(
-    settings: Settings, gateway: Gateway, breakers: GatewayBreakers, parts: Parts
-) -> tuple[Handle, Authenticator | None]:
-    from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
-    from handlers.wiring.event_sources import event_fields, event_sink
+def _door_of(target: str, settings: Settings, parts: Parts) -> tuple[Handle, Authenticator | None]:
+    """A target's function for deliveries, and the check of their senders."""
+    if target == "dispatch":
+        from handlers.wiring.dispatch_door import dispatch_door
 
-    env = settings.env
-    authenticator = None
-    if env.dispatch_token or env.dispatch_token_file:
-        path = Path(env.dispatch_token_file) if env.dispatch_token_file else None
-        authenticator = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
-    elif env.dispatch_auth != "none":
-        parts.log.warning(
-            "dispatch authentication is disabled", fix="set DISPATCH_TOKEN_FILE, or DISPATCH_AUTH=none"
-        )
-    fields, sink = event_fields(settings), event_sink(settings, parts.log, parts.closers)
-    door = DispatchDoor(
-        max_request_bytes=env.max_request_bytes,
-        fields=fields,
-        sink=sink,
-        # Without a token, other sources could send events of the poller's type too.
-        trusts_pollers=authenticator is not None or (fields is None and sink is None),
-    )
-    forward = event_stack(settings, gateway, breakers, parts)
-    return _accounted(door, _queue_of_event, forward, parts), authenticator
+        return dispatch_door(settings, parts)
+    from handlers.wiring.push_door import push_door
 
-
-def _queue_of_event(event: Event) -> str:
-    """The poller's queue; empty for an event of another source."""
-    return event.extensions.get("queue", "")
-
-
-def _push_door(
-    settings: Settings, gateway: Gateway, breakers: GatewayBreakers, parts: Parts
-) -> tuple[Handle, Authenticator | None]:
-    from handlers.doors.pubsub.push import PubSubPushDoor, PushContext, PushOptions
-    from handlers.pubsub.publisher import Publisher
-    from handlers.wiring.pubsub import channel_of, check_topics, subscriptions, unlisted_subscription
-
-    if not settings.project_id:
-        raise InvalidSetting("PROJECT_ID", found="nothing", accepted="the project of the result topic")
-    env, log = settings.env, parts.log
-    channel = channel_of(settings)
-    publisher = Publisher(channel)
-    parts.closers.extend([channel.close, publisher.close])
-    parts.starters.append(partial(check_topics, publisher, settings, log))
-    forward, dedup_store = push_stack(settings, gateway, breakers, parts)
-    clock = FollowedClock()
-    watch = SkewWatch(clock, log, "Pub/Sub")
-
-    async def take_effect() -> list[Gate]:
-        if parts.metrics is not None:
-            parts.metrics.watch_channel(lambda: channel.in_use)
-            parts.metrics.metrics.watch_clock(lambda: clock.skew_seconds)
-        return []
-
-    parts.effects.append(take_effect)
-    door = PubSubPushDoor(
-        ObservedPublisher(publisher, parts.dependencies.add(RESULTS)),
-        subscriptions(settings),
-        log,
-        PushOptions(
-            project_id=settings.project_id,
-            max_request_bytes=env.max_request_bytes,
-            dead_letter_topic=env.dead_letter_topic_id,
-            dead_letters=unlisted_subscription(settings, "dead-letters")
-            if settings.result_topic_id
-            else None,
-            form=env.push_form,
-            may_name=settings.may_name_topics,
-            has_details=env.result_details,
-        ),
-        dedup_store=dedup_store,
-        on_dead_lettered=parts.metrics.dead_lettered if parts.metrics else lambda _subscription: None,
-        clock=clock,
-        on_clock=watch.check,
-    )
-
-    def queue_name(context: PushContext) -> str:
-        return context.subscription.name
-
-    return _accounted(door, queue_name, forward, parts), _push_identity(settings, parts)
-
-
-def _push_identity(settings: Settings, parts: Parts) -> Authenticator | None:
-    from handlers.doors.auth.oidc import PushIdentity, PushIdentityOptions
-
-    env = settings.env
-    if env.push_auth == "none":
-        parts.log.warning("push authentication is disabled (PUSH_AUTH=none)")
-        return None
-    identity = PushIdentity(
-        PushIdentityOptions(audience=env.push_audience, service_account_email=env.push_service_account)
-    )
-
-    async def start() -> None:
-        identity.start()
-
-    parts.starters.append(start)
-    parts.closers.append(identity.close)
-    return identity
-
-
-def _accounted(
-    door: Door[ContextT], queue_name: Callable[[ContextT], str], forward: Forward, parts: Parts
-) -> Handle:
-    """A function that decodes, forwards, settles and records a delivery."""
-    metrics = (parts.metrics.door, parts.metrics.queue_of) if parts.metrics else None
-    accounting = AccountedDoor(door, queue_name, parts.log, metrics)
-    return lambda delivery: handle(accounting, delivery, forward)
-
-
-class ObservedPublisher:
-    """A publisher that reports the health of the result topic.
-
-    A result that is too large does not change it.
-    """
-
-    def __init__(self, publisher: Publisher, results: Dependency) -> None:
-        self._publisher = publisher
-        self._results = results
-
-    async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str] | None = None) -> str:
-        """Publish, and report the outcome."""
-        from handlers.pubsub.errors import PublishFailed
-
-        try:
-            published_id = await self._publisher.publish(topic, data, attributes)
-        except PublishFailed:
-            self._results.report(has_failed=True)
-            raise
-        self._results.report(has_failed=False)
-        return published_id
-
-
-_DOORS: dict[
-    str, Callable[[Settings, Gateway, GatewayBreakers, Parts], tuple[Handle, Authenticator | None]]
-] = {
-    "dispatch": _dispatch_door,
-    "pubsub_push": _push_door,
-}
+    return push_door(settings, parts)
 
 
 _built: dict[str, Handler] = {}

@@ -32,12 +32,12 @@ from handlers.poller.poller import Poller, Runs
 from handlers.poller.pool_share import SHARE_SECONDS, PoolShares
 from handlers.poller.queue_watch import QueueWatch
 from handlers.poller.worker import Worker, WorkerOptions
+from handlers.redis_store.admin.depths import existing, wake_signals
 from handlers.redis_store.admin.status_board import FinishedLimits, FinishedRecords
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.opening import open_queue, open_retries
 from handlers.redis_store.queue.cancellations import ForeignCancellations
 from handlers.redis_store.queue.payloads import read_payload
-from handlers.redis_store.queue.presence import existing, wake_signals
 from handlers.redis_store.queue.queue import QueueOptions
 from handlers.settings.settings import Settings
 from handlers.status.collect import POST_SECONDS, Tally, status_watch

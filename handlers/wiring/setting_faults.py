@@ -15,7 +15,7 @@ from handlers.poller.priority import build_merge, check_objectives
 from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.settings import Settings, read_settings, without_faulty
 from handlers.wiring.credentials import file_token, gateway_tls, prometheus_tls
-from handlers.wiring.event_sources import check_event_sources
+from handlers.wiring.dispatch_door import check_event_sources
 from handlers.wiring.gates import GateEntry, ProcessGates
 from handlers.wiring.metrics import check_tracing
 

@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import ResponseError
 
 from handlers.client.errors import BrokerUnreachable
-from handlers.client.store_retry import StoreRetry
+from handlers.client.redis_broker import StoreRetry
 from handlers.redis_store.connection import NotReplicated
 
 

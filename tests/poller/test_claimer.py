@@ -17,8 +17,8 @@ from handlers.forward.middleware.circuit import Circuit, CircuitOptions, Circuit
 from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.priority import TierPriority
 from handlers.poller.queue_watch import QueueWatch
+from handlers.redis_store.admin.depths import existing
 from handlers.redis_store.connection import RedisOptions, connect
-from handlers.redis_store.queue.presence import existing
 from tests.poller.rig import IN_TIME, QUEUE, Rig, answering, body, claimer_of, running
 from tests.redis_keys import claims_left
 from tests.waiting import wait_until_async

@@ -20,8 +20,8 @@ from handlers.poller.queue_watch import (
     QueueWatch,
     Waiter,
 )
+from handlers.redis_store.admin.depths import existing, wake_signals
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
-from handlers.redis_store.queue.presence import existing, wake_signals
 from handlers.redis_store.submit.submissions import MemberParts, Submissions
 from handlers.telemetry.logs import get_logger
 from tests.poller.rig import IN_TIME, Rig, body, running

@@ -20,7 +20,8 @@ from redis.asyncio import Redis
 from handlers.contract.request import Request
 from handlers.contract.result import Result
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions
-from handlers.forward.gateway import GatewayResponse
+from handlers.forward.gateway import Gateway as HttpGateway
+from handlers.forward.gateway import GatewayOptions, GatewayResponse
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
 from handlers.gates.registry import GATE_KINDS
@@ -28,7 +29,6 @@ from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import get_logger
 from handlers.wiring.forward_stack import (
     Parts,
-    breakers_of,
     event_stack,
     held_events,
     held_pushes,
@@ -271,7 +271,7 @@ class Gateway:
         return Answered(Result(request.id, status_code=200, payload="{}"), Feedback(200))
 
 
-class AnsweringSender:
+class AnsweringGateway(HttpGateway):
     """A gateway that answers every call."""
 
     async def send(self, *_call: object) -> GatewayResponse:
@@ -358,8 +358,8 @@ async def test_events_of_other_sources_pass_the_gate_of_the_default_pool_and_the
     gate = {"gate_type": "redis", "gate_params": {"address": world.address}}
     settings = settings_of(world, tmp_path, {"pools": [{"id": "default", **gate}]}, "http://127.0.0.1:1")
     await world.redis.set("dispatch-gate-budget", "0")
-    breakers = breakers_of(settings, get_logger("test"))
-    forward = event_stack(settings, AnsweringSender(), breakers, parts)
+    parts.shared.gateway = AnsweringGateway(GatewayOptions())
+    forward = event_stack(settings, parts)
     async with started(parts):
         refused = await forward(push(queue=""), NO_OPTIONS)
         assert isinstance(refused, Retry)

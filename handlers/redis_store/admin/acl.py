@@ -14,6 +14,7 @@ from enum import StrEnum
 import msgspec
 from redis.exceptions import NoPermissionError
 
+from handlers.redis_store.admin.depths import WAKE_CHANNEL
 from handlers.redis_store.connection import Store
 from handlers.redis_store.keys import (
     CANCELLATIONS,
@@ -23,7 +24,6 @@ from handlers.redis_store.keys import (
     queue_keys,
     result_of_key,
 )
-from handlers.redis_store.queue.presence import WAKE_CHANNEL
 from handlers.redis_store.scripts import lua_script
 
 

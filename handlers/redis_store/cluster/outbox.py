@@ -23,8 +23,7 @@ from redis.exceptions import NoPermissionError
 
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import beside
-from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import BATCH_BYTES, lua_script
+from handlers.redis_store.scripts import BATCH_BYTES, Replication, lua_script
 
 OVERDUE_SECONDS: Final = 5.0
 """Age at which other pollers deliver a record: longer than a delivery takes, shorter than a lease."""

@@ -27,8 +27,7 @@ from handlers.redis_store.queue.queue import (
     has_payload_key,
     settled_effects,
 )
-from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import SCRIPT_BYTES, lua_script
+from handlers.redis_store.scripts import SCRIPT_BYTES, Replication, lua_script
 
 
 class ClusterQueue(RedisQueue):

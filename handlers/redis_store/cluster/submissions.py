@@ -36,8 +36,7 @@ from handlers.redis_store.keys import (
     seq_key,
     submitted_key,
 )
-from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import BATCH_BYTES, lua_script, read_only
+from handlers.redis_store.scripts import BATCH_BYTES, Replication, lua_script, read_only
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState, Submissions
 
 _SEQ_STEPS = 2_097_152  # 2^21, as in submit.lua

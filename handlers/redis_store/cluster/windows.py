@@ -25,8 +25,7 @@ from handlers.contract.errors import InvalidSetting
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.idempotency.idempotency import KeyRecord, split_record
 from handlers.redis_store.keys import active_key, beside, delivery_name, payload_key
-from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.scripts import Replication, lua_script
 from handlers.redis_store.submit.submissions import MemberParts, Queued, queued_as
 
 PAYLOAD_KEPT_SECONDS: Final = 600

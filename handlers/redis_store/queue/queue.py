@@ -31,8 +31,7 @@ from handlers.redis_store.keys import (
 )
 from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellation, CancelSearch, searches
 from handlers.redis_store.queue.payloads import StoredPayload, delete_payloads, is_own_payload, store_payloads
-from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import SCRIPT_BYTES, lua_script
+from handlers.redis_store.scripts import SCRIPT_BYTES, Replication, lua_script
 
 SCAN_COUNT: Final = 500
 _RETRIED = re.compile(rb'"internal"\s*:.*?"retry_count"\s*:\s*[1-9]', re.DOTALL)

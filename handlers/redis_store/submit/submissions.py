@@ -30,8 +30,7 @@ from handlers.redis_store.keys import (
     seq_key,
     submitted_key,
 )
-from handlers.redis_store.replication import Replication
-from handlers.redis_store.scripts import lua_script, read_only
+from handlers.redis_store.scripts import Replication, lua_script, read_only
 
 
 class RequestState(StrEnum):

@@ -20,7 +20,7 @@ from handlers.redis_store.cluster import windows as cluster_windows
 from handlers.redis_store.cluster.submissions import ClusterSubmissions
 from handlers.redis_store.connection import RedisOptions, Store, connect, executed
 from handlers.redis_store.keys import active_key, delivery_name, payload_key, submitted_key
-from handlers.redis_store.replication import Replication
+from handlers.redis_store.scripts import Replication
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster

@@ -7,7 +7,7 @@ import pytest
 from handlers.contract.errors import InvalidSetting
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import get_logger
-from handlers.wiring.event_sources import event_fields, event_sink
+from handlers.wiring.dispatch_door import event_fields, event_sink
 
 
 def settings(**variables: str) -> Settings:

@@ -1,21 +1,27 @@
-"""Settings of event sources other than the poller: fields and sink."""
+"""Build the dispatch door: its token, and the fields and sink of sources other than the poller."""
 
 from __future__ import annotations
 
 import re
 import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 
 from handlers.contract.errors import InvalidSetting, SettingFaults
+from handlers.contract.events import Event
 from handlers.contract.json_limits import MALFORMED, shape_of
+from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
+from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions
 from handlers.doors.cloudevents.foreign_event import HEADER_PREFIX, EventFields
+from handlers.doors.http_endpoint import Authenticator
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.number_text import counted
 from handlers.settings.settings import Settings, masked_url
 from handlers.telemetry.logs import Logger
+from handlers.wiring.forward_stack import Handle, Parts, accounted_handle, event_stack
 
 _MAX_ANSWER_BYTES = 65_536
 _EXTENSION = re.compile(r"[a-z0-9]+")
@@ -24,6 +30,34 @@ _ATTRIBUTES = frozenset({"id", "source", "type", "specversion", "datacontenttype
 
 class _Overrides(msgspec.Struct):
     extensions: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+def dispatch_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticator | None]:
+    """The dispatch door, and the check of its senders' token. Raises `InvalidSetting`."""
+    env = settings.env
+    authenticator = None
+    if env.dispatch_token or env.dispatch_token_file:
+        path = Path(env.dispatch_token_file) if env.dispatch_token_file else None
+        authenticator = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
+    elif env.dispatch_auth != "none":
+        parts.log.warning(
+            "dispatch authentication is disabled", fix="set DISPATCH_TOKEN_FILE, or DISPATCH_AUTH=none"
+        )
+    fields, sink = event_fields(settings), event_sink(settings, parts.log, parts.closers)
+    door = DispatchDoor(
+        max_request_bytes=env.max_request_bytes,
+        fields=fields,
+        sink=sink,
+        # Without a token, other sources could send events of the poller's type too.
+        trusts_pollers=authenticator is not None or (fields is None and sink is None),
+    )
+    forward = event_stack(settings, parts)
+    return accounted_handle(door, _queue_of_event, forward, parts), authenticator
+
+
+def _queue_of_event(event: Event) -> str:
+    """The poller's queue; empty for an event of another source."""
+    return event.extensions.get("queue", "")
 
 
 def check_event_sources(settings: Settings) -> None:

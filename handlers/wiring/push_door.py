@@ -1,17 +1,108 @@
-"""Build the Pub/Sub channel and subscriptions from the settings; check topics."""
+"""Build the push door: Pub/Sub channel, subscriptions, check of topics and of identities."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 
+from handlers.clock import FollowedClock
 from handlers.contract.errors import InvalidSetting
-from handlers.doors.pubsub.push import Subscription
+from handlers.doors.auth.oidc import PushIdentity, PushIdentityOptions
+from handlers.doors.http_endpoint import Authenticator
+from handlers.doors.pubsub.push import PubSubPushDoor, PushContext, PushOptions, Subscription
+from handlers.gates.gate import Gate
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions, topic_path
-from handlers.pubsub.errors import PubSubError
+from handlers.pubsub.errors import PublishFailed, PubSubError
 from handlers.pubsub.publisher import Publisher, TopicState
 from handlers.settings.settings import Settings
+from handlers.telemetry.dependencies import RESULTS, Dependency, SkewWatch
 from handlers.telemetry.logs import Logger
+from handlers.wiring.forward_stack import Handle, Parts, accounted_handle, push_stack
+
+
+def push_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticator | None]:
+    """The push door, and the check of its senders' identity. Raises `InvalidSetting`."""
+    if not settings.project_id:
+        raise InvalidSetting("PROJECT_ID", found="nothing", accepted="the project of the result topic")
+    env, log = settings.env, parts.log
+    channel = channel_of(settings)
+    publisher = Publisher(channel)
+    parts.closers.extend([channel.close, publisher.close])
+    parts.starters.append(partial(check_topics, publisher, settings, log))
+    forward, dedup_store = push_stack(settings, parts)
+    clock = FollowedClock()
+    watch = SkewWatch(clock, log, "Pub/Sub")
+
+    async def take_effect() -> list[Gate]:
+        if parts.metrics is not None:
+            parts.metrics.watch_channel(lambda: channel.in_use)
+            parts.metrics.metrics.watch_clock(lambda: clock.skew_seconds)
+        return []
+
+    parts.effects.append(take_effect)
+    door = PubSubPushDoor(
+        ObservedPublisher(publisher, parts.dependencies.add(RESULTS)),
+        subscriptions(settings),
+        log,
+        PushOptions(
+            project_id=settings.project_id,
+            max_request_bytes=env.max_request_bytes,
+            dead_letter_topic=env.dead_letter_topic_id,
+            dead_letters=unlisted_subscription(settings, "dead-letters")
+            if settings.result_topic_id
+            else None,
+            form=env.push_form,
+            may_name=settings.may_name_topics,
+            has_details=env.result_details,
+        ),
+        dedup_store=dedup_store,
+        on_dead_lettered=parts.metrics.dead_lettered if parts.metrics else lambda _subscription: None,
+        clock=clock,
+        on_clock=watch.check,
+    )
+
+    def queue_name(context: PushContext) -> str:
+        return context.subscription.name
+
+    return accounted_handle(door, queue_name, forward, parts), _push_identity(settings, parts)
+
+
+def _push_identity(settings: Settings, parts: Parts) -> Authenticator | None:
+    env = settings.env
+    if env.push_auth == "none":
+        parts.log.warning("push authentication is disabled (PUSH_AUTH=none)")
+        return None
+    identity = PushIdentity(
+        PushIdentityOptions(audience=env.push_audience, service_account_email=env.push_service_account)
+    )
+
+    async def start() -> None:
+        identity.start()
+
+    parts.starters.append(start)
+    parts.closers.append(identity.close)
+    return identity
+
+
+class ObservedPublisher:
+    """A publisher that reports the health of the result topic.
+
+    A result that is too large does not change it.
+    """
+
+    def __init__(self, publisher: Publisher, results: Dependency) -> None:
+        self._publisher = publisher
+        self._results = results
+
+    async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str] | None = None) -> str:
+        """Publish, and report the outcome."""
+        try:
+            published_id = await self._publisher.publish(topic, data, attributes)
+        except PublishFailed:
+            self._results.report(has_failed=True)
+            raise
+        self._results.report(has_failed=False)
+        return published_id
 
 
 def channel_of(settings: Settings) -> PubSubChannel:
@@ -91,8 +182,6 @@ def subscriptions(settings: Settings) -> Callable[[str], Subscription | None]:
 
 def unlisted_subscription(settings: Settings, name: str) -> Subscription:
     """Settings of a subscription that is not in the configuration file."""
-    from handlers.doors.pubsub.push import Subscription
-
     env, short = settings.env, name.rsplit("/", 1)[-1]
     return Subscription(
         short, settings.result_topic_id, {}, env.ack_deadline_seconds, env.min_redelivery_seconds
