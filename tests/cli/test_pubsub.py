@@ -10,12 +10,15 @@ from click.testing import CliRunner, Result
 from handlers.cli.pubsub import pubsub
 from handlers.demo.pubsub_emulator import PubSubEmulator
 
+NOBODY = "127.0.0.1:9"
+"""The discard port, on which nothing listens here."""
+
 
 class Command:
-    """The command on one project of the emulator."""
+    """The command on one project of the emulator at `host`."""
 
-    def __init__(self, emulator: PubSubEmulator) -> None:
-        self._where = ["--project", f"p{uuid.uuid4().hex[:12]}", "--emulator-host", emulator.host]
+    def __init__(self, host: str) -> None:
+        self._where = ["--project", f"p{uuid.uuid4().hex[:12]}", "--emulator-host", host]
 
     def __call__(self, name: str, *arguments: str, answer: str = "") -> Result:
         if name == "setup" and "--push-endpoint" not in arguments:
@@ -25,7 +28,7 @@ class Command:
 
 @pytest.fixture
 def command(pubsub_emulator: PubSubEmulator) -> Command:
-    return Command(pubsub_emulator)
+    return Command(pubsub_emulator.host)
 
 
 def test_a_dry_run_shows_all_changes_nothing_and_exits_1(command: Command) -> None:
@@ -84,14 +87,13 @@ def test_teardown_asks_and_then_deletes(command: Command) -> None:
         (["--request-topic", "x"], "3 to 255 letters"),
     ],
 )
-def test_wrong_settings_exit_2_and_are_named(command: Command, arguments: list[str], message: str) -> None:
-    refused = command("setup", *arguments)
+def test_wrong_settings_exit_2_and_are_named(arguments: list[str], message: str) -> None:
+    refused = Command(NOBODY)("setup", *arguments)
     assert refused.exit_code == 2
     assert message in refused.output
 
 
 def test_a_broker_that_does_not_answer_exits_4() -> None:
-    where = ["--project", "proj", "--emulator-host", "127.0.0.1:9", "--push-endpoint", "http://h/"]
-    refused = CliRunner().invoke(pubsub, ["setup", *where])
+    refused = Command(NOBODY)("setup")
     assert refused.exit_code == 4
     assert "503" in refused.output

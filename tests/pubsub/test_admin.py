@@ -269,11 +269,11 @@ async def test_grants_are_unknown_where_policies_cannot_be_read(
     assert await grant_states(channel, [grant]) == [(grant, GrantState.UNKNOWN)]
 
 
-async def test_a_refusal_names_the_resource(options: PubSubOptions, wanted: LayoutOptions) -> None:
+async def test_a_refusal_names_the_resource() -> None:
     async with (
         running_broker() as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        PubSubChannel(PubSubOptions(project_id=OPTIONS.project_id, emulator_host=broker.host)) as channel,
     ):
         broker.fault = lambda _method, _request: refusal("PERMISSION_DENIED", "User not authorized")
         with pytest.raises(PubSubFailed, match=r"topics/async-proc-requests: 403 User not authorized"):
-            await applied(channel, wanted)
+            await applied(channel, OPTIONS)

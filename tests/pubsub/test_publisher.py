@@ -1,4 +1,4 @@
-"""Publishing on the emulator; a broker in front of it adds answers of the real service."""
+"""Publishing: what arrives on the emulator, and calls and refusals on a broker that answers as the service may."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import grpc
 import pytest
 from google.api_core.exceptions import from_grpc_status
+from google.pubsub_v1.types import PublishRequest
 from msgspec.structs import replace
 
 from handlers.contract.errors import InvalidSetting
@@ -28,17 +29,31 @@ from tests.pubsub.resources import Resources
 from tests.servers.pubsub_broker import Fault, Refusal, confirmed, refusal, running_broker
 from tests.waiting import wait_until_async
 
+NOBODY = "127.0.0.1:9"
+"""The discard port, on which nothing listens here."""
 
-async def test_a_confirmed_result_is_on_the_topic_byte_for_byte(
+
+def at(host: str) -> PubSubOptions:
+    """The options of a channel to `host`."""
+    return PubSubOptions(project_id="proj", emulator_host=host)
+
+
+async def test_a_confirmed_result_is_on_the_topic_byte_for_byte_with_its_trace_and_other_attributes(
     channel: PubSubChannel, resources: Resources
 ) -> None:
     await resources.topic("results")
     await resources.subscription("reader", "results")
     data = '{"id":"ü","payload":"\\u0000 \U0001f600"}'.encode()
+    attributes = {
+        "id": "ü",
+        "result_route": "a",
+        "googclient_traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
+        "empty": "",
+        "ü": "é\n",
+    }
     async with Publisher(channel) as publisher:
-        message_id = await publisher.publish("results", data, {"id": "ü", "result_route": "a"})
-    assert message_id
-    assert await resources.pulled("reader", 1) == [(data, {"id": "ü", "result_route": "a"})]
+        assert await publisher.publish("results", data, attributes)
+    assert await resources.pulled("reader", 1) == [(data, attributes)]
 
 
 async def test_a_topic_may_be_named_in_full_and_hold_any_legal_character(
@@ -56,39 +71,38 @@ async def test_a_topic_may_be_named_in_full_and_hold_any_legal_character(
 @pytest.mark.parametrize(
     "topic", ["", "ab", "goog-topic", "a b c", "projects/p/subscriptions/x", "../x", "a/b"]
 )
-async def test_an_impossible_topic_name_is_refused_before_anything_is_sent(
-    channel: PubSubChannel, topic: str
-) -> None:
-    with pytest.raises(PublishFailed) as raised:
-        await Publisher(channel).publish(topic, b"1")
-    assert not raised.value.is_retryable
-    with pytest.raises(InvalidSetting):
-        await Publisher(channel).check(topic)
+async def test_an_impossible_topic_name_is_refused_before_anything_is_sent(topic: str) -> None:
+    async with PubSubChannel(at(NOBODY)) as channel:
+        with pytest.raises(PublishFailed) as raised:
+            await Publisher(channel).publish(topic, b"1")
+        assert not raised.value.is_retryable
+        with pytest.raises(InvalidSetting):
+            await Publisher(channel).check(topic)
 
 
-async def test_concurrent_publishes_share_calls_and_each_caller_gets_its_own_id(
-    options: PubSubOptions, resources: Resources
-) -> None:
-    await resources.topic("results")
-    await resources.subscription("reader", "results")
+def confirms_data(_method: str, request: bytes) -> bytes:
+    """The answer to a publish whose ids are what was published."""
+    return confirmed(*(message.data.decode() for message in PublishRequest.deserialize(request).messages))
+
+
+async def test_concurrent_publishes_share_calls_and_each_caller_gets_its_own_id() -> None:
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        running_broker() as broker,
+        PubSubChannel(at(broker.host)) as channel,
         Publisher(channel, PublisherOptions(max_batch=50)) as publisher,
     ):
+        broker.fault = confirms_data
         ids = await asyncio.gather(*(publisher.publish("results", b"%d" % n) for n in range(500)))
         assert broker.calls <= 12
-    assert len(set(ids)) == 500
-    got = await resources.pulled("reader", 500)
-    assert sorted(int(data) for data, _ in got) == list(range(500))
+    assert ids == [str(n) for n in range(500)]
+    assert sorted(int(data) for _, data, _ in broker.published) == list(range(500))
 
 
-async def test_a_batch_ends_at_its_bytes(options: PubSubOptions, resources: Resources) -> None:
-    await resources.topic("results")
+async def test_a_batch_ends_at_its_bytes() -> None:
     sizes: list[int] = []
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        running_broker() as broker,
+        PubSubChannel(at(broker.host)) as channel,
         Publisher(channel, PublisherOptions(max_batch_bytes=100_000)) as publisher,
     ):
         broker.fault = lambda _method, request: sizes.append(len(request))
@@ -98,11 +112,10 @@ async def test_a_batch_ends_at_its_bytes(options: PubSubOptions, resources: Reso
     assert sizes[-1] > 300_000
 
 
-async def test_at_most_max_calls_run_at_once(options: PubSubOptions, resources: Resources) -> None:
-    await resources.topic("results")
+async def test_at_most_max_calls_run_at_once() -> None:
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        running_broker() as broker,
+        PubSubChannel(at(broker.host)) as channel,
         Publisher(channel, PublisherOptions(max_batch=1, max_calls=3)) as publisher,
     ):
         broker.is_hanging = True
@@ -113,8 +126,8 @@ async def test_at_most_max_calls_run_at_once(options: PubSubOptions, resources: 
         assert (broker.calls, broker.most_at_once) == (30, 3)
 
 
-async def test_a_message_over_pubsubs_limits_is_never_sent(channel: PubSubChannel) -> None:
-    publisher = Publisher(channel)
+async def test_a_message_over_pubsubs_limits_is_never_sent() -> None:
+    publisher = Publisher(PubSubChannel(at(NOBODY)))
     for data, attributes in (
         (b"x" * 10_000_001, {}),
         (b"x" * 9_999_999, {"a": "b"}),
@@ -127,12 +140,10 @@ async def test_a_message_over_pubsubs_limits_is_never_sent(channel: PubSubChanne
         assert raised.value.size > raised.value.limit
 
 
-async def test_a_large_result_that_the_service_refuses_is_too_large_a_small_one_is_not(
-    options: PubSubOptions,
-) -> None:
+async def test_a_large_result_that_the_service_refuses_is_too_large_a_small_one_is_not() -> None:
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        running_broker() as broker,
+        PubSubChannel(at(broker.host)) as channel,
         Publisher(channel) as publisher,
     ):
         broker.fault = lambda _method, _request: refusal("INVALID_ARGUMENT", "size exceeds the limit")
@@ -152,10 +163,10 @@ async def test_a_missing_topic_is_reported_at_once(channel: PubSubChannel) -> No
     assert not raised.value.is_retryable
 
 
-async def test_a_topic_that_may_not_be_read_is_hidden(options: PubSubOptions) -> None:
+async def test_a_topic_that_may_not_be_read_is_hidden() -> None:
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        running_broker() as broker,
+        PubSubChannel(at(broker.host)) as channel,
     ):
         broker.fault = lambda _method, _request: refusal("PERMISSION_DENIED")
         assert await Publisher(channel).check("results") is TopicState.HIDDEN
@@ -179,11 +190,12 @@ async def test_an_invalid_publish_fails_no_other_in_its_batch(
     assert sorted(data for data, _ in await resources.pulled("reader", 2)) == [b"1", b"3"]
 
 
-async def test_an_attribute_with_invalid_unicode_fails_alone(
-    channel: PubSubChannel, resources: Resources
-) -> None:
-    await resources.topic("results")
-    async with Publisher(channel) as publisher:
+async def test_an_attribute_with_invalid_unicode_fails_alone() -> None:
+    async with (
+        running_broker() as broker,
+        PubSubChannel(at(broker.host)) as channel,
+        Publisher(channel) as publisher,
+    ):
         good, bad = await asyncio.gather(
             publisher.publish("results", b"1"),
             publisher.publish("results", b"2", {"a": "\ud800"}),
@@ -196,13 +208,10 @@ async def test_an_attribute_with_invalid_unicode_fails_alone(
 @pytest.mark.parametrize(
     "status", ["RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE", "ABORTED", "UNKNOWN", "CANCELLED"]
 )
-async def test_a_temporary_refusal_is_retried_until_confirmed(
-    options: PubSubOptions, resources: Resources, status: str
-) -> None:
-    await resources.topic("results")
+async def test_a_temporary_refusal_is_retried_until_confirmed(status: str) -> None:
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        running_broker() as broker,
+        PubSubChannel(at(broker.host)) as channel,
         Publisher(channel) as publisher,
     ):
 
@@ -214,10 +223,10 @@ async def test_a_temporary_refusal_is_retried_until_confirmed(
         assert broker.calls == 3
 
 
-async def test_the_timeout_names_the_last_failure(options: PubSubOptions) -> None:
+async def test_the_timeout_names_the_last_failure() -> None:
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        running_broker() as broker,
+        PubSubChannel(at(broker.host)) as channel,
         Publisher(channel) as publisher,
     ):
         broker.fault = lambda _method, _request: refusal("UNAVAILABLE", "backend error")
@@ -226,9 +235,8 @@ async def test_the_timeout_names_the_last_failure(options: PubSubOptions) -> Non
         assert raised.value.is_retryable
 
 
-async def test_a_refused_connection_is_retryable(options: PubSubOptions) -> None:
-    nobody = replace(options, emulator_host="127.0.0.1:9")  # the discard port, on which nothing listens here
-    async with PubSubChannel(nobody) as channel, Publisher(channel) as publisher:
+async def test_a_refused_connection_is_retryable() -> None:
+    async with PubSubChannel(at(NOBODY)) as channel, Publisher(channel) as publisher:
         with pytest.raises(PublishFailed, match="503") as raised:
             await publisher.publish("results", b"x", timeout_seconds=3)
         assert raised.value.is_retryable
@@ -238,10 +246,10 @@ def answers(body: bytes) -> Fault:
     return lambda _method, _request: body
 
 
-async def test_a_partial_confirmation_confirms_nothing(options: PubSubOptions) -> None:
+async def test_a_partial_confirmation_confirms_nothing() -> None:
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        running_broker() as broker,
+        PubSubChannel(at(broker.host)) as channel,
         Publisher(channel) as publisher,
     ):
         for body in (confirmed("1"), b"\xff no protobuf", b""):
@@ -291,23 +299,22 @@ def kept_batches() -> list[TopicBatches]:
     return [each for each in gc.get_objects() if type(each) is TopicBatches]
 
 
-async def test_close_sends_what_waits(channel: PubSubChannel, resources: Resources) -> None:
-    await resources.topic("results")
-    await resources.subscription("reader", "results")
-    publisher = Publisher(channel, PublisherOptions(linger_seconds=60))
-    sent = [asyncio.ensure_future(publisher.publish("results", b"%d" % n)) for n in range(5)]
-    await asyncio.sleep(0)
-    await publisher.close()
-    assert all(await asyncio.gather(*sent))
-    assert len(await resources.pulled("reader", 5)) == 5
-    with pytest.raises(PublishFailed, match="closed"):
-        await publisher.publish("results", b"late")
+async def test_close_sends_what_waits() -> None:
+    async with running_broker() as broker, PubSubChannel(at(broker.host)) as channel:
+        publisher = Publisher(channel, PublisherOptions(linger_seconds=60))
+        sent = [asyncio.ensure_future(publisher.publish("results", b"%d" % n)) for n in range(5)]
+        await asyncio.sleep(0)
+        await publisher.close()
+        assert all(await asyncio.gather(*sent))
+        assert [data for _, data, _ in broker.published] == [b"%d" % n for n in range(5)]
+        with pytest.raises(PublishFailed, match="closed"):
+            await publisher.publish("results", b"late")
 
 
-async def test_close_ends_after_the_grace_period(options: PubSubOptions) -> None:
+async def test_close_ends_after_the_grace_period() -> None:
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        running_broker() as broker,
+        PubSubChannel(at(broker.host)) as channel,
     ):
         broker.fault = lambda _method, _request: refusal("UNAVAILABLE")
         publisher = Publisher(channel, PublisherOptions(max_batch=1, max_calls=1))
@@ -319,14 +326,10 @@ async def test_close_ends_after_the_grace_period(options: PubSubOptions) -> None
             assert isinstance(outcome, PublishFailed)
 
 
-async def test_callers_that_went_away_are_not_published_and_nothing_is_kept(
-    options: PubSubOptions, resources: Resources
-) -> None:
-    await resources.topic("results")
-    await resources.subscription("reader", "results")
+async def test_callers_that_went_away_are_not_published_and_nothing_is_kept() -> None:
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        running_broker() as broker,
+        PubSubChannel(at(broker.host)) as channel,
         Publisher(channel) as publisher,
     ):
         gone = [asyncio.ensure_future(publisher.publish("results", b"gone")) for _ in range(10)]
@@ -338,7 +341,7 @@ async def test_callers_that_went_away_are_not_published_and_nothing_is_kept(
         assert broker.calls == 1
         await asyncio.sleep(0)
         assert kept_batches() == [], "requests name topics: an idle one must not stay in memory"
-    assert [data for data, _ in await resources.pulled("reader", 1)] == [b"stayed"]
+    assert [data for _, data, _ in broker.published] == [b"stayed"]
 
 
 def test_every_grpc_status_is_retryable_or_final_as_googles_own_publisher_has_it() -> None:
@@ -360,7 +363,7 @@ async def test_a_publish_that_passes_the_check_fits_a_call() -> None:
     sizes: list[int] = []
     async with (
         running_broker() as broker,
-        PubSubChannel(PubSubOptions(project_id="p" * 30, emulator_host=broker.host)) as channel,
+        PubSubChannel(replace(at(broker.host), project_id="p" * 30)) as channel,
         Publisher(channel) as publisher,
     ):
         broker.fault = lambda _method, request: sizes.append(len(request))
@@ -373,18 +376,3 @@ async def test_a_publish_that_passes_the_check_fits_a_call() -> None:
             await publisher.publish("t" * 255, data, attributes)
             assert sizes[-1] <= check_limits(data, attributes) <= MAX_BYTES
     assert len(sizes) == 4
-
-
-async def test_the_trace_and_other_attributes_arrive_unchanged(
-    channel: PubSubChannel, resources: Resources
-) -> None:
-    await resources.topic("results")
-    await resources.subscription("reader", "results")
-    attributes = {
-        "googclient_traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01",
-        "empty": "",
-        "ü": "é\n",
-    }
-    async with Publisher(channel) as publisher:
-        await publisher.publish("results", b"x", attributes)
-    assert await resources.pulled("reader", 1) == [(b"x", attributes)]

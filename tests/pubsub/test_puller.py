@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from msgspec.structs import replace
 
 from handlers.contract.errors import InvalidSetting
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
@@ -76,19 +75,17 @@ async def test_a_lease_is_the_subscriptions_and_is_extended(channel: PubSubChann
     assert await puller.receive(1) == []
 
 
-async def test_many_acknowledgements_go_in_calls_that_the_service_takes(
-    options: PubSubOptions, channel: PubSubChannel, puller: Puller
-) -> None:
+async def test_many_acknowledgements_go_in_calls_that_the_service_takes() -> None:
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as counted,
+        running_broker() as broker,
+        PubSubChannel(PubSubOptions(project_id="proj", emulator_host=broker.host)) as counted,
     ):
 
         def fault(_method: str, _request: bytes) -> Refusal | None:
             return refusal("UNAVAILABLE") if broker.calls == 1 else None
 
         broker.fault = fault
-        prefix = f"projects/{options.project_id}/subscriptions/reader"
+        prefix = "projects/proj/subscriptions/reader"
         await Puller(counted, "reader").ack([f"{prefix}:{n}" for n in range(2_500)])
         assert broker.calls == 4, "three calls, the first repeated after a 503"
 
@@ -102,10 +99,10 @@ async def test_a_missing_or_invalid_subscription_is_reported(channel: PubSubChan
         Puller(channel, "a b")
 
 
-async def test_a_hopeless_acknowledgement_is_not_repeated(options: PubSubOptions) -> None:
+async def test_a_hopeless_acknowledgement_is_not_repeated() -> None:
     async with (
-        running_broker(options.emulator_host) as broker,
-        PubSubChannel(replace(options, emulator_host=broker.host)) as channel,
+        running_broker() as broker,
+        PubSubChannel(PubSubOptions(project_id="proj", emulator_host=broker.host)) as channel,
     ):
         broker.fault = lambda _method, _request: refusal("PERMISSION_DENIED")
         with pytest.raises(PubSubFailed, match="403"):

@@ -1,7 +1,6 @@
 """A Pub/Sub server that answers as the real service may and the emulator never does.
 
-It speaks gRPC with bytes: calls are passed on to the emulator `upstream`, or, without one, every topic exists
-and takes everything. `fault` may answer in its place.
+It speaks gRPC with bytes. Every topic exists and takes everything; `fault` may answer in its place.
 """
 
 from __future__ import annotations
@@ -52,7 +51,6 @@ def refuses(status: str) -> Fault:
 class PubSubBroker:
     """Counts the publishes; while `is_hanging` they wait; while `is_resetting` connections are cut."""
 
-    upstream: str = ""
     fault: Fault = field(default=lambda _method, _request: None)
     host: str = ""
     calls: int = 0
@@ -64,7 +62,6 @@ class PubSubBroker:
     is_resetting: bool = False
     _running: int = 0
     _goes_on: asyncio.Event = field(default_factory=asyncio.Event)
-    channel: Any = None
 
     @property
     def is_hanging(self) -> bool:
@@ -89,18 +86,9 @@ class PubSubBroker:
             found = self.fault(method, request)
             if isinstance(found, Refusal):
                 await context.abort(found.status, found.message)
-            return found if isinstance(found, bytes) else await self._taken(method, request, context)
+            return found if isinstance(found, bytes) else _taken(method, request)
         finally:
             self._running -= 1
-
-    async def _taken(self, method: str, request: bytes, context: Any) -> bytes:
-        if self.channel is not None:
-            try:
-                passed: bytes = await self.channel.unary_unary(method)(request)
-            except aio.AioRpcError as error:
-                await context.abort(error.code(), error.details())
-            return passed
-        return _taken(method, request)
 
 
 class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no types
@@ -117,17 +105,15 @@ class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
 
 
 @asynccontextmanager
-async def running_broker(upstream: str = "", *, keeps: bool = True) -> AsyncIterator[PubSubBroker]:
+async def running_broker(*, keeps: bool = True) -> AsyncIterator[PubSubBroker]:
     """A broker on a free port; one that does not keep what it gets may run for long."""
-    broker = PubSubBroker(upstream, keeps=keeps)
+    broker = PubSubBroker(keeps=keeps)
     broker.is_hanging = False
     server = aio.server(
         options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     )
     server.add_generic_rpc_handlers((_AnyMethod(broker),))
     inner = server.add_insecure_port("127.0.0.1:0")
-    if upstream:
-        broker.channel = aio.insecure_channel(upstream, options=[("grpc.enable_http_proxy", 0)])
     await server.start()
     async with _resettable(broker, inner):
         try:
@@ -135,8 +121,6 @@ async def running_broker(upstream: str = "", *, keeps: bool = True) -> AsyncIter
         finally:
             broker.is_hanging = False
             await server.stop(None)
-            if broker.channel is not None:
-                await broker.channel.close()
 
 
 @contextmanager
