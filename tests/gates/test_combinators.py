@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +17,15 @@ from handlers.gates.chain import admit_all
 from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse, Verdict
 from handlers.gates.sources import GateSources
 from tests.gates.building import gate, request
+from tests.gates.exporter import Exporter
 from tests.gates.opening import started
 
-SATURATED = {"query": "vector(0)"}
-IDLE = {"query": "vector(1)"}
+
+def publishes(exporter: Exporter, budget: float) -> dict[str, Any]:
+    """Parameters of an `endpoint-scrape` gate whose page has this budget."""
+    metric = f"budget_{uuid.uuid4().hex}"
+    exporter.set(metric, budget)
+    return {"url": exporter.url, "metric": metric, "value_type": "budget"}
 
 
 class Recorded(Gate):
@@ -97,30 +103,32 @@ async def test_reservations_are_given_back_on_errors_and_cancellation(
 
 
 async def test_a_composite_publishes_the_lowest_budget_and_its_pool_obeys_each(
-    from_prometheus: GateSources,
+    from_pages: GateSources, exporter: Exporter
 ) -> None:
     inner = [
-        {"gate_type": "prometheus-query", "gate_params": {"query": "vector(0.6)"}},
-        {"gate_type": "prometheus-query", "gate_params": {"query": "vector(0.2)"}},
+        {"gate_type": "endpoint-scrape", "gate_params": publishes(exporter, 0.6)},
+        {"gate_type": "endpoint-scrape", "gate_params": publishes(exporter, 0.2)},
         {"gate_type": "local-max-concurrency", "gate_params": {"limit": "3"}},
     ]
-    async with started("composite", {"gates": json.dumps(inner)}, from_prometheus) as built:
+    async with started("composite", {"gates": json.dumps(inner)}, from_pages) as built:
         assert built.budget() == pytest.approx(0.2)
         assert [share.part for share in built.shares()] == pytest.approx([0.6, 0.2, 1.0])
         assert built.room() == 3
         assert [one.gate_type for one in built.state().inner] == [one["gate_type"] for one in inner]
 
 
-async def test_a_composite_gives_a_quota_back_when_the_budget_is_closed(from_prometheus: GateSources) -> None:
+async def test_a_composite_gives_a_quota_back_when_the_budget_is_closed(
+    from_pages: GateSources, exporter: Exporter
+) -> None:
     inner = [
         {"gate_type": "local-max-concurrency", "gate_params": {"limit": 1}},
-        {"gate_type": "prometheus-query", "gate_params": SATURATED},
+        {"gate_type": "endpoint-scrape", "gate_params": publishes(exporter, 0.0)},
     ]
-    async with started("composite", {"gates": inner}, from_prometheus) as built:
+    async with started("composite", {"gates": inner}, from_pages) as built:
         for _ in range(3):
             assert isinstance(await built.admit(request()), Refuse)
         assert built.state().inner[0].value == 0
-        assert "prometheus-query" in built.state().why_closed
+        assert "endpoint-scrape" in built.state().why_closed
         assert not await built.wait_open(time.time() + 0.01)
 
 
@@ -153,10 +161,11 @@ async def test_wait_on_refuse_waits_as_long_as_the_refusal_asked_for() -> None:
     ],
 )
 async def test_classification_and_tier_decide_while_the_pool_is_saturated(
-    from_prometheus: GateSources, labels: Mapping[str, str], expected: type[Verdict]
+    from_pages: GateSources, exporter: Exporter, labels: Mapping[str, str], expected: type[Verdict]
 ) -> None:
-    params = {"saturation_gate": "prometheus-query", "saturation_gate_params": json.dumps(SATURATED)}
-    async with started("tier-priority-admission", params, from_prometheus) as built:
+    saturated = json.dumps(publishes(exporter, 0.0))
+    params = {"saturation_gate": "endpoint-scrape", "saturation_gate_params": saturated}
+    async with started("tier-priority-admission", params, from_pages) as built:
         verdict = await built.admit(request(labels=labels))
         assert isinstance(verdict, expected)
         if isinstance(verdict, Drop):
@@ -165,30 +174,34 @@ async def test_classification_and_tier_decide_while_the_pool_is_saturated(
 
 @pytest.mark.parametrize("labels", [{}, {"classification": "overflow", "tier": "interactive"}])
 async def test_everyone_goes_while_the_pool_is_not_saturated(
-    from_prometheus: GateSources, labels: Mapping[str, str]
+    from_pages: GateSources, exporter: Exporter, labels: Mapping[str, str]
 ) -> None:
-    params = {"saturation_gate": "prometheus-query", "saturation_gate_params": IDLE}
-    async with started("tier-priority-admission", params, from_prometheus) as built:
+    params = {"saturation_gate": "endpoint-scrape", "saturation_gate_params": publishes(exporter, 1.0)}
+    async with started("tier-priority-admission", params, from_pages) as built:
         assert isinstance(await built.admit(request(labels=labels)), Go)
 
 
-async def test_a_headroom_holds_inside_too_and_shares_the_pool(from_prometheus: GateSources) -> None:
+async def test_a_headroom_holds_inside_too_and_shares_the_pool(
+    from_pages: GateSources, exporter: Exporter
+) -> None:
     """Above its threshold it takes slots back, while a plain budget closes and leaves the decision to the tier."""
-    headroom = {"query": "vector(-0.1)", "budget_means": "headroom"}
-    params = {"saturation_gate": "prometheus-query", "saturation_gate_params": headroom}
-    async with started("tier-priority-admission", params, from_prometheus) as built:
+    headroom = publishes(exporter, -0.1) | {"budget_means": "headroom"}
+    params = {"saturation_gate": "endpoint-scrape", "saturation_gate_params": headroom}
+    async with started("tier-priority-admission", params, from_pages) as built:
         assert built.shares()[0].headroom == pytest.approx(-0.12)
         assert built.shares_pool()
     assert not gate("constant").shares_pool()
 
 
-async def test_while_saturated_only_droppable_requests_are_claimed(from_prometheus: GateSources) -> None:
+async def test_while_saturated_only_droppable_requests_are_claimed(
+    from_pages: GateSources, exporter: Exporter
+) -> None:
     params: dict[str, Any] = {
-        "saturation_gate": "prometheus-query",
-        "saturation_gate_params": SATURATED,
+        "saturation_gate": "endpoint-scrape",
+        "saturation_gate_params": publishes(exporter, 0.0),
         "tier_label": "sla",
     }
-    async with started("tier-priority-admission", params, from_prometheus) as built:
+    async with started("tier-priority-admission", params, from_pages) as built:
         assert built.room({"sla": "interactive", "classification": "overflow"}) is None
         assert built.room({"sla": "interactive"}) is None, "a quota gate may classify it"
         assert built.room({"sla": "interactive", "classification": "reserved"}) == 0

@@ -231,9 +231,16 @@ async def polling(settings: Settings) -> AsyncIterator[None]:
         await running
 
 
-@pytest.mark.parametrize("owner", ["pools", "queues"])
 @pytest.mark.parametrize("gate_type", sorted(CASES))
-async def test_a_gate_in_the_poller(
+async def test_a_gate_of_a_pool_and_of_a_queue_in_the_poller(
+    gate_type: str, world: World, tmp_path: Path, gateway_url: str
+) -> None:
+    for owner in ("pools", "queues"):
+        await world.redis.flushall()
+        await a_gate_in_the_poller(gate_type, owner, world, tmp_path, gateway_url)
+
+
+async def a_gate_in_the_poller(
     gate_type: str, owner: str, world: World, tmp_path: Path, gateway_url: str
 ) -> None:
     case = CASES[gate_type]
@@ -250,13 +257,13 @@ async def test_a_gate_in_the_poller(
     async with polling(settings):
         if case.turn is not None:
             await elapse_async(_CLOSED_SECONDS, "nothing may pass meanwhile")
-            assert await world.redis.llen("result-list") == 0
+            assert await world.redis.llen("result-list") == 0, owner
             await turned(world, case, gate_type, is_open=True)
 
         async def is_answered() -> bool:
             return await world.redis.llen("result-list") == 1
 
-        await wait_until_async(is_answered, "the result, once the gate is open")
+        await wait_until_async(is_answered, f"the result, once the gate of {owner} is open")
     assert b'"status_code":200' in (await world.redis.lrange("result-list", 0, 0))[0]
 
 
@@ -308,9 +315,16 @@ def parts_of() -> Parts:
     return Parts(log, [], [], shared_by_handlers(settings, "pubsub_push", log, lambda: False))
 
 
-@pytest.mark.parametrize("owner", ["pools", "topics"])
 @pytest.mark.parametrize("gate_type", sorted(CASES))
-async def test_a_gate_behind_the_push_door(gate_type: str, owner: str, world: World, tmp_path: Path) -> None:
+async def test_a_gate_of_a_pool_and_of_a_subscription_behind_the_push_door(
+    gate_type: str, world: World, tmp_path: Path
+) -> None:
+    for owner in ("pools", "topics"):
+        await world.redis.flushall()
+        await a_gate_behind_the_push_door(gate_type, owner, world, tmp_path)
+
+
+async def a_gate_behind_the_push_door(gate_type: str, owner: str, world: World, tmp_path: Path) -> None:
     case, behind, parts = CASES[gate_type], Gateway(), parts_of()
     gate = {"gate_type": gate_type, "gate_params": case.params(world)}
     pool = {"id": "shared", "workers": 4, **(gate if owner == "pools" else {})}
@@ -321,12 +335,12 @@ async def test_a_gate_behind_the_push_door(gate_type: str, owner: str, world: Wo
     async with started(parts):
         if case.turn is not None:
             outcome = await forward(push(), AttemptOptions(seconds=_CLOSED_SECONDS))
-            assert isinstance(outcome, Retry)
-            assert not outcome.counts_attempt
-            assert behind.seen == []
+            assert isinstance(outcome, Retry), owner
+            assert not outcome.counts_attempt, owner
+            assert behind.seen == [], owner
             await turned(world, case, gate_type, is_open=True)
-        assert isinstance(await forward(push(), AttemptOptions(seconds=20)), Answered)
-    assert len(behind.seen) == 1
+        assert isinstance(await forward(push(), AttemptOptions(seconds=20)), Answered), owner
+    assert len(behind.seen) == 1, owner
 
 
 async def test_subscriptions_of_one_pool_share_its_slots(world: World, tmp_path: Path) -> None:

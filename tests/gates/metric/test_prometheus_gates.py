@@ -26,14 +26,24 @@ OLD_POD_QUEUE = "inference_pool_per_pod_queue_size"
 RUNNING = "vllm:num_requests_running"
 
 
-@pytest.fixture
-def pool() -> str:
-    """A pool of this test alone; the quotes and backslash must not break a query."""
+def new_pool() -> str:
+    """A pool of one test alone; the quotes and backslash must not break a query."""
     return f'pool "{uuid.uuid4().hex[:8]}" \\ 100% é'
 
 
-@pytest.mark.parametrize("metric", [OLD_SATURATION, NEW_SATURATION])
+@pytest.fixture
+def pool() -> str:
+    return new_pool()
+
+
 async def test_saturation_is_read_by_either_name_and_the_fullest_replica_counts(
+    from_prometheus: GateSources, routers: Routers
+) -> None:
+    for metric in (OLD_SATURATION, NEW_SATURATION):
+        await fullest_replica_counts(from_prometheus, routers, new_pool(), metric)
+
+
+async def fullest_replica_counts(
     from_prometheus: GateSources, routers: Routers, pool: str, metric: str
 ) -> None:
     routers[0].set(metric, 0.1, inference_pool=pool, namespace="a")
@@ -70,31 +80,29 @@ async def test_a_namespace_separates_pools_of_the_same_name(
         await until_budget(built, 0.5, "0.8 - 0.3")
 
 
-@pytest.mark.parametrize(
-    ("params", "expected"),
-    [
-        ({}, (0.8, "fallback")),
-        ({"fallback": "1.0"}, (0.0, "fallback")),
-        ({"on_missing": "closed"}, (0.0, "closed")),
-        ({"on_missing": "open", "fallback": 1.0}, (0.8, "open")),
-        ({"on_missing": "hold"}, (0.8, "fallback")),
-    ],
-)
+MISSING: list[tuple[dict[str, object], float, str]] = [
+    ({}, 0.8, "fallback"),
+    ({"fallback": "1.0"}, 0.0, "fallback"),
+    ({"on_missing": "closed"}, 0.0, "closed"),
+    ({"on_missing": "open", "fallback": 1.0}, 0.8, "open"),
+    ({"on_missing": "hold"}, 0.8, "fallback"),
+]
+"""Parameters; the budget and the rule that they give while the metric is missing."""
+
+
 async def test_a_missing_metric_is_reported_and_on_missing_holds(
-    from_prometheus: GateSources,
-    log: ReadableLog,
-    pool: str,
-    params: dict[str, object],
-    expected: tuple[float, str],
+    from_prometheus: GateSources, log: ReadableLog
 ) -> None:
-    budget, in_force = expected
-    async with started("prometheus-saturation", {"pool": pool, **params}, from_prometheus) as built:
-        state = built.state()
-        assert state.budget == pytest.approx(budget)
-        assert (state.on_missing, state.is_source_available) == (in_force, False)
-        (line,) = log.lines_of("gate started")
-        assert line["in_force"] == in_force
-        assert NEW_SATURATION in line["source"]
+    for params, budget, in_force in MISSING:
+        log.lines.clear()
+        given = {"pool": new_pool(), **params}
+        async with started("prometheus-saturation", given, from_prometheus) as built:
+            state = built.state()
+            assert state.budget == pytest.approx(budget), params
+            assert (state.on_missing, state.is_source_available) == (in_force, False), params
+            (line,) = log.lines_of("gate started")
+            assert line["in_force"] == in_force, params
+            assert NEW_SATURATION in line["source"], params
 
 
 async def test_a_metric_that_goes_away_is_held_for_a_time_and_then_falls_back(
@@ -176,13 +184,13 @@ async def test_a_budget_without_a_source_is_closed_by_default(
         assert (closed.budget(), half.budget()) == (0.0, 0.5)
 
 
-@pytest.mark.parametrize(
-    ("query", "budget"),
-    [("vector(0.25)", 0.25), ("0.5", 0.5), ("vector(7)", 1.0), ("vector(-1)", 0.0), ("1 - vector(0)/0", 0.0)],
-)
-async def test_a_query_is_the_budget_clamped(from_prometheus: GateSources, query: str, budget: float) -> None:
-    async with started("prometheus-query", {"query": query}, from_prometheus) as built:
-        assert built.budget() == pytest.approx(budget)
+BUDGETS = {"vector(0.25)": 0.25, "0.5": 0.5, "vector(7)": 1.0, "vector(-1)": 0.0, "1 - vector(0)/0": 0.0}
+
+
+async def test_a_query_is_the_budget_clamped(from_prometheus: GateSources) -> None:
+    for query, budget in BUDGETS.items():
+        async with started("prometheus-query", {"query": query}, from_prometheus) as built:
+            assert built.budget() == pytest.approx(budget), query
 
 
 async def test_of_several_samples_the_least_is_the_budget(
@@ -195,13 +203,14 @@ async def test_of_several_samples_the_least_is_the_budget(
         await until_budget(built, 0.4, "the lesser replica")
 
 
-@pytest.mark.parametrize("query", ["sum(", "up[5m]", '"text"'])
 async def test_a_query_without_a_number_is_missing_with_its_reason(
-    from_prometheus: GateSources, log: ReadableLog, query: str
+    from_prometheus: GateSources, log: ReadableLog
 ) -> None:
-    async with started("prometheus-query", {"query": query, "fallback": "0.2"}, from_prometheus) as built:
-        assert built.budget() == 0.2
-        assert log.lines_of("gate source lost")[0]["reason"]
+    for query in ("sum(", "up[5m]", '"text"'):
+        log.lines.clear()
+        async with started("prometheus-query", {"query": query, "fallback": "0.2"}, from_prometheus) as built:
+            assert built.budget() == 0.2, query
+            assert log.lines_of("gate source lost")[0]["reason"], query
 
 
 async def test_gates_that_ask_the_same_share_one_fetch(
@@ -229,8 +238,8 @@ async def test_a_prometheus_that_is_down_stops_no_start() -> None:
     await given.http.aclose()
 
 
-def test_a_gate_is_closed_until_it_has_started(from_prometheus: GateSources) -> None:
-    built = gate("prometheus-saturation", {"pool": "p"}, from_prometheus)
+def test_a_gate_is_closed_until_it_has_started() -> None:
+    built = gate("prometheus-saturation", {"pool": "p"}, sources(prometheus_url="http://127.0.0.1:1"))
     assert (built.budget(), built.shares()[0].part, built.room()) == (0.0, 0.0, 0)
 
 
