@@ -19,7 +19,7 @@ from handlers.settings.settings import load_settings
 from handlers.wiring.credentials import redis_options
 from tests.servers.certificates import self_signed
 from tests.servers.forked import COMMAND, LONG_REDIS_TIMEOUT, ForkedChild, run_forked, running_gateway
-from tests.servers.presence import program_path
+from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Server
 
 pytestmark = pytest.mark.xdist_group("redis-access")
@@ -51,7 +51,7 @@ class Locked:
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Locked]:
-    program = program_path("redis-server")
+    program = redis_program()
     pem = self_signed(tmp_path)
     server = Server(program, "--requirepass", SECRET, tls=pem)
     yield Locked(server, pem, tmp_path)

@@ -15,7 +15,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect, durability_warnings
 from handlers.redis_store.faults import explained, refusal
 from tests.servers.certificates import self_signed
-from tests.servers.presence import program_path
+from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
 
 pytestmark = pytest.mark.xdist_group("redis-faults")
@@ -58,7 +58,7 @@ class Places:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    program = program_path("redis-server")
+    program = redis_program()
     pem = self_signed(tmp_path_factory.mktemp("tls"))
     other = self_signed(tmp_path_factory.mktemp("other"))
     with ExitStack() as parts:

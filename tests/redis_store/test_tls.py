@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,10 @@ from redis.exceptions import RedisError
 from handlers.demo.servers import free_port
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
 from tests.servers.certificates import self_signed
-from tests.servers.presence import program_path
+from tests.servers.presence import program_path, redis_program
 from tests.servers.redis_topologies import Server
 
-
-@dataclass(frozen=True)
-class Guarded:
-    """A server, and its port for TLS."""
-
-    server: Server
-    tls_port: int
+WRONG = ("no ca", "no client certificate", "another name", "plain")
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +24,23 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guarded(certificate: Path) -> Iterator[Guarded]:
-    """Its plain port is for the test's own administration."""
-    program = program_path("redis-server")
-    tls = {"tls-cert-file": certificate, "tls-key-file": certificate, "tls-ca-cert-file": certificate}
-    port = free_port()
-    options = [part for name, path in tls.items() for part in (f"--{name}", str(path))]
-    server = Server(program, "--tls-port", str(port), *options)
-    yield Guarded(server, port)
+def guarded(certificate: Path) -> Iterator[Server]:
+    """`port` accepts TLS only; its own port is for the test's own administration."""
+    server = Server(redis_program(), tls=certificate)
+    yield server
     server.stop()
 
 
-def _options(server: Guarded, certificate: Path, host: str = "127.0.0.1") -> RedisOptions:
+def _options(port: int, certificate: Path, wrong: str = "") -> RedisOptions:
     pem = str(certificate)
-    return RedisOptions(f"rediss://{host}:{server.tls_port}", ca_file=pem, cert_file=pem, key_file=pem)
+    good = RedisOptions(f"rediss://127.0.0.1:{port}", ca_file=pem, cert_file=pem, key_file=pem)
+    return {
+        "": good,
+        "no ca": replace(good, ca_file=""),
+        "no client certificate": replace(good, cert_file="", key_file=""),
+        "another name": replace(good, url=f"rediss://localhost:{port}"),
+        "plain": replace(good, url=f"redis://127.0.0.1:{port}"),
+    }[wrong]
 
 
 async def _ping(options: RedisOptions) -> bool:
@@ -56,31 +52,37 @@ async def _ping(options: RedisOptions) -> bool:
 
 
 async def test_a_client_certificate_and_the_right_ca_open_the_door(
-    guarded: Guarded, certificate: Path
+    guarded: Server, certificate: Path
 ) -> None:
-    assert await _ping(_options(guarded, certificate))
+    assert await _ping(_options(guarded.port, certificate))
 
 
-@pytest.mark.parametrize("wrong", ["no ca", "no client certificate", "another name", "plain"])
+@pytest.mark.parametrize("wrong", WRONG)
 async def test_certificates_that_cannot_be_verified_are_refused(
-    guarded: Guarded, certificate: Path, wrong: str
+    guarded: Server, certificate: Path, wrong: str
 ) -> None:
-    good = _options(guarded, certificate)
-    options = {
-        "no ca": replace(good, ca_file=""),
-        "no client certificate": replace(good, cert_file="", key_file=""),
-        "another name": _options(guarded, certificate, host="localhost"),
-        "plain": replace(good, url=good.url.replace("rediss", "redis")),
-    }[wrong]
     with pytest.raises(STORE_FAILURES):
-        await _ping(options)
+        await _ping(_options(guarded.port, certificate, wrong))
 
 
-async def test_a_password_from_a_file_may_rotate(guarded: Guarded, certificate: Path, tmp_path: Path) -> None:
+async def test_the_same_holds_for_a_redis_with_tls_of_its_own(certificate: Path) -> None:
+    program, port = program_path("redis-server"), free_port()
+    files = [part for kind in ("cert", "key", "ca-cert") for part in (f"--tls-{kind}-file", str(certificate))]
+    server = Server(program, "--tls-port", str(port), *files)
+    try:
+        assert await _ping(_options(port, certificate))
+        for wrong in WRONG:
+            with pytest.raises(STORE_FAILURES):
+                await _ping(_options(port, certificate, wrong))
+    finally:
+        server.stop()
+
+
+async def test_a_password_from_a_file_may_rotate(guarded: Server, certificate: Path, tmp_path: Path) -> None:
     secret = tmp_path / "password"
-    with guarded.server.client() as admin:
+    with guarded.client() as admin:
         admin.execute_command("ACL", "SETUSER", "poller", "on", ">first", "~*", "+@all")
-        options = replace(_options(guarded, certificate), username="poller", password=secret.read_text)
+        options = replace(_options(guarded.port, certificate), username="poller", password=secret.read_text)
         secret.write_text("first")
         assert await _ping(options)
         admin.execute_command("ACL", "SETUSER", "poller", "resetpass", ">second")
@@ -90,7 +92,7 @@ async def test_a_password_from_a_file_may_rotate(guarded: Guarded, certificate: 
         assert await _ping(options)
 
 
-async def test_user_and_password_of_a_url_are_percent_decoded(guarded: Guarded) -> None:
-    with guarded.server.client() as admin:
+async def test_user_and_password_of_a_url_are_percent_decoded(guarded: Server) -> None:
+    with guarded.client() as admin:
         admin.execute_command("ACL", "SETUSER", "a:b", "on", ">p@ss/word", "~*", "+@all")
-    assert await _ping(RedisOptions(f"redis://a%3Ab:p%40ss%2Fword@127.0.0.1:{guarded.server.port}/1"))
+    assert await _ping(RedisOptions(f"redis://a%3Ab:p%40ss%2Fword@127.0.0.1:{guarded.own_port}/1"))

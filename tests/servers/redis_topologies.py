@@ -17,6 +17,7 @@ from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from handlers.demo.servers import Child, free_port
+from tests.servers.tls_front import SERVERS_ADDRESS, TlsFront
 from tests.waiting import wait_until
 
 _READY = ("Ready to accept connections", "Sentinel ID is")
@@ -32,24 +33,28 @@ _START_SECONDS = 60.0
 
 
 class Server:
-    """One server with its own options; `kill` is a SIGKILL. With `tls`, a PEM file, it accepts TLS only."""
+    """One server with its own options; `kill` is a SIGKILL. With `tls`, a PEM file, `port` accepts TLS only."""
 
     def __init__(
         self, program: str, *options: str, port: int = 0, sentinel: str = "", tls: Path | None = None
     ) -> None:
-        self.port = port or free_port()
+        self.own_port = port or free_port()
+        self._front = TlsFront(self.own_port, tls) if tls else None
+        self.port = self._front.port if self._front else self.own_port
         self._folder = tempfile.TemporaryDirectory(prefix="async-processor-")
-        self._tls = tls
-        listening = _listening(self.port, tls)
-        fixed = [f"--{name}" if at == 0 else name for row in listening for at, name in enumerate(row)]
-        fixed += ["--bind", "127.0.0.1", "--save", "", "--dir", self._folder.name]
         if sentinel:  # it writes into its file what it learns
             path = Path(self._folder.name) / "sentinel.conf"
-            lines = [" ".join(row) for row in listening]
-            path.write_text("\n".join([*lines, "bind 127.0.0.1", f"dir {self._folder.name}", sentinel]))
+            lines = [f"port {self.own_port}", "bind 127.0.0.1", f"dir {self._folder.name}", sentinel]
+            if tls:
+                lines += [f"bind-source-addr {SERVERS_ADDRESS}", "sentinel announce-ip 127.0.0.1"]
+            path.write_text("\n".join(lines))
             self._command = [program, str(path), "--sentinel"]
         else:
-            self._command = [program, *fixed, *options]
+            fixed = ["--port", str(self.own_port), "--bind", "127.0.0.1", "--save", ""]
+            self._command = [program, *fixed, "--dir", self._folder.name, *options]
+            if tls:
+                port_names = ("--replica-announce-port", "--cluster-announce-port")
+                self._command += [part for name in port_names for part in (name, str(self.port))]
         self.start()
 
     def start(self) -> None:
@@ -63,11 +68,8 @@ class Server:
         return self._folder.name
 
     def client(self, **arguments: Any) -> Any:
-        """A connection to this server alone."""
-        if self._tls:
-            pem = str(self._tls)
-            arguments |= {"ssl": True, "ssl_ca_certs": pem, "ssl_certfile": pem, "ssl_keyfile": pem}
-        return Redis(host="127.0.0.1", port=self.port, socket_timeout=5, **arguments)
+        """A connection of the test's own to this server alone, without TLS."""
+        return Redis(host="127.0.0.1", port=self.own_port, socket_timeout=5, **arguments)
 
     def answers_for(self, key: str) -> bool:
         """Whether it is running and is the key's master now."""
@@ -91,16 +93,10 @@ class Server:
 
     def stop(self) -> None:
         """End it and remove its files."""
+        if self._front:
+            self._front.stop()
         self._child.stop()
         self._folder.cleanup()
-
-
-def _listening(port: int, tls: Path | None) -> list[tuple[str, str]]:
-    """The options with which a server or Sentinel listens and reaches others."""
-    if tls is None:
-        return [("port", str(port))]
-    files = [(f"tls-{kind}-file", str(tls)) for kind in ("cert", "key", "ca-cert")]
-    return [("port", "0"), ("tls-port", str(port)), ("tls-replication", "yes"), *files]
 
 
 class _Servers:
@@ -123,8 +119,7 @@ class Cluster(_Servers):
     def __init__(self, program: str, *, replicas: int = 0, tls: Path | None = None) -> None:
         super().__init__()
         self._scheme = "rediss+cluster" if tls else "redis+cluster"
-        encrypted = ("--tls-cluster", "yes") if tls else ()
-        options = (*encrypted, "--cluster-enabled", "yes", "--cluster-node-timeout", str(_NODE_TIMEOUT_MS))
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(_NODE_TIMEOUT_MS))
         more = (
             "--appendonly",
             "yes",
@@ -151,7 +146,7 @@ class Cluster(_Servers):
         """Add a node without slots, known to all others."""
         added = self._start(port=_port_with_bus())
         self.servers.append(added)
-        added.client().execute_command("CLUSTER", "MEET", "127.0.0.1", self.servers[0].port)
+        _meet(added.client(), self.servers[0])
         count, clients = len(self.servers), [server.client() for server in self.servers]
         _wait(lambda: all(_known(client) == count for client in clients), "the new node to be known")
         _wait(lambda: all(_is_whole(client) for client in clients), "the cluster as the new node sees it")
@@ -165,7 +160,7 @@ class Cluster(_Servers):
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
                 client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             for server in self.servers[:number]:  # each introduced to each other: gossip would take seconds
-                client.execute_command("CLUSTER", "MEET", "127.0.0.1", server.port)
+                _meet(client, server)
         _wait(lambda: all(_known(client) == count for client in clients), "the nodes to meet")
         for number, client in enumerate(clients[_MASTERS:]):
             master = clients[number % _MASTERS].execute_command("CLUSTER MYID")
@@ -195,7 +190,8 @@ class Sentinels(_Servers):
         secret = ("--requirepass", password, "--masterauth", password) if password else ()
         common = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0", *secret, *options)
         self.master = self._add(*common)
-        self.replica = self._add(*common, "--replicaof", f"127.0.0.1 {self.master.port}")
+        plain = ("--bind-source-addr", SERVERS_ADDRESS) if tls else ()
+        self.replica = self._add(*common, *plain, "--replicaof", f"127.0.0.1 {self.master.port}")
         client = self.master.client(password=password or None)
         _wait(lambda: _online(client) == 1, "the replica")
         self.sentinels = [self._sentinel() for _ in range(3)]
@@ -241,6 +237,11 @@ class Sentinels(_Servers):
 
 def _wait(predicate: Callable[[], object], what: str) -> None:
     wait_until(predicate, what)
+
+
+def _meet(client: Any, server: Server) -> None:
+    """Introduce a server under the port that it announces; its bus port is 10,000 above its own."""
+    client.execute_command("CLUSTER", "MEET", "127.0.0.1", server.port, server.own_port + 10_000)
 
 
 def _known(client: Any) -> int:

@@ -26,7 +26,7 @@ from handlers.settings.settings import load_settings
 from handlers.wiring.credentials import redis_options
 from tests.servers.certificates import self_signed
 from tests.servers.forked import COMMAND, LONG_REDIS_TIMEOUT, run_forked
-from tests.servers.presence import program_path, redis_program
+from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
 from tests.waiting import wait_until
 from tests.way.poller_fleet import PollerFleet
@@ -99,7 +99,7 @@ class Form:
 
 @pytest.fixture(scope="module", params=["cluster", "sentinel-tls", "unix"])
 def form(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Form]:
-    program = program_path("redis-server") if request.param == "sentinel-tls" else redis_program()
+    program = redis_program()
     folder = tmp_path_factory.mktemp("form")
     with ExitStack() as parts:
         made = Form(_variables(request.param, program, folder, parts), folder)
