@@ -81,7 +81,7 @@ async def test_an_impossible_topic_name_is_refused_before_anything_is_sent(topic
 
 
 def confirms_data(_method: str, request: bytes) -> bytes:
-    """The answer to a publish whose ids are what was published."""
+    """Answer a publish: the id of each message is its data."""
     return confirmed(*(message.data.decode() for message in PublishRequest.deserialize(request).messages))
 
 
