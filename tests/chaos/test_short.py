@@ -1,4 +1,4 @@
-"""The short chaos run: thirty kills over four thousand requests, and all other faults."""
+"""The short chaos run: sixty kills over eight thousand requests, and all other faults."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ from tests.chaos.run import run
 def test_i1_i2_whatever_dies_each_request_has_one_result(tmp_path: Path) -> None:
     verdict = run(tmp_path, seed=7, plan=PLANS["short"])
     print(verdict)
-    assert verdict.faults["kill poller"] + verdict.faults["kill handler"] == 30
+    assert verdict.faults["kill poller"] + verdict.faults["kill handler"] == 60
