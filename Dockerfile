@@ -4,8 +4,8 @@
 #     --build-arg PYTHON_DIGEST="$(docker buildx imagetools inspect python:3.11-slim-bookworm --format '{{.Manifest.Digest}}')" \
 #     --build-arg SOURCE_DATE_EPOCH="$(git log -1 --format=%ct)" .
 #
-# PYTHON_DIGEST is required: the base image by digest, so that a build of tomorrow is the build of today.
-# SOURCE_DATE_EPOCH becomes the time of every file, so that equal sources make equal layers.
+# PYTHON_DIGEST is required. The base image is named by digest, so that a later build uses the same base.
+# SOURCE_DATE_EPOCH becomes the time of every file, so that the same sources give the same layers.
 ARG PYTHON_DIGEST
 
 FROM docker.io/library/python:3.11-slim-bookworm@${PYTHON_DIGEST} AS dependencies
@@ -14,10 +14,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_ROOT
 WORKDIR /src
 RUN python -m venv --without-pip /opt/venv
 COPY requirements.txt ./
-# Wheels only, each with its hash: nothing is built or run from the index.
+# Only wheels with known hashes are installed: no code of a package runs during the build.
 RUN pip --python /opt/venv/bin/python install --require-hashes --only-binary :all: -r requirements.txt
-# Byte code now (a read-only root cannot keep it later, and a cold start should not compile), without
-# timestamps in it; then one time for all files.
+# Compile to byte code here: the root file system is read-only later, and a cold start should not compile. The byte
+# code has no timestamps, and all files get the same time.
 RUN /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib \
  && find /opt/venv -exec touch -h -d "@${SOURCE_DATE_EPOCH}" {} +
 
@@ -40,10 +40,10 @@ ENV PATH=/opt/app/bin:/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/opt/app \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-# Two layers: dependencies change seldom and are large, the application often and is small.
+# Two layers: the dependencies are large and change seldom; the application is small and changes often.
 COPY --from=dependencies /opt/venv /opt/venv
 COPY --from=application /opt/app /opt/app
-# A number, so that runAsNonRoot can be checked; any other number works as well (OpenShift).
+# A number, so that Kubernetes can check runAsNonRoot. Any other number works too (OpenShift assigns one).
 USER 65532:65532
 WORKDIR /opt/app
 EXPOSE 8080 9090
