@@ -37,11 +37,9 @@ class WrapperGate(Gate):
         self._inner = inner
 
     async def start(self) -> None:
-
         await self._inner.start()
 
     async def aclose(self) -> None:
-
         await self._inner.aclose()
 
     async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
@@ -52,27 +50,21 @@ class WrapperGate(Gate):
         return new
 
     def budget(self) -> float:
-
         return self._inner.budget()
 
     def shares(self) -> tuple[Share, ...]:
-
         return self._inner.shares()
 
     def shares_pool(self) -> bool:
-
         return self._inner.shares_pool()
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:
-
         return self._inner.room(labels)
 
     async def admit(self, request: Request) -> Verdict:
-
         return await self._inner.admit(request)
 
     async def wait_open(self, until_at: float) -> bool:
-
         return await self._inner.wait_open(until_at)
 
     def observe(self, request: Request, feedback: Feedback) -> None:
@@ -148,11 +140,9 @@ class CompositeGate(Gate):
         ]
 
     async def start(self) -> None:
-
         await asyncio.gather(*(gate.start() for gate in self._gates))
 
     async def aclose(self) -> None:
-
         await asyncio.gather(*(gate.aclose() for gate in self._gates))
 
     async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
@@ -169,24 +159,19 @@ class CompositeGate(Gate):
         return new
 
     def budget(self) -> float:
-
         return min(gate.budget() for gate in self._gates)
 
     def shares(self) -> tuple[Share, ...]:
-
         return tuple(share for gate in self._gates for share in gate.shares())
 
     def shares_pool(self) -> bool:
-
         return any(gate.shares_pool() for gate in self._gates)
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int | None:
-
         rooms = [room for gate in self._gates if (room := gate.room(labels)) is not None]
         return min(rooms, default=None)
 
     async def admit(self, request: Request) -> Verdict:
-
         return await admit_all(self._gates, request)
 
     async def wait_open(self, until_at: float) -> bool:

@@ -236,13 +236,13 @@ def minutes(counts: Sequence[Mapping[str, int]]) -> list[Minute]:
     return [_minute(one) for one in counts]
 
 
-def lived_minutes(all_minutes: Sequence[Minute], *, least: int = 10) -> Sequence[Minute]:
-    """The minutes from the first with results, at least `least` minutes."""
+def lived_minutes(all_minutes: Sequence[Minute]) -> Sequence[Minute]:
+    """The minutes from the first with results, at least ten."""
     first = next(
         (at for at, one in enumerate(all_minutes) if one.answered + one.failed + one.retried + one.cancelled),
         len(all_minutes),
     )
-    return all_minutes[min(first, max(0, len(all_minutes) - least)) :]
+    return all_minutes[min(first, max(0, len(all_minutes) - 10)) :]
 
 
 def _minute(counts: Mapping[str, int]) -> Minute:

@@ -230,9 +230,9 @@ class QueueMetrics:
 class Metrics(Families):
     """All series of a process in a registry of their own."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped; avoids a second series per counter
-        super().__init__(registry or CollectorRegistry())
+        super().__init__(CollectorRegistry())
         self._queues: dict[tuple[str, str, str], QueueMetrics] = {}
         self._watches: list[Callable[[], None]] = []
         self._connection_counts: dict[str, list[Callable[[], int]]] = {}

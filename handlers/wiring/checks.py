@@ -32,8 +32,8 @@ from handlers.settings.settings import (
 from handlers.transport.failures import UnusableResponse
 from handlers.wiring.credentials import file_token, prometheus_tls, redis_options
 from handlers.wiring.forward_stack import gateway_of
-from handlers.wiring.gates import GateEntry, ProcessGates, is_available
-from handlers.wiring.setting_faults import find_faults, gated_entries
+from handlers.wiring.gates import GateEntry, ProcessGates, gate_entries, is_available
+from handlers.wiring.setting_faults import find_faults
 
 if TYPE_CHECKING:
     from handlers.pubsub.channel import PubSubChannel
@@ -107,7 +107,7 @@ def default_parts(settings: Settings) -> list[str]:
         parts.append("pubsub")
     if settings.env.prometheus_url:
         parts.append("prometheus")
-    if gated_entries(settings):
+    if gate_entries(settings):
         parts.append("gates")
     return parts
 
@@ -196,7 +196,7 @@ def _is_plain_http(error: BaseException) -> bool:
 
 async def _gates(settings: Settings) -> list[Finding]:
     """Start every gate and check that its source has a value."""
-    entries = {("entry", path): entry for path, entry in gated_entries(settings).items()}
+    entries = gate_entries(settings)
     gates = ProcessGates(settings, entries)
     built = [(owner, gate) for owner in entries for gate in gates.at(owner)]
     try:

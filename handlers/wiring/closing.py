@@ -21,11 +21,10 @@ async def close_in_time(
     log: Logger,
     *,
     each_seconds: float = EACH_SECONDS,
-    all_seconds: float = ALL_SECONDS,
 ) -> None:
     """Call `closers` in order. Failures and timeouts are logged and stop nothing."""
     loop = asyncio.get_running_loop()
-    ends_at = loop.time() + all_seconds
+    ends_at = loop.time() + ALL_SECONDS
     for close in closers:
         closing = asyncio.ensure_future(close())
         seconds = max(0.0, min(each_seconds, ends_at - loop.time()))

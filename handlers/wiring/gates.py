@@ -25,6 +25,7 @@ from handlers.gates.waiting_room import WaitingRoom
 from handlers.redis_store.connection import Store, connect
 from handlers.redis_store.keys import ReservedNames
 from handlers.redis_store.limits.limits import RedisGateStore
+from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
 from handlers.wiring.credentials import file_token, prometheus_tls, redis_options
@@ -48,6 +49,26 @@ class GateEntry(msgspec.Struct, frozen=True):
     gate_params: Mapping[str, Any]
     setting: str
     pool: str
+
+
+def gate_entries(settings: Settings, *kinds: str) -> dict[GateOwner, GateEntry]:
+    """The gates in the settings by place; with `kinds`, only those of these kinds of owners."""
+    entries: list[tuple[GateOwner, str, PoolEntry | QueueEntry | TopicEntry, str]] = [
+        *((("pool", one.id), f"pools[{at}]", one, one.id) for at, one in enumerate(settings.pools)),
+        *(
+            (("queue", one.queue_name), f"queues[{at}]", one, one.worker_pool_id)
+            for at, one in enumerate(settings.queues)
+        ),
+        *(
+            (("subscription", one.subscriber_id), f"topics[{at}]", one, one.worker_pool_id)
+            for at, one in enumerate(settings.file.topics)
+        ),
+    ]
+    return {
+        owner: GateEntry(entry.gate_type, entry.gate_params, path, pool)
+        for owner, path, entry, pool in entries
+        if entry.gate_type and (not kinds or owner[0] in kinds)
+    }
 
 
 class OwnedGate(msgspec.Struct, frozen=True):
@@ -112,9 +133,8 @@ class ProcessGates:
         """
         prepared, faults = dict[GateOwner, OwnedGate](), SettingFaults()
         for owner, entry in entries.items():
-            if entry.gate_type:
-                with faults.collected():
-                    prepared[owner] = self._unchanged(owner, entry) or self._new(entry)
+            with faults.collected():
+                prepared[owner] = self._unchanged(owner, entry) or self._new(entry)
         faults.raise_all()
         return prepared
 
@@ -214,28 +234,23 @@ class DoorGates:
         """Gates of subscriptions and their pools. Raises `InvalidSetting`."""
         pools = {pool.id: pool for pool in settings.pools}
         slots = {pool.id: pool.workers or settings.env.workers for pool in settings.pools}
-        gates = {("pool", name): entry for name, entry in _pool_entries(settings).items()}
-        rooms = {("pool", name): count for name, count in slots.items()}
+        rooms: dict[GateOwner, int] = {("pool", name): count for name, count in slots.items()}
+        gates = gate_entries(settings, "pool", "subscription")
         entrances: dict[str, list[GateOwner]] = {}
-        for number, topic in enumerate(settings.file.topics):
+        for topic in settings.file.topics:
             pool: GateOwner = ("pool", pools[topic.worker_pool_id].id)
-            entrances[topic.subscriber_id] = [pool]
-            if topic.gate_type:
-                own: GateOwner = ("subscription", topic.subscriber_id)
-                gates[own] = GateEntry(
-                    topic.gate_type, topic.gate_params, f"topics[{number}]", topic.worker_pool_id
-                )
+            own: GateOwner = ("subscription", topic.subscriber_id)
+            entrances[topic.subscriber_id] = [own, pool] if own in gates else [pool]
+            if own in gates:
                 rooms[own] = slots[topic.worker_pool_id]
-                entrances[topic.subscriber_id] = [own, pool]
         return GatePlan(self._gates.prepared(gates), rooms, entrances)
 
     def event_plan(self, settings: Settings) -> GatePlan:
         """The gate of the pool `default`. Raises `InvalidSetting`."""
         owner: GateOwner = ("pool", _DEFAULT_POOL)
-        entry = _pool_entries(settings)[_DEFAULT_POOL]
         pool = next(pool for pool in settings.pools if pool.id == _DEFAULT_POOL)
         slots = {owner: pool.workers or settings.env.workers}
-        return GatePlan(self._gates.prepared({owner: entry}), slots, default=[owner])
+        return GatePlan(self._gates.prepared({owner: gate_entries(settings)[owner]}), slots, default=[owner])
 
     async def apply(self, plan: GatePlan, forward: Forward) -> list[Gate]:
         """Put a plan in force. Waiting requests enter its gates and use `forward`.
@@ -280,13 +295,6 @@ class DoorGates:
         await self._gates.aclose()
 
 
-def _pool_entries(settings: Settings) -> dict[str, GateEntry]:
-    return {
-        pool.id: GateEntry(pool.gate_type, pool.gate_params, f"pools[{number}]", pool.id)
-        for number, pool in enumerate(settings.pools)
-    }
-
-
 KEY_SUFFIX: Final = "_key"
 """Ending of the names of gate parameters that hold a key."""
 PREFIX: Final = "prefix"
@@ -311,9 +319,7 @@ def reserved_names(names: Iterable[str], gate_params: Iterable[Mapping[str, Any]
 
 def all_gate_params(settings: Settings) -> list[Mapping[str, Any]]:
     """Parameters of every gate in the configuration."""
-    file = settings.file
-    of_entries = [entry.gate_params for entry in file.queues] + [entry.gate_params for entry in file.topics]
-    return of_entries + [entry.gate_params for entry in file.pools]
+    return [entry.gate_params for entry in gate_entries(settings).values()]
 
 
 def withheld_labels(settings: Settings) -> frozenset[str]:

@@ -45,10 +45,10 @@ from handlers.wiring.closing import Close, close_in_time
 from handlers.wiring.credentials import redis_options
 from handlers.wiring.forward_stack import PollerStack, QueueLayers, breakers_of, poller_client
 from handlers.wiring.gates import (
-    GateEntry,
     GateOwner,
     ProcessGates,
     all_gate_params,
+    gate_entries,
     reserved_names,
     withheld_labels,
 )
@@ -99,7 +99,7 @@ class PollerApp:
         tally = Tally(clock=clock.now, tenant_field=settings.fairness_attribute)
         budget = ByteBudget(settings.max_in_flight_bytes)
         self._shared = SharedParts(self._log, clock, budget, tally, self.poller, self._claimers)
-        self._gates = ProcessGates(settings, gate_entries(settings))
+        self._gates = ProcessGates(settings, gate_entries(settings, "pool", "queue"))
         self._plan = self._planned(settings)
         self._old_queues: list[RedisQueues] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -146,7 +146,7 @@ class PollerApp:
             return
         previous = self._plan
         plan = self._planned(settings, previous)
-        prepared = self._gates.prepared(gate_entries(settings))
+        prepared = self._gates.prepared(gate_entries(settings, "pool", "queue"))
         is_other_store = self._queues.identity != store_identity(settings)
         redis = connect(redis_options(settings)) if is_other_store else self._queues.redis
         changes = await self._gates.apply(prepared)  # from here on, nothing may raise `InvalidSetting`
@@ -399,18 +399,6 @@ class PollerApp:
             return await durability_warnings(self._queues.redis)
         except STORE_FAILURES as error:
             return [f"Redis does not answer yet: {explained(error)}"]
-
-
-def gate_entries(settings: Settings) -> dict[GateOwner, GateEntry]:
-    """The gates of pools and queues in the settings, by place."""
-    entries: dict[GateOwner, GateEntry] = {}
-    for number, pool in enumerate(settings.pools):
-        entries["pool", pool.id] = GateEntry(pool.gate_type, pool.gate_params, f"pools[{number}]", pool.id)
-    for number, queue in enumerate(settings.queues):
-        entries["queue", queue.queue_name] = GateEntry(
-            queue.gate_type, queue.gate_params, f"queues[{number}]", queue.worker_pool_id
-        )
-    return entries
 
 
 def result_route(settings: Settings, entry: QueueEntry, reserved: ReservedNames) -> ResultRoute:

@@ -12,11 +12,10 @@ from typing import Final
 
 from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.poller.priority import build_merge, check_objectives
-from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.settings import Settings, read_settings, without_faulty
 from handlers.wiring.credentials import file_token, gateway_tls, prometheus_tls
 from handlers.wiring.dispatch_door import check_event_sources
-from handlers.wiring.gates import GateEntry, ProcessGates
+from handlers.wiring.gates import ProcessGates, gate_entries
 from handlers.wiring.metrics import check_tracing
 
 
@@ -79,29 +78,11 @@ def _check_pools(settings: Settings, faults: SettingFaults) -> None:
 
 async def _check_gates(settings: Settings, faults: SettingFaults) -> None:
     entries = {
-        ("entry", path): entry
-        for path, entry in gated_entries(settings).items()
-        if not faults.touch(f"{path}.gate_type", f"{path}.gate_params")
+        owner: entry
+        for owner, entry in gate_entries(settings).items()
+        if not faults.touch(f"{entry.setting}.gate_type", f"{entry.setting}.gate_params")
     }
     gates = ProcessGates(settings)
     with faults.collected():
         gates.prepared(entries)
     await gates.aclose()
-
-
-def gated_entries(settings: Settings) -> dict[str, GateEntry]:
-    """The gates in the file, by the paths of their entries."""
-    file = settings.file
-    entries: list[tuple[str, PoolEntry | QueueEntry | TopicEntry]] = []
-    entries += [(f"pools[{number}]", entry) for number, entry in enumerate(file.pools)]
-    entries += [(f"queues[{number}]", entry) for number, entry in enumerate(file.queues)]
-    entries += [(f"topics[{number}]", entry) for number, entry in enumerate(file.topics)]
-    return {
-        path: GateEntry(entry.gate_type, entry.gate_params, path, _pool_of(entry))
-        for path, entry in entries
-        if entry.gate_type
-    }
-
-
-def _pool_of(entry: PoolEntry | QueueEntry | TopicEntry) -> str:
-    return entry.id if isinstance(entry, PoolEntry) else entry.worker_pool_id

@@ -137,29 +137,31 @@ class Entrance(msgspec.Struct):
 class HeldForward:
     """Forwards requests that their gates admit.
 
-    `entrances` are by queue or subscription; `default` is for all others (None: their requests are sent at once). A
-    request waits at most `most_held_seconds`.
+    `entrances` are by queue or subscription; all other requests are sent at once. A request waits at most
+    `most_held_seconds`.
     """
 
     def __init__(
         self,
         forward: Forward,
         entrances: Mapping[str, Entrance],
-        default: Entrance | None = None,
         clock: Callable[[], float] = time.time,
         *,
         most_held_seconds: float = math.inf,
     ) -> None:
         self._forward = forward
         self._entrances = entrances
-        self._default = default
+        self._default: Entrance | None = None
         self._clock = clock
         self._most_held_seconds = most_held_seconds
 
     def change(
         self, forward: Forward, entrances: Mapping[str, Entrance], default: Entrance | None = None
     ) -> None:
-        """Replace `forward` and the entrances (reload). Waiting requests enter again."""
+        """Replace `forward` and the entrances (reload). Waiting requests enter again.
+
+        `default` is for all queues and subscriptions without an entrance of their own.
+        """
         replaced = [*self._entrances.values(), *([self._default] if self._default else [])]
         self._forward, self._entrances, self._default = forward, entrances, default
         for entrance in replaced:

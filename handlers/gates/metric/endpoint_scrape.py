@@ -147,23 +147,19 @@ class ScrapedValue:
 
     @property
     def reading(self) -> Reading[MetricSample] | None:
-
         return self._reading
 
     @property
     def failure(self) -> str:
-
         return self._failure
 
     async def start(self) -> None:
-
         for page in self._pages():
             page.listen(self._take)
             await page.start()
         self._take()
 
     async def aclose(self) -> None:
-
         for page in self._pages():
             page.forget(self._take)
             await page.aclose()

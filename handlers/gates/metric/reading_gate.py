@@ -171,7 +171,6 @@ class ReadingGate(Gate):
         )
 
     async def aclose(self) -> None:
-
         if self._is_started:
             self._is_started = False
             self._source.forget(self._tell_changes)

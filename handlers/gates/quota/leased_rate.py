@@ -113,7 +113,6 @@ class LeasedRateGate(Gate):
         )
 
     async def aclose(self) -> None:
-
         if self._is_started:
             self._is_started = False
             await self._feed.aclose()
