@@ -1,7 +1,6 @@
-"""Sources of gates: background feeds, metric pages, and the store of quotas.
+"""Sources of gates: background feeds and metric pages.
 
-A feed fetches its source once per interval, for all gates that use it. `handlers.redis_store.limits` implements the
-store protocols.
+A feed fetches its source once per interval, for all gates that use it.
 """
 
 from __future__ import annotations
@@ -11,26 +10,20 @@ import contextlib
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar, cast
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 import httpx
 import msgspec
 
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.masked_text import without_secrets
+from handlers.redis_store.limits.limits import RedisGateStore
+from handlers.telemetry.logs import Logger
 from handlers.transport.failures import UnusableResponse, connection_failure
 from handlers.transport.transport import TransportOptions, http_client
 
 T = TypeVar("T")
-
-
-class GateLog(Protocol):
-    """Interface of `handlers.telemetry.logs.Logger`."""
-
-    def info(self, event: str, **fields: Any) -> None: ...
-
-    def warning(self, event: str, **fields: Any) -> None: ...
 
 
 NOT_READ_YET: Final = "not read yet"
@@ -104,7 +97,7 @@ class Feed(Generic[T]):
         read: Callable[[], Awaitable[T]],
         *,
         options: FeedOptions,
-        log: GateLog,
+        log: Logger,
         clock: Callable[[], float],
     ) -> None:
         self.name = name
@@ -171,7 +164,7 @@ class Feed(Generic[T]):
 class Feeds:
     """A process's feeds by source, so that none is fetched twice."""
 
-    def __init__(self, options: FeedOptions, log: GateLog, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, options: FeedOptions, log: Logger, clock: Callable[[], float] = time.time) -> None:
         self._options = options
         self._log = log
         self._clock = clock
@@ -230,115 +223,6 @@ class HttpText:
         await self._client.aclose()
 
 
-class HeldSlot(NamedTuple):
-    """A held slot of a quota: the quota's key and the claim."""
-
-    key: str
-    member: str
-
-
-class BudgetStore(Protocol):
-    """Reads a budget that another program writes."""
-
-    async def read_budget(self, key: str) -> str | None:
-        """Value of `key`; None if the key does not exist."""
-        ...
-
-
-class QuotaStore(Protocol):
-    """Counts the use of quotas by all processes, on the store's clock.
-
-    `member` names a claim, `owner` is the random token of this process. `counter_seconds` is the TTL of the counter,
-    which is shared with the reference.
-    """
-
-    failures: tuple[type[Exception], ...]
-
-    async def pay_rate(
-        self, key: str, member: str, *, limit: int, window_seconds: float, remember_seconds: float
-    ) -> tuple[bool, bool, float]:
-        """Take one of `limit` units per window.
-
-        Returns whether the request may be sent, whether this call took a unit, and the seconds until one is free. A
-        member that took one within `remember_seconds` does not need another.
-        """
-        ...
-
-    async def refund_rate(self, key: str, member: str) -> None:
-        """Return the unit that `member` took, if it took one."""
-        ...
-
-    async def hold_slot(
-        self, slot: HeldSlot, owner: str, *, limit: int, lease_seconds: float, counter_seconds: float
-    ) -> bool:
-        """Take one of `limit` slots under a lease. If `member` holds one, `owner` takes that over."""
-        ...
-
-    async def free_slot(self, slot: HeldSlot, owner: str, *, counter_seconds: float) -> bool:
-        """Free the slot if `owner` still holds it. Returns whether it did."""
-        ...
-
-    async def renew_slots(
-        self, slots: Sequence[HeldSlot], owner: str, *, lease_seconds: float, counter_seconds: float
-    ) -> None:
-        """Renew the leases. A lost slot is taken again, unless another owner holds it.
-
-        Without slots, it only checks that the store is available.
-        """
-        ...
-
-
-class LeasedRate(Protocol):
-    """State of a leased rate, and whether a token was taken."""
-
-    @property
-    def is_taken(self) -> bool: ...
-
-    @property
-    def is_valid(self) -> bool:
-        """Whether this pool has a lease that has not expired."""
-        ...
-
-    @property
-    def per_second(self) -> float:
-        """The leased rate; 0 without a valid lease."""
-        ...
-
-    @property
-    def wait_seconds(self) -> float: ...
-
-
-class LeasedRateStore(Protocol):
-    """A token bucket whose rate an external controller leases."""
-
-    failures: tuple[type[Exception], ...]
-
-    async def take_token(
-        self, control_key: str, state_key: str, pool: str, *, burst_seconds: float
-    ) -> LeasedRate:
-        """Take a token, if the lease is valid and one is available."""
-        ...
-
-    def check_lease_keys(self, control_key: str, state_key: str) -> None:
-        """Raise `InvalidSetting` if a Redis Cluster has the keys in different slots."""
-        ...
-
-    async def read_lease(self, control_key: str, state_key: str, pool: str) -> LeasedRate:
-        """The state of the lease, without taking a token."""
-        ...
-
-    async def return_token(self, state_key: str) -> None:
-        """Return one token. The next `take_token` applies the bucket's limit."""
-        ...
-
-
-class GateStore(BudgetStore, QuotaStore, LeasedRateStore, Protocol):
-    """The gates' store at one address."""
-
-    failures: tuple[type[Exception], ...]
-    """Exceptions of calls while the store is unavailable."""
-
-
 class GateSources(msgspec.Struct, frozen=True):
     """Everything a gate may read from, passed to its constructor.
 
@@ -350,8 +234,8 @@ class GateSources(msgspec.Struct, frozen=True):
     feeds: Feeds
     http: HttpText
     prometheus_http: HttpText
-    stores: Callable[[str], GateStore]
-    log: GateLog
+    stores: Callable[[str], RedisGateStore]
+    log: Logger
     prometheus_url: str = ""
     owner_pool: str = ""
     clock: Callable[[], float] = time.time

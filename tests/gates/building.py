@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from handlers.contract.request import Request
 from handlers.gates.gate import Gate
 from handlers.gates.registry import build_gate
-from handlers.gates.sources import FeedOptions, Feeds, GateSources, GateStore, HttpText
+from handlers.gates.sources import FeedOptions, Feeds, GateSources, HttpText
+from handlers.redis_store.limits.limits import RedisGateStore
+from handlers.telemetry.logs import Logger
 
 
-@dataclass
-class ReadableLog:
+class ReadableLog(Logger):
     """Keeps log events: (level, event, fields)."""
 
-    lines: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    def __init__(self) -> None:
+        super().__init__("test")
+        self.lines: list[tuple[str, str, dict[str, Any]]] = []
 
     def info(self, event: str, **fields: Any) -> None:
         self.lines.append(("info", event, fields))
@@ -39,14 +41,14 @@ class Clock:
         return self.now
 
 
-def no_store(address: str) -> GateStore:
+def no_store(address: str) -> RedisGateStore:
     raise AssertionError(f"this gate asked for a store at {address}")
 
 
 def sources(
     *,
     prometheus_url: str = "",
-    stores: Callable[[str], GateStore] = no_store,
+    stores: Callable[[str], RedisGateStore] = no_store,
     log: ReadableLog | None = None,
     clock: Callable[[], float] = time.time,
     refresh_seconds: float = 0.05,

@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +34,7 @@ from handlers.redis_store.idempotency.idempotency import (
     finish_id_record,
     record_for_id,
 )
-from handlers.redis_store.limits.limits import PoolIndex, RedisGateStore, RedisPoolSharing
+from handlers.redis_store.limits.limits import HeldSlot, PoolIndex, RedisGateStore, RedisPoolSharing
 from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
 from handlers.redis_store.submit.submissions import MemberParts
@@ -45,14 +44,6 @@ from tests.servers.redis_topologies import Cluster, Sentinels
 
 pytestmark = pytest.mark.xdist_group("redis-topologies")
 CONNECTIONS = 4
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A slot of a quota, as a gate takes it."""
-
-    key: str
-    member: str
 
 
 @pytest.fixture(scope="module", params=["cluster", "cluster-tls", "sentinel", "sentinel-tls"])
@@ -128,7 +119,7 @@ async def test_a_full_batch_that_stands_for_its_ids_is_settled_at_once(
 
 async def test_quotas_count_and_come_back(redis: Store, name: str) -> None:
     store = RedisGateStore(redis)
-    slots = [Slot(f"quota:userid:{name}", f"m{n}") for n in range(3)]
+    slots = [HeldSlot(f"quota:userid:{name}", f"m{n}") for n in range(3)]
     terms = {"limit": 2, "lease_seconds": 60.0, "counter_seconds": 60.0}
     held = [await store.hold_slot(slot, "me", **terms) for slot in slots]  # type: ignore[arg-type]  # as their names say
     assert held == [True, True, False]

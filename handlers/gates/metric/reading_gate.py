@@ -27,7 +27,8 @@ from handlers.gates.gate import (
     Verdict,
 )
 from handlers.gates.parameters import Duration
-from handlers.gates.sources import GateLog, MetricSource
+from handlers.gates.sources import MetricSource
+from handlers.telemetry.logs import Logger
 
 OPEN: Final = "open"
 CLOSED: Final = "closed"
@@ -128,7 +129,7 @@ class ReadingGate(Gate):
         rule: Rule,
         parameters: ReadingParameters,
         *,
-        log: GateLog,
+        log: Logger,
         clock: Callable[[], float],
         label: str = "",
         absent: float | None = None,

@@ -26,7 +26,8 @@ from handlers.gates.gate import (
     Verdict,
 )
 from handlers.gates.parameters import DURATION, InconsistentParameters, Text
-from handlers.gates.sources import GateSources, LeasedRate, LeasedRateStore
+from handlers.gates.sources import GateSources
+from handlers.redis_store.limits.limits import RedisGateStore, TokenAnswer
 
 
 class LeasedRateParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +86,7 @@ class LeasedRateGate(Gate):
         self._spread: Spread | None = None
         self._spread_rate = 0.0
 
-        async def measure() -> LeasedRate:
+        async def measure() -> TokenAnswer:
             return await store.read_lease(parameters.control_key, self._state_key, pool)
 
         self._feed = sources.feeds.feed(
@@ -154,7 +155,7 @@ class LeasedRateGate(Gate):
             label=self._pool,
         )
 
-    def _delay(self, answer: LeasedRate) -> float:
+    def _delay(self, answer: TokenAnswer) -> float:
         if self._spread is None or self._spread_rate != answer.per_second:
             self._spread = Spread(1 / answer.per_second, self._clock)
             self._spread_rate = answer.per_second
@@ -177,7 +178,7 @@ class LeasedRateGate(Gate):
 
 
 class _Token(msgspec.Struct, frozen=True):
-    store: LeasedRateStore
+    store: RedisGateStore
     state_key: str
 
     async def release(self) -> None:

@@ -27,7 +27,8 @@ from handlers.gates.metric.reading_gate import CLOSED, OPEN
 from handlers.gates.parameters import Duration, Text
 from handlers.gates.quota.leased_rate import Spread
 from handlers.gates.quota.local_concurrency import BLOCKING, CLASSIFYING
-from handlers.gates.sources import GateSources, HeldSlot, QuotaStore
+from handlers.gates.sources import GateSources
+from handlers.redis_store.limits.limits import HeldSlot, RedisGateStore
 
 RATE_LIMIT: Final = "rate-limit"
 _FIRST_HELD_SECONDS: Final = 1.0  # assumed duration of a request until the first one has ended
@@ -229,7 +230,7 @@ def _bounded(value: str) -> str:
 class RateReservation(msgspec.Struct, frozen=True):
     """One unit of a rate limit."""
 
-    store: QuotaStore
+    store: RedisGateStore
     key: str
     member: str
 
@@ -271,7 +272,7 @@ class HeldSlots:
 
     def __init__(
         self,
-        store: QuotaStore,
+        store: RedisGateStore,
         *,
         limit: int,
         lease_seconds: float,

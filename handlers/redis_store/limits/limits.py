@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import msgspec
 from redis.asyncio.cluster import RedisCluster
@@ -37,15 +37,11 @@ from handlers.redis_store.scripts import lua_script
 API_VERSION: Final = "llm-d.ai/v1alpha1"
 
 
-class Slot(Protocol):
-    """A concurrency slot, held by one submission."""
+class HeldSlot(NamedTuple):
+    """A held slot of a quota: the quota's key and the claim."""
 
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def member(self) -> str:
-        """The submission: id and token."""
+    key: str
+    member: str
 
 
 class TokenAnswer(NamedTuple):
@@ -61,7 +57,11 @@ class TokenAnswer(NamedTuple):
 
 
 class RedisGateStore:
-    """Calls the gates' scripts. Methods raise one of `failures` while Redis does not answer."""
+    """Counts what all processes use, on the server's clock.
+
+    Methods raise one of `failures` while Redis does not answer. `member` names a claim, `owner` is the random token of
+    this process. `counter_seconds` is the TTL of the counter, which is shared with the reference.
+    """
 
     failures: tuple[type[Exception], ...] = STORE_FAILURES
 
@@ -80,7 +80,8 @@ class RedisGateStore:
     ) -> tuple[bool, bool, float]:
         """Take one of `limit` units per window.
 
-        Returns whether the request may be sent, whether this call took a unit, and the seconds until one is free.
+        Returns whether the request may be sent, whether this call took a unit, and the seconds until one is free. A
+        member that took one within `remember_seconds` does not need another.
         """
         may_go, has_paid_now, wait_seconds = await self._pay(
             [key, beside(key, "paid")], [member, limit, window_seconds, remember_seconds]
@@ -92,20 +93,26 @@ class RedisGateStore:
         await self._refund([key, beside(key, "paid")], [member])
 
     async def hold_slot(
-        self, slot: Slot, owner: str, *, limit: int, lease_seconds: float, counter_seconds: float
+        self, slot: HeldSlot, owner: str, *, limit: int, lease_seconds: float, counter_seconds: float
     ) -> bool:
-        """Take one of `limit` slots under a lease. Returns whether `owner` now holds one."""
+        """Take one of `limit` slots under a lease. Returns whether `owner` now holds one.
+
+        If `member` holds one, `owner` takes that over.
+        """
         arguments: list[str | float] = [slot.member, owner, limit, lease_seconds, counter_seconds]
         return bool(await self._hold(_slot_keys(slot.key), arguments))
 
-    async def free_slot(self, slot: Slot, owner: str, *, counter_seconds: float) -> bool:
+    async def free_slot(self, slot: HeldSlot, owner: str, *, counter_seconds: float) -> bool:
         """Free the slot; returns whether `owner` still held it."""
         return bool(await self._free(_slot_keys(slot.key), [slot.member, owner, counter_seconds]))
 
     async def renew_slots(
-        self, slots: Sequence[Slot], owner: str, *, lease_seconds: float, counter_seconds: float
+        self, slots: Sequence[HeldSlot], owner: str, *, lease_seconds: float, counter_seconds: float
     ) -> None:
-        """Extend the slots' leases, one call per quota key. Without slots, ping Redis."""
+        """Extend the slots' leases, one call per quota key. Without slots, ping Redis.
+
+        A lost slot is taken again, unless another owner holds it.
+        """
         if not slots:
             await self._redis.ping()
         members: defaultdict[str, list[str]] = defaultdict(list)
@@ -137,6 +144,7 @@ class RedisGateStore:
         return await self._token(control_key, state_key, pool, 1.0, is_taking=False)
 
     async def return_token(self, state_key: str) -> None:
+        """Return one token. The next `take_token` applies the bucket's limit."""
         await self._return([state_key])
 
     async def read_budget(self, key: str) -> str | None:
