@@ -25,6 +25,8 @@ _PIECE_LEVELS: Final = 256
 """Deep texts are checked in pieces of this many levels, far below the decoder's recursion limit."""
 _STEP_BYTES: Final = 4_096
 """Bytes whose brackets are counted in one step."""
+_SMALL_STEP_BYTES: Final = 64
+"""Bytes of a smaller step, where a larger one has a bracket that counts."""
 
 _STRING = re.compile(STRING, re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
@@ -132,18 +134,25 @@ def _turns(text: bytes, first_cut: int) -> Iterator[tuple[int, int]]:
     for start, end in _outside_strings(text):
         for at in range(start, end, _STEP_BYTES):
             to = min(end, at + _STEP_BYTES)
-            least, most, last = _levels(text[at:to], depth)
-            if (least - first_cut) // _PIECE_LEVELS == (
-                most - first_cut
-            ) // _PIECE_LEVELS and most <= MAX_DEPTH:
-                depth = last
-                continue
-            for match in _BRACKET.finditer(text, at, to):
-                is_open = match[0] in b"[{"
-                depth += is_open
-                if (depth - first_cut) % _PIECE_LEVELS == 0 or depth > MAX_DEPTH:
-                    yield match.start(), depth
-                depth -= not is_open
+            is_cut, last = _has_cut(text[at:to], depth, first_cut)
+            for small in range(at, to, _SMALL_STEP_BYTES) if is_cut else ():
+                small_to = min(to, small + _SMALL_STEP_BYTES)
+                is_cut, small_last = _has_cut(text[small:small_to], depth, first_cut)
+                for match in _BRACKET.finditer(text, small, small_to) if is_cut else ():
+                    is_open = match[0] in b"[{"
+                    depth += is_open
+                    if (depth - first_cut) % _PIECE_LEVELS == 0 or depth > MAX_DEPTH:
+                        yield match.start(), depth
+                    depth -= not is_open
+                depth = small_last
+            depth = last
+
+
+def _has_cut(text: bytes, depth: int, first_cut: int) -> tuple[bool, int]:
+    """Whether a text without strings reaches a level to cut at, and its last level."""
+    least, most, last = _levels(text, depth)
+    is_cut = (least - first_cut) // _PIECE_LEVELS != (most - first_cut) // _PIECE_LEVELS
+    return is_cut or most > MAX_DEPTH, last
 
 
 def _levels(text: bytes, depth: int) -> tuple[int, int, int]:

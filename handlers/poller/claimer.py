@@ -22,7 +22,7 @@ from handlers.poller.queue_watch import QueueWatch, Waiter
 from handlers.poller.worker import Worker
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.faults import StoreBackoff
-from handlers.redis_store.queue.queue import RedisQueue
+from handlers.redis_store.queue.queue import Claim, RedisQueue
 from handlers.telemetry.logs import Logger
 
 _COALESCE_SECONDS: Final = 0.001
@@ -34,6 +34,11 @@ _POLL_SECONDS: Final = 0.1
 """Interval at which a pool without room checks whether its gate has opened."""
 _EXPIRE_SECONDS: Final = 1.0
 """If a queue has not been polled for this long, its overdue requests are answered."""
+
+
+_ONLY_RETRIES_SECONDS: Final = 1.0
+"""After an open circuit's claim has found only retries, it looks for other requests again after this long. Each such
+search may read 1,000 members."""
 
 
 class ClaimedQueue:
@@ -136,6 +141,7 @@ class Claimer:
         self._backoff = StoreBackoff("claiming", log, pool=pool_id)
         self._asked_at: dict[str, float] = {}
         self._positions = _positions()
+        self._retries_until = 0.0
         self._freed = asyncio.Event()
         self._stopped = asyncio.Event()
         self.has_tried = asyncio.Event()
@@ -299,26 +305,35 @@ class Claimer:
 
     async def _claim_from(self, queue: ClaimedQueue, most: int) -> int:
         if not queue.has_open_circuit:
-            return await self._take(queue, most, 0.0)
-        # Claim from the head, the end and between, so that requests that always fail do not block the others.
+            half = max(1, int(self._options.share().of(self._options.slots)) // 2)
+            retries = sum(one.worker.retries_in_slots for one in self.queues.values())
+            return len(await self._take(queue, most, most_retries=max(0, half - retries)))
+        # Claim from the head, the end and between, and retries last, so that requests that always fail do not block the
+        # others.
         taken = 0
         while (count := min(most - taken, -(-most // 2), queue.room() or 0)) > 0:
-            claimed = await self._take(queue, count, next(self._positions))
-            if not claimed:
+            now = time.monotonic()
+            most_retries = 0 if now >= self._retries_until else None
+            claims = await self._take(
+                queue, count, most_retries=most_retries, position=next(self._positions)
+            )
+            if not claims:
                 break
-            taken += claimed
+            if most_retries == 0 and all(claim.is_retry for claim in claims):
+                self._retries_until = now + _ONLY_RETRIES_SECONDS
+            taken += len(claims)
         return taken
 
-    async def _take(self, queue: ClaimedQueue, most: int, position: float) -> int:
+    async def _take(
+        self, queue: ClaimedQueue, most: int, *, most_retries: int | None, position: float = 0.0
+    ) -> list[Claim]:
         if most < 1:
-            return 0
-        half = max(1, int(self._options.share().of(self._options.slots)) // 2)
-        retries = sum(one.worker.retries_in_slots for one in self.queues.values())
+            return []
         with queue.worker.in_use():
             claims = await queue.queue.claim(
                 most,
                 max_bytes=queue.worker.budget.requests.room(),
-                most_retries=max(0, half - retries),
+                most_retries=most_retries,
                 position=position,
             )
             if claims:
@@ -326,7 +341,7 @@ class Claimer:
                 queue.started(len(claims))
                 queue.worker.start(claims, partial(self._free, queue))
         self._asked_at[queue.queue.name] = time.monotonic()
-        return len(claims)
+        return claims
 
     async def _expire(self) -> None:
         """Answer overdue requests of queues not polled for `_EXPIRE_SECONDS`, without slots."""

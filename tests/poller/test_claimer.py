@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Collection, Sequence
 
+import pytest
 from redis.asyncio import Redis
 
 from handlers.contract.envelope import encode_retry
@@ -287,8 +288,11 @@ async def test_retries_take_every_slot_where_nothing_else_waits(store: Redis) ->
         await answered(rig, count=20)
 
 
-async def test_while_the_circuit_is_open_one_request_is_claimed_from_the_queues_end(store: Redis) -> None:
-    """Those at its head may be of a kind that always fails."""
+@pytest.mark.parametrize("retries_around", [0, 10])
+async def test_while_the_circuit_is_open_one_request_is_claimed_from_the_queues_end(
+    store: Redis, retries_around: int
+) -> None:
+    """Those at its head may be of a kind that always fails, and so may retries anywhere."""
     now = 0.0
     circuit = Circuit(CircuitOptions(), lambda: now)
     while circuit.state is not CircuitState.OPEN:
@@ -301,6 +305,9 @@ async def test_while_the_circuit_is_open_one_request_is_claimed_from_the_queues_
     pool.queues[QUEUE].change(circuit=circuit)
     for n in range(10):
         await rig.submit(body(f"r-{n}"), score=1_000.0 + n)
+    for n in range(retries_around):
+        await rig.submit(retried(f"before-{n}"), score=500.0 + n)
+        await rig.submit(retried(f"after-{n}"), score=2_000.0 + n)
     async with running(rig.ack_batcher.run(), pool.run()):
         now = CircuitOptions().probe_seconds
         await wait_until_async(lambda: handler.now == 1, "one in flight")

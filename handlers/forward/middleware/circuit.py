@@ -47,7 +47,8 @@ class CircuitOptions(msgspec.Struct, frozen=True):
     `least_failures`, and `first_limit` instead of `failures_in_a_row`.
 
     At most `most_probes` probes may be unanswered. Recovery starts with `first_limit` calls in flight. It ends at
-    `last_limit`, or after `window_seconds` in which the circuit did not open again.
+    `last_limit`, or after `window_seconds` in which the circuit did not open again. If it opens again, the next
+    recovery uses twice `first_limit`, and those after it three times: probably many waiting requests always fail.
     """
 
     window_seconds: float = 10.0
@@ -66,6 +67,7 @@ _LEAST_WHILE_RECOVERING: Final = 3
 _SUSPECT_SECONDS: Final = 120.0
 """Seconds for which a request stays a suspect: twice the longest backoff, so that retries find it still suspected."""
 _MOST_SUSPECTS: Final = 10_000
+_MOST_FIRST_LIMITS: Final = 3
 _LEAST_SHARE: Final = 0.1
 """Lower bound of the share of successes in the rule above, so that an outage of an unreliable gateway is noticed."""
 
@@ -83,7 +85,7 @@ class Circuit:
         self._clock = clock
         self._on_change = on_change
         self._evidence = _Evidence(options.window_seconds)
-        self._limit = options.first_limit
+        self._first_limit = self._limit = options.first_limit
         self._probe_at = 0.0
         self._claim_at = 0.0
         self._probes = 0
@@ -161,11 +163,14 @@ class Circuit:
         least = (
             min(_LEAST_WHILE_RECOVERING, options.least_failures) if is_recovering else options.least_failures
         )
-        overdue = options.first_limit if is_recovering else options.failures_in_a_row
+        overdue = self._first_limit if is_recovering else options.failures_in_a_row
         failures = self._evidence.failures_in_a_row(now)
         share = self._evidence.success_share(now)
         if failures >= least and (not share or failures * max(share, _LEAST_SHARE) >= overdue):
             self._probe_at = now + options.probe_seconds
+            if is_recovering:
+                most = _MOST_FIRST_LIMITS * options.first_limit
+                self._first_limit = min(self._first_limit + options.first_limit, most)
             self._change(CircuitState.OPEN)
         elif is_recovering and is_first:
             # Two failures in a row suggest overload: halve the limit. One is probably the request's own fault.
@@ -175,12 +180,13 @@ class Circuit:
     def _succeed(self, now: float) -> None:
         if self.state is CircuitState.OPEN:
             self._evidence.restart(now)
-            self._limit = self._options.first_limit
+            self._limit = self._first_limit
             self._since = now
             self._change(CircuitState.RECOVERING)
         elif self.state is CircuitState.RECOVERING:
             self._limit += 1
             if self._limit >= self._options.last_limit or now - self._since >= self._options.window_seconds:
+                self._first_limit = self._options.first_limit
                 self._change(CircuitState.CLOSED)
         self._evidence.add_success(now)
 

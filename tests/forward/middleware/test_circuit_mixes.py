@@ -37,7 +37,9 @@ class Simulation:
 
     def __init__(self, *, latency: float, seed: int) -> None:
         self.now = 0.0
-        self.circuit = Circuit(CircuitOptions(), lambda: self.now)
+        self.circuit = Circuit(CircuitOptions(), lambda: self.now, self._note_state)
+        self.opened = 0.0
+        """When the circuit opened last."""
         self.is_down: Callable[[float], bool] = lambda _now: False
         self.waits: dict[int, float] = {}
         self.call_times: list[float] = []
@@ -49,9 +51,15 @@ class Simulation:
         self._in_flight: list[tuple[float, int, One, Pass]] = []
         self._positions = itertools.cycle((1.0, 0.5, 1.0, 0.0))
 
-    def queue(self, count: int, deadline: float, *, is_bad: bool) -> None:
+    def _note_state(self, state: CircuitState) -> None:
+        if state is CircuitState.OPEN:
+            self.opened = self.now
+
+    def queue(self, count: int, deadline: float, *, is_bad: bool, spread: float = 0.0) -> None:
+        """Queue requests whose deadlines are at most `spread` seconds after `deadline`."""
         for _ in range(count):
-            self._pending.append(One(deadline, next(self._numbers), is_bad, self.now))
+            due = deadline + self._random.random() * spread
+            self._pending.append(One(due, next(self._numbers), is_bad, self.now))
         self._pending.sort()
 
     def run(self, seconds: float, each_tick: Callable[[], None] = lambda: None) -> None:
@@ -82,10 +90,11 @@ class Simulation:
     def _chosen(self, position: float) -> One:
         if position == 0.5:
             position = self._random.random()
-        rest = self._pending[int((len(self._pending) - 1) * position) :]
+        first = int((len(self._pending) - 1) * position)
+        found = [*self._pending[first:], *reversed(self._pending[:first])]
         retries = sum(one.attempt > 0 for _, _, one, _ in self._in_flight)
-        is_full = retries >= SLOTS // 2
-        return next((one for one in rest if one.attempt == 0 or not (is_full or position)), rest[0])
+        takes_retries = self.circuit.state is CircuitState.CLOSED and retries < SLOTS // 2
+        return next((one for one in found if one.attempt == 0 or takes_retries), found[0])
 
     def _end(self, one: One, entered: Pass) -> None:
         has_failed = one.is_bad or self.is_down(self.now)
@@ -131,6 +140,27 @@ def test_requests_that_always_fail_do_not_hold_up_those_that_succeed(
 
 
 @settings(max_examples=10, deadline=None)
+@given(bad=st.integers(0, 200), latency=st.floats(0.001, 0.1), seed=st.integers(0, 1_000))
+def test_requests_that_always_fail_and_are_due_between_others_hold_up_few(
+    bad: int, latency: float, seed: int
+) -> None:
+    """Bad ones queued at once; five good ones a second, whose deadlines are among those of the bad ones."""
+    simulation = Simulation(latency=latency, seed=seed)
+    simulation.queue(bad, 7_200.0, is_bad=True, spread=100.0)
+    good = 0
+
+    def arrive() -> None:
+        nonlocal good
+        if good < 5 * simulation.now and good < 150:
+            good += 1
+            simulation.queue(1, 7_200.0, is_bad=False, spread=100.0)
+
+    simulation.run(42.0, arrive)
+    in_time = sum(wait <= 10.0 for wait in simulation.waits.values())
+    assert in_time >= 0.9 * good, f"{in_time} of {good} within 10 s"
+
+
+@settings(max_examples=10, deadline=None)
 @given(
     bad=st.integers(0, 100),
     before=st.floats(0.0, 12.0),
@@ -154,9 +184,10 @@ def test_an_outage_gets_one_probe_per_second_and_everything_after_it(
             simulation.queue(1, 7_200.0, is_bad=False)
 
     simulation.run(ends, arrive)
-    opened = next((at for at in simulation.call_times if at >= begins), begins)
-    probes = [at for at in simulation.call_times if begins + 3.0 <= at < ends]
-    assert len(probes) <= max(0.0, ends - begins - 3.0) + 2, f"after {opened}"
+    opened = max(begins, simulation.opened)
+    assert opened <= begins + 10.0
+    probes = [at for at in simulation.call_times if opened < at < ends]
+    assert len(probes) <= ends - opened + 2
 
     simulation.run(90.0)
     assert len(simulation.waits) == arrived, "nothing waits indefinitely"

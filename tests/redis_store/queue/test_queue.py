@@ -56,6 +56,26 @@ async def test_claims_of_expired_requests_leave_the_others(bench: Bench) -> None
     assert [member for member, _ in await bench.pending()] == [b"in time"]
 
 
+@pytest.mark.parametrize(("position", "claimed"), [(0, "new-30"), (0.5, "new-60"), (1, "new-60")])
+async def test_a_claim_without_retries_finds_other_requests_after_and_before_its_position(
+    bench: Bench, position: float, claimed: str
+) -> None:
+    for score in range(1, 101):
+        request = body(f"again-{score}")
+        await bench.put(encode_retry(request, queue=bench.queue_name, attempt=1, score=score), score)
+    for score in (30, 60):
+        await bench.put(body(f"new-{score}"), score)
+
+    [claim] = await bench.queue.claim(1, most_retries=0, position=position)
+    [other] = await bench.queue.claim(1, most_retries=0, position=position)
+    [retry] = await bench.queue.claim(1, most_retries=0, position=position)
+
+    assert {claim.member, other.member} == {body("new-30"), body("new-60")}
+    assert retry.is_retry
+    assert retry.score == pytest.approx(1 + 99 * position, abs=1)
+    assert claim.member == body(claimed)
+
+
 async def test_the_claim_key_is_the_references(bench: Bench) -> None:
     members = [
         body("bare"),

@@ -2,8 +2,8 @@
 -- choose(count, most_bytes, most_retries, position, latest):
 -- up to `count` members of KEYS[1], each followed by its score, lowest score first. They have at most `most_bytes`
 -- together, but at least one is chosen. At most `most_retries` are retries while other requests wait. `position` is
--- where to begin: 0 at the queue's head, 1 at its end, in between by rank. With `latest`, members with a higher score
--- are skipped.
+-- where to begin: 0 at the queue's head, 1 at its end, in between by rank. From there it reads to the end, then back to
+-- the head. With `latest`, members with a higher score are skipped.
 -- It reads at most 1,000 members or 2 MB, so requests after more retries than that are not found.
 local MOST_MEMBERS, MOST_BYTES = 1000, 2000000
 
@@ -23,6 +23,7 @@ local function choose(count, most_bytes, most_retries, position, latest)
   if position > 0 then
     first = math.max(0, math.floor((run('ZCARD', KEYS[1]) - count) * position))
   end
+  local rank, step = first, 1
   local chosen, passed_over, retries, read, bytes = {}, {}, 0, 0, 0
   local function take(member, score)
     most_bytes = most_bytes - #member
@@ -33,11 +34,15 @@ local function choose(count, most_bytes, most_retries, position, latest)
   end
   while #chosen < 2 * count and most_bytes > 0 and read < MOST_MEMBERS and bytes < MOST_BYTES do
     -- One by one: sizes are unknown, and a reply with many large members would block the server.
-    local member, score = unpack(run('ZRANGE', KEYS[1], first + read, first + read, 'WITHSCORES'))
+    local member, score = unpack(run('ZRANGE', KEYS[1], rank, rank, 'WITHSCORES'))
+    if not member and step == 1 and first > 0 then
+      rank, step = first - 1, -1
+      member, score = unpack(run('ZRANGE', KEYS[1], rank, rank, 'WITHSCORES'))
+    end
     if not member or latest and tonumber(score) > latest then
       break
     end
-    read, bytes = read + 1, bytes + #member
+    rank, read, bytes = rank + step, read + 1, bytes + #member
     if not is_retry(member) then
       take(member, score)
     elseif retries < most_retries then
@@ -46,6 +51,9 @@ local function choose(count, most_bytes, most_retries, position, latest)
     else
       passed_over[#passed_over + 1] = member
       passed_over[#passed_over + 1] = score
+    end
+    if rank < 0 then
+      break
     end
   end
   for at = 1, #passed_over, 2 do
