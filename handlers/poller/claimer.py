@@ -314,9 +314,7 @@ class Claimer:
         while (count := min(most - taken, -(-most // 2), queue.room() or 0)) > 0:
             now = time.monotonic()
             most_retries = 0 if now >= self._retries_until else None
-            claims = await self._take(
-                queue, count, most_retries=most_retries, position=next(self._positions)
-            )
+            claims = await self._take(queue, count, most_retries=most_retries, position=next(self._positions))
             if not claims:
                 break
             if most_retries == 0 and all(claim.is_retry for claim in claims):

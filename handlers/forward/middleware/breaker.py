@@ -84,7 +84,7 @@ class GatewayBreaker:
         state = self.circuit.state
         # Only while the circuit is closed: probes must pass, and a recovering circuit has a lower limit anyway.
         is_budgeted = self.budget is not None and request.attempt > 0 and state is CircuitState.CLOSED
-        if is_budgeted and self.budget is not None and not self.budget.spend():
+        if is_budgeted and self.budget is not None and not self.budget.spend(request.attempt):
             return RETRY_BUDGET
         return self.circuit.enter() or (CIRCUIT_OPEN if state is CircuitState.OPEN else CIRCUIT_RECOVERING)
 
@@ -237,12 +237,15 @@ def later(request: Request, options: AttemptOptions, reason: str, now: float, ji
 _MOST: Final = 100.0
 """Most retries that can be saved, for a burst of failures after a calm period."""
 _PER_SECOND: Final = 1.0
+_MOST_KEPT: Final = 20
 
 
 class RetryBudget:
     """Limits retries to one per second plus a `share` of final results.
 
-    First attempts are free. `clock` returns monotonic seconds.
+    First attempts are free. A later retry leaves room for earlier ones, so that many requests that always fail do not
+    use up the retries of those that failed once: the n-th retry needs room for n, at most for 20. `clock` returns
+    monotonic seconds.
     """
 
     def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -254,12 +257,12 @@ class RetryBudget:
     def earn(self) -> None:
         self._left = min(_MOST, self._left + self._share)
 
-    def spend(self) -> bool:
-        """Take one retry from the budget; False if it is empty."""
+    def spend(self, attempt: int) -> bool:
+        """Take one retry from the budget; False if it is too small for this one. `attempt` is 1 for the first retry."""
         now = self._clock()
         self._left = min(_MOST, self._left + (now - self._at) * _PER_SECOND)
         self._at = now
-        if self._left < 1:
+        if self._left < min(attempt, _MOST_KEPT):
             return False
         self._left -= 1
         return True

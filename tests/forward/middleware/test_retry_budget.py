@@ -24,7 +24,7 @@ def test_calls_for_each_request_stay_few_whatever_fails(error_share: float, most
     for _ in range(requests):
         time.now += 0.001
         attempts = 1
-        if waiting and budget.spend():
+        if waiting and budget.spend(1):
             waiting, attempts = waiting - 1, 2
         for _ in range(attempts):
             calls += 1
@@ -38,12 +38,12 @@ def test_calls_for_each_request_stay_few_whatever_fails(error_share: float, most
 def test_where_nothing_is_answered_one_retry_a_second_is_left() -> None:
     time = Time()
     budget = RetryBudget(0.25, time)
-    while budget.spend():
+    while budget.spend(1):
         pass
     spent = 0
     for _ in range(600):
         time.now += 0.1
-        spent += budget.spend()
+        spent += budget.spend(1)
     assert 59 <= spent <= 60
 
 
@@ -52,6 +52,19 @@ def test_saved_retries_are_limited() -> None:
     budget = RetryBudget(0.25, time)
     time.now = 1e6
     spent = 0
-    while budget.spend():
+    while budget.spend(1):
         spent += 1
     assert spent == 100
+
+
+def test_later_retries_leave_room_for_earlier_ones() -> None:
+    """Ten late ones a second want more than there is; each first retry finds room."""
+    time = Time()
+    budget = RetryBudget(0.25, time)
+    late = refused = 0
+    for number in range(6_000):
+        time.now += 0.1
+        late += budget.spend(2 + number % 30)
+        refused += number % 100 == 99 and not budget.spend(1)
+    assert refused == 0
+    assert 500 <= late <= 700
