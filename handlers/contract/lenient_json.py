@@ -149,7 +149,7 @@ def _turns(text: bytes, first_cut: int) -> Iterator[tuple[int, int]]:
 
 
 def _has_cut(text: bytes, depth: int, first_cut: int) -> tuple[bool, int]:
-    """Whether a text without strings reaches a level to cut at, and its last level."""
+    """Whether a text reaches a cut level, and its last level. It has no strings."""
     least, most, last = _levels(text, depth)
     is_cut = (least - first_cut) // _PIECE_LEVELS != (most - first_cut) // _PIECE_LEVELS
     return is_cut or most > MAX_DEPTH, last
