@@ -19,7 +19,6 @@ from handlers.backoff import parse_retry_after, retry_delay
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
-from handlers.forward.classify import FAILURES, OWN_FAULTS, failure_reason, is_final, status_reason
 from handlers.forward.gateway import (
     BAND_HEADROOM_HEADER,
     DROPPED_REASON_HEADER,
@@ -27,7 +26,17 @@ from handlers.forward.gateway import (
     GatewayResponse,
 )
 from handlers.forward.headers import gateway_headers
-from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
+from handlers.forward.outcome import (
+    FAILURES,
+    OWN_FAULTS,
+    Answered,
+    LastResponse,
+    Outcome,
+    Retry,
+    failure_reason,
+    is_final,
+    status_reason,
+)
 from handlers.forward.route import Routes, gateway_url
 from handlers.forward.transforms import Transform, transformed
 from handlers.gates.gate import Feedback

@@ -68,7 +68,7 @@ class Gateway:
         """POST `body` and read the whole response.
 
         At `until`, a time of the event loop's clock, the connection is closed and `TimeoutError` is raised. Raises
-        one of `handlers.forward.classify.FAILURES`, or `UnusableResponse`.
+        one of `handlers.forward.outcome.FAILURES`, or `UnusableResponse`.
         """
         if self._token is not None:
             headers = {**headers, "authorization": f"Bearer {self._token()}"}

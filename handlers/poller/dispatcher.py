@@ -28,10 +28,17 @@ from handlers.contract.events import MOST_REMAINING_MS, STRUCTURED
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, decode_result, error_result
-from handlers.forward.classify import FAILURES, OWN_FAULTS, failure_reason
 from handlers.forward.forward import AttemptOptions, Sender, invalid, not_sent
 from handlers.forward.gateway import GatewayResponse
-from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
+from handlers.forward.outcome import (
+    FAILURES,
+    OWN_FAULTS,
+    Answered,
+    LastResponse,
+    Outcome,
+    Retry,
+    failure_reason,
+)
 from handlers.gates.gate import Feedback
 from handlers.number_text import decimal
 from handlers.telemetry.logs import RareWarning

@@ -11,8 +11,8 @@ import msgspec
 
 from handlers.byte_budget import memory_limit
 from handlers.contract.errors import SettingFaults
-from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.outcome import FAILURES, failure_reason
 from handlers.forward.route import joined
 from handlers.gates.gate import GateState
 from handlers.gates.labels import TIERS

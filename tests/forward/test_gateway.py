@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from handlers.contract.request import Request
-from handlers.forward.classify import FAILURES, failure_reason
 from handlers.forward.gateway import Gateway, GatewayOptions, GatewayResponse
 from handlers.forward.headers import gateway_headers
+from handlers.forward.outcome import FAILURES, failure_reason
 from handlers.forward.route import Route
 from handlers.transport.failures import ResponseTooLarge, UnusableResponse
 from tests.forward.conftest import LIMIT

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from handlers.doors.accounted import NOT_RECORDED
-from handlers.forward.classify import FAILURE_REASONS, STATUS_REASONS
 from handlers.forward.middleware.admission import GATE_CLOSED, QUOTA_EXHAUSTED
 from handlers.forward.middleware.breaker import CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET
+from handlers.forward.outcome import FAILURE_REASONS, STATUS_REASONS
 from handlers.poller.dispatcher import HANDLER_LOST, HANDLER_REFUSED, HANDLER_UNAVAILABLE
 from handlers.telemetry.metrics import REASONS
 

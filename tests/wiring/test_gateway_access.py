@@ -12,8 +12,8 @@ import pytest
 from cryptography import x509
 
 from handlers.contract.errors import InvalidSetting
-from handlers.forward.classify import FAILURES
 from handlers.forward.gateway import Gateway
+from handlers.forward.outcome import FAILURES
 from handlers.settings.settings import load_settings
 from handlers.wiring.forward_stack import gateway_of
 from tests.servers.certificates import self_signed, serving

@@ -15,8 +15,8 @@ import msgspec
 from handlers.backoff import Backoff
 from handlers.contract.events import to_header
 from handlers.doors.door import Answer
-from handlers.forward.classify import FAILURES, OWN_FAULTS
 from handlers.forward.forward import Sender
+from handlers.forward.outcome import FAILURES, OWN_FAULTS
 from handlers.telemetry.logs import Logger
 from handlers.transport.failures import UnusableResponse
 

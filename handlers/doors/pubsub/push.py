@@ -32,7 +32,7 @@ from handlers.telemetry.logs import Logger, RareWarning
 
 if TYPE_CHECKING:
     # Imports Redis, which most push doors do not need.
-    from handlers.doors.pubsub.deduplicated import AnswerLease
+    from handlers.doors.pubsub.deduplicated import AnswerLease, Once
 
 MARGIN_SECONDS: Final = 5.0
 """Part of the ack deadline that is reserved for publishing the result and answering."""
@@ -76,14 +76,6 @@ class PushContext(msgspec.Struct, frozen=True):
     request: Request | None = None
 
 
-class DedupStore(Protocol):
-    """The dedup store; optional, because it needs a Redis."""
-
-    async def begin(self, request: Request, body: bytes) -> AnswerLease | Answer | None:
-        """A lease, the answer to a duplicate, or None (store unavailable)."""
-        ...
-
-
 class ResultPublisher(Protocol):
     """Publishes results to Pub/Sub."""
 
@@ -123,7 +115,7 @@ class PubSubPushDoor:
         log: Logger,
         options: PushOptions,
         *,
-        dedup_store: DedupStore | None = None,
+        dedup_store: Once | None = None,
         on_dead_lettered: Callable[[str], None] = lambda _subscription: None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: FollowedClock | None = None,

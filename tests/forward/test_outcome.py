@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from handlers.forward.classify import FAILURE_REASONS, FAILURES, failure_reason, is_final, status_reason
+from handlers.forward.outcome import FAILURE_REASONS, FAILURES, failure_reason, is_final, status_reason
 from handlers.transport.failures import UnusableResponse
 
 WORDS = {"timeout", "dns", "tls", "connect", "reset", "broken_body", "broken_response"}
