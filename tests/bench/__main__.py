@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from handlers.demo.servers import NoValkey, find_valkey
+from handlers.demo.valkey import NoValkey, find_valkey
 from tests.bench import scenarios, starts
 from tests.bench.nginx import nginx_gateway, nginx_program
 from tests.bench.outage import outage

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from handlers.demo.servers import Child, Valkey, find_valkey
+from handlers.demo.servers import Child
+from handlers.demo.valkey import Valkey, find_valkey
 
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 _READY = re.compile(r"ready target=\w+ port=(\d+)")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from redis import Redis
 
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.redis_store.scripts import SCRIPT_BYTES, script_text
 from tests.servers.presence import valkey_program
 

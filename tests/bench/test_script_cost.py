@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.redis_store.scripts import script_text
 from tests.redis_store.test_fail_atomic import SCENES, stored_commands
 from tests.servers.presence import valkey_program

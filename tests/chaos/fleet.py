@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from handlers.demo.servers import Child, find_valkey, free_port
+from handlers.demo.servers import Child, free_port
 from handlers.demo.stack import ready_port
+from handlers.demo.valkey import find_valkey
 from tests.chaos.proxy import Proxy
 from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 from tests.waiting import wait_until

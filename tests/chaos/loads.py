@@ -15,7 +15,7 @@ from pathlib import Path
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from tests.chaos.fleet import DEFAULT_LEASES, SETTINGS, Fleet
 from tests.chaos.history import executed_again, judge_results, read_executions
 from tests.chaos.pushing import Pushing

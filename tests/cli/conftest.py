@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from handlers.demo.servers import Valkey, find_valkey
+from handlers.demo.valkey import Valkey, find_valkey
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from handlers.demo.servers import Valkey, free_port
+from handlers.demo.servers import free_port
+from handlers.demo.valkey import Valkey
 from tests.servers.process import running_process
 from tests.waiting import wait_until
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from handlers.cli import main
 from handlers.cli.top import bar_line, frame
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.redis_store.admin.status_board import StatusBoard
 from handlers.status.overview import Depths, GateLine, Overview, QueueLine
 from handlers.status.report import Failure, GateReport

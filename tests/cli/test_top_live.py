@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from handlers.demo.servers import Child, Valkey, find_valkey, free_port
+from handlers.demo.servers import Child, free_port
+from handlers.demo.valkey import Valkey, find_valkey
 from tests.servers.terminal import ENTER_SCREEN, HIDE_CURSOR, LEAVE_SCREEN, SHOW_CURSOR, Terminal
 from tests.waiting import wait_until
 

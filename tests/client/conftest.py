@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from handlers.client import AsyncClient, ClientOptions
-from handlers.demo.servers import Valkey, find_valkey
+from handlers.demo.valkey import Valkey, find_valkey
 
 
 @pytest.fixture(scope="session")

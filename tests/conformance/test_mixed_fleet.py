@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import redis
 
-from handlers.demo.servers import Child, Valkey, find_valkey
+from handlers.demo.servers import Child
+from handlers.demo.valkey import Valkey, find_valkey
 from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 from tests.waiting import elapse, wait_until
 

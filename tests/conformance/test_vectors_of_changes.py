@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from handlers.client import AsyncClient, ClientOptions, IdempotencyConflict
 from handlers.contract.errors import InvalidSetting
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.gates.gate import Go
 from handlers.gates.metric.prometheus import PrometheusBudgetParameters, budget_queries
 from handlers.gates.registry import GATE_KINDS

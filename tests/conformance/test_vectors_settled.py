@@ -15,7 +15,7 @@ from handlers.contract.envelope import decode_member, encode_retry
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import answered_result, decode_result
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.doors.door import Delivery
 from handlers.doors.pubsub.push import PubSubPushDoor, PushOptions, Subscription
 from handlers.forward.outcome import Answered

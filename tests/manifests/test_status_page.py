@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from handlers.demo.servers import Valkey, free_port
+from handlers.demo.servers import free_port
+from handlers.demo.valkey import Valkey
 from tests.manifests.rendering import COMBINATIONS, Manifest, environment, of_kind, pods, render
 from tests.servers.process import running_process
 from tests.waiting import wait_until

@@ -30,7 +30,8 @@ from handlers.demo.pubsub_emulator import (
     PubSubEmulator,
     find_emulator,
 )
-from handlers.demo.servers import Valkey, free_port
+from handlers.demo.servers import free_port
+from handlers.demo.valkey import Valkey
 from handlers.pubsub.admin import apply, plan_set_up
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
 from handlers.pubsub.layout import LayoutOptions, layout

@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from handlers.contract.request import Request
 from handlers.contract.result import answered_result, encode_result
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.ack_batcher import FinishedLog, Release, Settlement
 from handlers.redis_store.admin.status_board import FinishedRecord, FinishedRecords

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from handlers.contract.envelope import encode_retry
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState
 from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.priority import TierPriority

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.forward.outcome import Outcome
 from handlers.poller import worker
 from handlers.poller.maintenance import Canceller, LeaseRenewal, PeriodicTask

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.settings.environment import Environment
 from tests.poller.limited import check_each_is_inferred_once, limited_poller, queue_requests, results_of
 from tests.servers.raw_http import answer, running_raw_http

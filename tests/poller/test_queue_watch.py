@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from redis.asyncio import Redis
 
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.poller.claimer import ClaimedQueue, Claimer, ClaimerOptions
 from handlers.poller.maintenance import Canceller, QueueTable
 from handlers.poller.queue_watch import (

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from redis.asyncio import Redis
 
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from tests.redis_store.queue.queueing import Bench
 from tests.servers.presence import program_path, valkey_program
 

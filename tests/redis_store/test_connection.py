@@ -18,7 +18,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import Connection
 
 from handlers.contract.errors import InvalidSetting
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.redis_store.connection import (
     PIECE_BYTES,
     STORE_FAILURES,

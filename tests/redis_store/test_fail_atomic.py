@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.redis_store.admin.acl import Role, acl_rules
 from handlers.redis_store.scripts import script_files, script_text
 from tests.redis_store.queue.queueing import DEADLINE, envelope

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import pytest
 
-from handlers.demo.servers import NoValkey, find_valkey
+from handlers.demo.valkey import NoValkey, find_valkey
 
 REQUIRE_ALL = "REQUIRE_ALL_SERVERS"
 """Environment variable; anything but 0 makes a missing server a failure (`.ci/run` sets it)."""

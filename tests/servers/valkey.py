@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from redis.asyncio import Redis
 
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from tests.servers.presence import redis_program
 
 

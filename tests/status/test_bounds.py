@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from werkzeug.test import EnvironBuilder
 
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.redis_store.admin import status_board
 from handlers.redis_store.admin.status_board import LONGEST_SAMPLED, SearchBudget, sample_members, search
 from handlers.settings.config_file import QueueEntry

@@ -15,7 +15,8 @@ from typing import Any, Self
 import psutil
 import redis
 
-from handlers.demo.servers import Child, find_valkey, free_port
+from handlers.demo.servers import Child, free_port
+from handlers.demo.valkey import find_valkey
 from tests.chaos.proxy import Proxy
 from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 from tests.waiting import wait_until

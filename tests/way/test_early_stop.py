@@ -16,7 +16,8 @@ import pytest
 from redis import Redis
 
 from handlers.cli import SERVICES
-from handlers.demo.servers import Valkey, free_port
+from handlers.demo.servers import free_port
+from handlers.demo.valkey import Valkey
 from tests.servers.presence import program_path
 from tests.waiting import elapse, wait_until
 

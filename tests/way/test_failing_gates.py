@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from handlers.demo.servers import find_valkey
+from handlers.demo.valkey import find_valkey
 from tests.chaos.proxy import Proxy
 from tests.servers.redis_topologies import Server
 from tests.waiting import wait_until_async

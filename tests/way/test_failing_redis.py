@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import pytest
 import redis
 
-from handlers.demo.servers import Valkey, find_valkey
+from handlers.demo.valkey import Valkey, find_valkey
 from tests.waiting import elapse, wait_until
 from tests.way.breakable import Breakable
 

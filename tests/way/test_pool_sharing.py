@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import redis as blocking_redis
 
-from handlers.demo.servers import Valkey, find_valkey
+from handlers.demo.valkey import Valkey, find_valkey
 from handlers.demo.view import WitnessLine, read_witness
 from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 from tests.waiting import wait_until

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.client import AsyncClient
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from tests.waiting import elapse_async, wait_until_async
 from tests.way.push_rig import PROJECT, Rig, open_door, open_rig
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from handlers.demo.servers import Valkey, find_valkey
 from handlers.demo.stack import Stack, StackOptions
+from handlers.demo.valkey import Valkey, find_valkey
 from handlers.telemetry.tracing import HANDLE_REQUEST, HTTP_REQUEST, PROCESS_REQUEST, RE_ENQUEUE
 from tests.servers.forked import ForkedChild
 from tests.servers.otlp import OtlpReceiver, running_otlp_receiver

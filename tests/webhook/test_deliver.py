@@ -21,7 +21,7 @@ from handlers.client import AsyncClient
 from handlers.client.options import ClientOptions
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result, answered_result, encode_result
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.transport.dialing import AddressInfo
 from handlers.webhook.call import Caller, read_secrets, signature_headers, webhook_id
 from handlers.webhook.deliver import Webhook, WebhookGone, WebhookOptions

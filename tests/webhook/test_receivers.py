@@ -21,7 +21,7 @@ from handlers.client import AsyncClient
 from handlers.client.options import ClientOptions
 from handlers.client.results import ResultDelivery, ResultStream
 from handlers.contract.result import Result, answered_result, encode_result
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from handlers.webhook.call import event_body, read_secrets
 from handlers.webhook.deliver import Webhook, WebhookOptions
 from handlers.webhook.destinations import WebhookTarget, read_destination

@@ -16,7 +16,8 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.contract.errors import InvalidSetting
-from handlers.demo.servers import Valkey, free_port
+from handlers.demo.servers import free_port
+from handlers.demo.valkey import Valkey
 from handlers.settings.settings import Settings, load_settings
 from handlers.wiring.poller import PollerApp
 from tests.waiting import wait_until_async

@@ -14,7 +14,8 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from werkzeug.test import EnvironBuilder
 
-from handlers.demo.servers import Valkey, free_port
+from handlers.demo.servers import free_port
+from handlers.demo.valkey import Valkey
 from handlers.redis_store.admin.status_board import FinishedRecord
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.submit.submissions import RequestState

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from redis.asyncio import Redis
 
-from handlers.demo.servers import Valkey
+from handlers.demo.valkey import Valkey
 from tests.redis_store.queue.queue_model import STEPS, Walk
 from tests.redis_store.queue.queueing import Bench
 
