@@ -27,6 +27,14 @@ SHORTEST_WAIT_SECONDS = 60
 LEASE_ENDS_UNDER_CONTROL = "the test ends this lease"
 """In a comment on the line: the lease may be short, because an injected clock or the test itself ends it."""
 
+READERS = re.compile(
+    r"(?:\w+_)?(?:page|output|ready|connections|num_fds|num_threads|llen|zcard|hlen|exists|look_up|read_text"
+    r"|value|values|query|state|state_of|gateway_state|page_text|shows|depths)"
+)
+"""Functions that read what another process or task writes."""
+CANNOT_CHANGE = "does not change any more"
+"""In a comment on the line: the value is final, or a maximum."""
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -158,6 +166,83 @@ def short_waits(tree: ast.AST) -> Iterator[int]:
         ]
         if any(1 <= float(str(seconds)) < SHORTEST_WAIT_SECONDS for seconds in numbers):
             yield node.lineno
+
+
+def waited_for(statement: ast.stmt) -> ast.Call | None:
+    """The call of a statement that waits until something is so."""
+    call = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
+    call = call.value if isinstance(call, ast.Await) else call
+    is_wait = isinstance(call, ast.Call) and re.search(r"(?:^|\.)(?:wait_|until_)\w+\(", ast.unparse(call))
+    return call if is_wait and isinstance(call, ast.Call) else None
+
+
+def reads(node: ast.AST) -> set[str]:
+    """The calls in an expression that read what another process or task writes."""
+    calls = (part for part in ast.walk(node) if isinstance(part, ast.Call))
+    return {
+        ast.unparse(call) for call in calls if READERS.fullmatch(ast.unparse(call.func).rpartition(".")[2])
+    }
+
+
+def reads_after_another_wait(text: str, tree: ast.AST) -> Iterator[int]:
+    """Lines of assertions after a wait, with at most assignments between, that read something else.
+
+    An assertion that something is not so is no race: it may be true before and after.
+    """
+    lines = text.splitlines()
+    fields = ("body", "orelse", "finalbody")
+    for block in (getattr(node, field, None) for node in ast.walk(tree) for field in fields):
+        awaited, assigned = set[str](), dict[str, set[str]]()
+        has_waited = False
+        for statement in block if isinstance(block, list) else []:
+            if call := waited_for(statement):
+                has_waited, awaited, assigned = True, reads(call), {}
+            elif isinstance(statement, ast.Assign):
+                for target in statement.targets:
+                    assigned[ast.unparse(target)] = reads(statement.value)
+            elif isinstance(statement, ast.Assert):
+                names = {part.id for part in ast.walk(statement.test) if isinstance(part, ast.Name)}
+                read = reads(statement.test).union(*(assigned.get(name, set()) for name in names))
+                is_marked = CANNOT_CHANGE in lines[statement.lineno - 1]
+                if has_waited and read - awaited and not is_denial(statement.test) and not is_marked:
+                    yield statement.lineno
+            else:
+                has_waited = False
+
+
+def is_denial(test: ast.expr) -> bool:
+    """Whether an assertion says that something is not so."""
+    return (isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)) or (
+        isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.NotIn)
+    )
+
+
+def test_no_assertion_reads_something_else_than_was_waited_for() -> None:
+    found = [
+        f"{path}:{line}" for path in TESTS for line in reads_after_another_wait(text_of(path), tree_of(path))
+    ]
+    assert found == [], "another process may still be about to write it: wait for it as well"
+
+
+@pytest.mark.parametrize(
+    ("body", "is_found"),
+    [
+        ("wait_until(lambda: rig.page(), 'it')\n assert 'x' in rig.output()", True),
+        ("await wait_until_async(seen, 'it')\n assert await redis.llen('a') == 3", True),
+        ("rig.wait_for_results(ids)\n assert rig.ready() == 200", True),
+        ("wait_until(seen, 'it')\n assert x == 1\n assert store.zcard('a') == 3", True),
+        ("wait_until(lambda: store.zcard('a'), 'it')\n assert store.zcard('a') == 3", False),
+        ("wait_until(seen, 'it')\n assert not store.zcard('a')", False),
+        ("wait_until(seen, 'it')\n assert 'x' not in rig.output()", False),
+        ("wait_until(seen, 'it')\n assert state()['peak'] <= 2  # does not change any more", False),
+        ("wait_until(seen, 'it')\n count = store.zcard('a')\n assert count == 3", True),
+        ("assert store.zcard('a') == 3", False),
+        ("wait_until(seen, 'it')\n rig.stop()\n assert store.zcard('a') == 3", False),
+    ],
+)
+def test_an_assertion_after_another_wait_is_found(body: str, is_found: bool) -> None:
+    text = f"async def test():\n {body}"
+    assert bool(list(reads_after_another_wait(text, ast.parse(text)))) is is_found
 
 
 def test_no_wait_for_an_event_is_short() -> None:

@@ -49,7 +49,8 @@ def test_lines_are_found_and_cancelled_by_their_custom_id(shell: Shell, tmp_path
         now = shell.run("batch", "where", str(out), "c555")
         assert now.stdout == f"c555  cancelled before it was queued: line 556 of {source}\n"
         batch_id = json.loads(Path(f"{out}.batch").read_text())["batch"]
-        assert shell.redis.exists(f"request-cancel:{batch_id}-2"), "pollers find the cancellation of line 2"
+        # Pollers find the cancellation of line 2.
+        assert shell.redis.exists(f"request-cancel:{batch_id}-2")  # of the command, does not change any more
         with shell.echoing():
             runner.communicate(timeout=60)
 

@@ -20,7 +20,7 @@ from handlers.demo.servers import free_port
 from handlers.demo.stack import Stack, StackOptions
 from tests.servers.chromium import Page, running_chromium
 from tests.servers.process import running_process
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_async
 
 TOKEN = "a-token-of-the-status-page"  # made up, here
 FAR = int(time.time()) + 86_400
@@ -117,7 +117,7 @@ def base_url(stack: Stack, folder: Path) -> Iterator[str]:
     ):
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: _status(f"{url}/healthz") == 200, "the status page")
-        wait_until(lambda: "hard-1" in _read(url), "a failure on the board")
+        wait_until(lambda: _shows_both(url), "both failures on the board")
         yield url
 
 
@@ -125,6 +125,11 @@ def _read(url: str) -> str:
     with urllib.request.urlopen(url, timeout=30) as answer:
         found: str = answer.read().decode()
         return found
+
+
+def _shows_both(url: str) -> bool:
+    text = _read(url)
+    return "hard-1" in text and "bold" in text
 
 
 def _status(url: str, data: bytes | None = None, host: str = "") -> int:
@@ -188,10 +193,14 @@ async def test_a_request_is_found_with_the_keyboard_alone(page: Page, base_url: 
     await page.type("held-1")
     await page.press("Enter", leads_away=True)
     assert "queued" in await page.run("document.body.innerText")
-    await page.open(f"{base_url}/find?id=hard-1")
-    text = await page.run("document.body.innerText")
-    assert "waiting for a retry" in text or "in flight" in text
-    assert "retried" in text, "what went wrong on its way"
+
+    async def is_between_two_attempts() -> bool:
+        await page.open(f"{base_url}/find?id=hard-1")
+        text = await page.run("document.body.innerText")
+        assert "retried" in text, "what went wrong on its way"
+        return "waiting for a retry" in text or "in flight" in text
+
+    await wait_until_async(is_between_two_attempts, "a state other than queued again")
     await page.open(f"{base_url}/find?id=nobody")
     assert "It is unknown" in await page.run("document.body.innerText")
 

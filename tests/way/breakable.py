@@ -142,6 +142,10 @@ class Breakable:
             with error:
                 return error.code, error.read().decode()
 
+    def wait_until_ready(self) -> None:
+        """Wait until the readiness page reports 200."""
+        wait_until(lambda: self.ready()[0] == 200, "ready again, without a restart")
+
     @property
     def pid(self) -> int:
         """The poller's process."""

@@ -55,20 +55,22 @@ def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakabl
     rig.wait_for_results(ids)
     assert claimed <= probes + 2, "one claim for each probe, and those in flight"
     assert left >= 150 - 50 - 2 * WORKERS, "what cannot go is left in the queue"
-    assert rig.gateway_state()["peak"] <= WORKERS, "the cap holds also when everything comes back at once"
+    # The cap holds also when everything comes back at once.
+    assert rig.gateway_state()["peak"] <= WORKERS  # a maximum, which does not change any more
 
 
 def test_a_gateway_that_comes_and_goes_gets_everything_in_the_end(rig: Breakable) -> None:
     """F41, I10: flapping."""
-    ids = rig.queue(200)
+    ids, ready = rig.queue(200), []
     for turn in range(6):
         rig.set_faults(**({"reset": 0.9} if turn % 2 == 0 else {}))
         elapse(0.4, "it stays like this for a moment")
+        ready.append(rig.ready()[0])
     rig.set_faults()
 
     rig.wait_for_results(ids)
-    assert rig.ready()[0] == 200, "the gateway's trouble is not the poller's"
-    assert rig.gateway_state()["peak"] <= WORKERS
+    assert ready == [200] * 6, "the gateway's trouble is not the poller's"
+    assert rig.gateway_state()["peak"] <= WORKERS  # a maximum, which does not change any more
 
 
 def test_a_gateway_in_trouble_is_spared_though_the_configuration_changes(tmp_path: Path) -> None:

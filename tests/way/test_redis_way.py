@@ -107,7 +107,7 @@ def test_a_request_without_an_id_is_dead_lettered(store: redis.Redis, member: by
         lambda: store.hlen(f"{QUEUE}:dead") == before + 1,
         what="a dead letter",
     )
-    assert store.llen(RESULTS) == 0
+    assert not store.llen(RESULTS)
 
 
 def test_invalid_utf8_is_accepted_as_the_reference_accepts_it(store: redis.Redis) -> None:

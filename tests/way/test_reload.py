@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import psutil
@@ -89,6 +92,19 @@ def result_of(store: redis.Redis, name: str) -> dict[str, object]:
     return result
 
 
+@contextlib.contextmanager
+def full_gateway(stack: Stack) -> Iterator[None]:
+    """The only slot of the gateway is taken: requests are in flight until the block ends."""
+    url = urlsplit(stack.gateway_url)
+    body = json.dumps({"max_tokens": 1_000_000}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: {url.netloc}\r\ncontent-length: {len(body)}\r\n\r\n"
+    urlopen(f"{stack.gateway_url}/simulate/engine", b'{"capacity": 1}', timeout=60).close()
+    with socket.create_connection((url.hostname, url.port)) as client:
+        client.sendall(head.encode() + body)
+        wait_until(lambda: state_of(stack)["running"] == 1, "the slot to be taken")
+        yield
+
+
 def reported(stack: Stack, process: str, event: str, count: int = 1) -> None:
     child = stack.children[process]
     wait_until(lambda: child.output().count(event) >= count, f"{process}: {event}")
@@ -97,15 +113,18 @@ def reported(stack: Stack, process: str, event: str, count: int = 1) -> None:
 def test_queues_are_added_and_changed_while_requests_in_flight_finish(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
-    queue(store, "second", "early")
-    queue(store, "first", "long", max_tokens=200)
-    wait_until(lambda: store.hlen("first:claimed"), "the long request in flight")
+    with full_gateway(stack):
+        queue(store, "second", "early")
+        queue(store, "first", "long")
+        wait_until(lambda: store.hlen("first:claimed"), "the long request in flight")
 
-    config.write(TWO)
-    reported(stack, "poller", "configuration reloaded")
-    reported(stack, "dispatch", "configuration reloaded")
-    shown = 'inflight_requests{pool_name="default",queue_id="first",queue_name="first"} 1.0'
-    assert shown in page(f"{stack.poller_pages_url}/metrics"), "what is in flight is shown until it is over"
+        config.write(TWO)
+        reported(stack, "poller", "configuration reloaded")
+        reported(stack, "dispatch", "configuration reloaded")
+        shown = 'inflight_requests{pool_name="default",queue_id="first",queue_name="first"} 1.0'
+        wait_until(
+            partial(shows, f"{stack.poller_pages_url}/metrics", shown), "it to be shown until it is over"
+        )
 
     assert result_of(store, "result-list")["id"] in ("early", "long")
     assert result_of(store, "result-list")["id"] in ("early", "long"), (
@@ -149,8 +168,12 @@ def page(url: str) -> str:
         return text
 
 
-def has_at_most(process: psutil.Process, descriptors: int) -> bool:
-    return int(process.num_fds()) <= descriptors
+def shows(url: str, text: str) -> bool:
+    return text in page(url)
+
+
+def has_at_most(process: psutil.Process, descriptors: int, threads: int) -> bool:
+    return process.num_fds() <= descriptors and process.num_threads() <= threads
 
 
 def with_workers(workers: int, note: object = "") -> str:
@@ -228,12 +251,12 @@ def test_pages_and_metrics_report_a_refusal_until_it_is_over(stack: Stack, confi
     urls = (stack.poller_pages_url, stack.handler_url)
     config.write(BAD)
     for url in urls:
-        wait_until(lambda url=url: "refused" in page(f"{url}/readyz"), "/readyz")  # type: ignore[misc]  # bound now
-        assert "llm_d_async_async_config_refused 1.0" in page(f"{url}/metrics")
+        wait_until(partial(shows, f"{url}/readyz", "refused"), "/readyz")
+        wait_until(partial(shows, f"{url}/metrics", "llm_d_async_async_config_refused 1.0"), "/metrics")
     config.write(TWO)
     for url in urls:
-        wait_until(lambda url=url: page(f"{url}/readyz") == "ready\n", "/readyz")  # type: ignore[misc]  # bound now
-        assert "llm_d_async_async_config_refused 0.0" in page(f"{url}/metrics")
+        wait_until(partial(shows, f"{url}/readyz", "ready\n"), "/readyz")
+        wait_until(partial(shows, f"{url}/metrics", "llm_d_async_async_config_refused 0.0"), "/metrics")
 
 
 def test_an_event_held_at_a_gate_goes_by_the_changed_gate_and_counts_against_its_slots(
@@ -289,8 +312,9 @@ def test_reloads_leave_no_descriptors_or_threads_behind(
     # The maximum of each, because one sample may be taken while connections close.
     before = [tuple(map(max, zip(*scans, strict=True))) for scans in zip(*seen, strict=True)]
     for one, (descriptors, threads) in zip(processes, before, strict=True):
-        wait_until(partial(has_at_most, one, descriptors + 2), "closed sockets")
-        assert one.num_threads() <= threads + 1
+        wait_until(
+            partial(has_at_most, one, descriptors + 2, threads + 1), "closed sockets and ended threads"
+        )
     queue(store, "second", "after-all")
     assert result_of(store, "result-list")["id"] == "after-all"
 
@@ -304,19 +328,19 @@ def test_the_status_page_shows_the_queues_of_the_changed_file(stack: Stack, conf
     }
     command = [COMMAND, "status", "--port", str(port)]
 
-    def shows(queue_name: str) -> bool:
+    def names(queue_name: str) -> bool:
         try:
-            return queue_name in page(f"http://127.0.0.1:{port}/")
+            return shows(f"http://127.0.0.1:{port}/", queue_name)
         except OSError:
             return False
 
     with ForkedChild("status", command, variables):
-        wait_until(lambda: shows("first"), "the page")
-        assert not shows("second")
+        wait_until(lambda: names("first"), "the page")
+        assert not names("second")
         config.write(TWO)
-        wait_until(lambda: shows("second"), "the second queue")
+        wait_until(lambda: names("second"), "the second queue")
         config.write(BAD)
-        wait_until(lambda: shows("second"), "the page of the last good file")
+        wait_until(lambda: names("second"), "the page of the last good file")
 
 
 def test_a_removed_queue_is_no_longer_claimed(stack: Stack, store: redis.Redis, config: ConfigMap) -> None:

@@ -49,7 +49,7 @@ def test_a_plain_producers_request_gets_its_own_list_and_details(stack: Stack, c
         wait_until(lambda: client.look_up("plain") is not RequestState.UNKNOWN, what="the claim of a request")
         result = client.wait("plain", within=IN_TIME)
         assert 0 < int(store.ttl("result-list:result-of:plain")) <= 86_400
-        assert store.llen("result-list") == 0
+        assert not store.llen("result-list")
         (text,) = store.lrange("result-list:result-of:plain", 0, -1)
         written = json.loads(text)
         reference = written["payload_ref"]

@@ -15,6 +15,7 @@ from handlers.telemetry.tracing import HANDLE_REQUEST, HTTP_REQUEST, PROCESS_REQ
 from tests.servers.forked import ForkedChild
 from tests.servers.otlp import OtlpReceiver, running_otlp_receiver
 from tests.servers.raw_http import answer
+from tests.waiting import wait_until
 from tests.way.push_rig import open_rig
 
 QUEUE = "request-sortedset"
@@ -105,8 +106,11 @@ def test_the_lines_about_a_request_name_its_trace(traced_stack: Stack, receiver:
         {"simulate": {"key": "t5", "status": 503, "times": 1}},
     )
     receiver.wait_for(PROCESS_REQUEST, 2, "t5")
-    lines = [line for line in traced_stack.children["poller"].output().splitlines() if '"t5"' in line]
-    assert lines
+
+    def about_it() -> list[str]:
+        return [line for line in traced_stack.children["poller"].output().splitlines() if '"t5"' in line]
+
+    lines = wait_until(about_it, "a line about it")
     assert all(json.loads(line)["trace_id"] == TRACE[::-1] for line in lines)
 
 

@@ -56,7 +56,7 @@ def test_a_finished_request_is_found_with_its_result_and_without_it(
     shown = run(stack, "where", "where-done")
     assert (shown.exit_code, "HTTP 200" in shown.stdout) == (0, True)
     assert "is in result-list, waiting to be read" in shown.stdout
-    assert "waiting to be read" in page_text(stack, "where-done")
+    wait_until(lambda: "waiting to be read" in page_text(stack, "where-done"), "the same on the page")
 
     store.delete("result-list")
     shown = run(stack, "where", "where-done")
@@ -83,11 +83,14 @@ def test_a_request_waits_for_its_retry_then_it_is_cancelled(
 ) -> None:
     client.submit(REFUSED, deadline=HOUR, id="where-cancelled")
     wait_until(lambda: client.look_up("where-cancelled") is RequestState.RETRYING, "its retry")
-    assert "waiting for a retry" in run(stack, "where", "where-cancelled").stdout
+    wait_until(
+        lambda: "waiting for a retry" in run(stack, "where", "where-cancelled").stdout,
+        "the retry to be shown",
+    )
     assert run(stack, "cancel", "where-cancelled").exit_code == 0
     wait_until(lambda: state_of(stack, "where-cancelled") == "cancelled", "its cancellation")
     wait_until(lambda: client.look_up("where-cancelled") is RequestState.CANCELLED, "its record")
-    assert ErrorCode.CANCELLED in page_text(stack, "where-cancelled")
+    wait_until(lambda: ErrorCode.CANCELLED in page_text(stack, "where-cancelled"), "its error on the page")
     store.delete("result-list")
 
 

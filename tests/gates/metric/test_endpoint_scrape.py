@@ -85,7 +85,7 @@ async def test_the_capacity_follows_the_ready_pods(exporter: Exporter, from_page
         await until_budget(built, 0.6, "6 of 15")
         exporter.set("inference_pool_ready_pods", 0, name="p")
         await until_budget(built, 0.0, "no pods: the fallback")
-        assert "no ready pods" in built.state().why_closed
+        await wait_until_async(lambda: "no ready pods" in built.state().why_closed, "its reason")
 
 
 async def test_gates_on_one_page_fetch_it_once(exporter: Exporter, from_pages: GateSources) -> None:
