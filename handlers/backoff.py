@@ -51,7 +51,7 @@ def retry_delay(
         delay = min(hint_seconds, left_seconds / 2) * (1 + _SPREAD * jitter)
     elif delay >= left_seconds:
         delay = left_seconds / 2
-    # Near the deadline, delays would become shorter and shorter; none may be shorter than half of the first one.
+    # Delays shrink near the deadline; none may be shorter than half of the first delay.
     if delay < BASE_SECONDS / 2:
         return None
     delay = max(delay, earliest_seconds)

@@ -2,7 +2,7 @@
 
 A limit on the number of requests is not enough, since a request or a response may have ten million bytes. Requests and
 responses have separate shares; otherwise requests could use all bytes, and no response could be read and stored.
-The budget is derived from the memory limit of container or process, unless a setting gives it.
+The budget is derived from the memory limit of the container or process, unless `MAX_IN_FLIGHT_BYTES` sets it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ CGROUP_FILES: Final = (
 )
 """Files with the container's memory limit: cgroup version 2, then version 1."""
 _UNLIMITED: Final = 2**50
-"""A larger limit counts as none: version 1 writes "no limit" as a huge number."""
+"""A larger value means no limit; cgroup version 1 writes a huge number for that."""
 WITHOUT_LIMIT: Final = 1 << 30
-"""Bytes assumed if there is no limit: the limit in our manifests."""
+"""Assumed memory limit if there is none; the same as in our manifests."""
 BASE_BYTES: Final = 160_000_000
 """Memory of a process with small requests: interpreter, libraries, `WORKERS` requests of a few kilobytes."""
 COPIES: Final = 4
-"""Most copies of a large body in memory at once: received, decoded, encoded, being sent."""
+"""Most copies of a large body in memory at once: received, decoded, encoded, sent."""
 
 
 def memory_limit(files: Iterable[Path] = CGROUP_FILES) -> int | None:
@@ -76,7 +76,7 @@ class ByteShare:
         return not self._waiting and (self.held == 0 or size <= self.limit - self.held)
 
     def give(self, size: int) -> None:
-        """Free `size` bytes (negative: hold more), then grant waiting wishes in order."""
+        """Free `size` bytes (negative: hold more), then grant waiting requests in order."""
         self.held -= size
         while self._waiting and (self.held == 0 or self._waiting[0].size <= self.limit - self.held):
             asked = self._waiting.popleft()
@@ -97,7 +97,7 @@ class ByteShare:
     def withdraw(self, asked: ByteRequest) -> None:
         """Withdraw a request for bytes that was not granted."""
         self._waiting.remove(asked)
-        self.give(0)  # smaller wishes behind it may fit now
+        self.give(0)  # smaller requests behind it may fit now
 
 
 class ByteRequest:
@@ -114,10 +114,12 @@ class ByteRequest:
 class ByteBudget:
     """The shares of one process, `total` bytes together.
 
-    `requests` and `answers` (responses) share three quarters; `payloads` and `results` have an eighth each. `payloads`
-    are offloaded payloads: a request that waits for that share already holds bytes of `requests`. `results` are encoded
-    and wait to be stored or sent. As JSON, a result may be six times as large as its response, which is held while it
-    waits for that share. An encoded result also counts as a response, so that fewer responses are read meanwhile.
+    - `requests` and `answers` (responses) together have three quarters.
+    - `payloads` (offloaded payloads) have an eighth. A request that waits for this share already holds bytes of
+      `requests`.
+    - `results` (encoded, until they are stored or sent) have an eighth. As JSON, a result may be six times as large as
+      its response, which is held while the result waits for this share. An encoded result also counts as a response,
+      so that fewer responses are read.
     """
 
     def __init__(self, total: int) -> None:
@@ -149,7 +151,7 @@ class Holding:
         return asked.is_granted
 
     def hold(self, size: int) -> None:
-        """Hold exactly `size` bytes, even without room. Withdraws an open `ask`."""
+        """Hold exactly `size` bytes, even without room. Cancels a waiting `ask`."""
         asked, self._asked = self._asked, None
         before = self.size
         if asked is not None and asked.is_granted:

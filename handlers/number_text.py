@@ -1,7 +1,7 @@
-"""Numbers as text: read those of other processes, read and write durations, write counts.
+"""Numbers as text: parse numbers of other processes, parse and format durations, format counts.
 
 `int` and `float` accept more than our formats (`1_000`, `nan`, digits of other scripts), and raise for other text and
-for thousands of digits. So `make types` refuses them for text (`tests/number_rules.py`).
+for thousands of digits. So `make types` forbids them for text (`tests/number_rules.py`).
 """
 
 from __future__ import annotations

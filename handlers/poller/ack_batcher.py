@@ -34,9 +34,9 @@ OnSettled = Callable[[Settlement, bool], None]
 
 _BATCH = 256
 _BATCH_BYTES = 4_000_000
-"""A batch that has reached this size is sent, so that a slow link and the server handle it in time."""
+"""Size at which a batch is complete, so that even a slow link and a slow server handle it in time."""
 _TOKEN_COPIES = 3
-"""Copies of its token that a settlement stores besides its result: in Redis Cluster, one record and two commands."""
+"""Copies of the token that a settlement stores, besides its result: in Redis Cluster, one record and two commands."""
 
 
 class AckBatcher:
@@ -100,12 +100,12 @@ class AckBatcher:
         while True:
             try:
                 effects = await operation()
-            except (*STORE_FAILURES, MemoryError) as error:  # after a reply too large for memory, try again
+            except (*STORE_FAILURES, MemoryError) as error:  # the reply was too large for memory: try again
                 seconds = self._backoff.failed(error)
                 end_if_cancelled()
                 await asyncio.sleep(seconds)
             else:
-                # No cancellation check here: first the listeners must be notified. `run` checks afterwards.
+                # `run` checks for a cancellation, after the listeners have been notified.
                 self._backoff.reset()
                 return effects
 
@@ -144,7 +144,7 @@ WRITE_SECONDS: Final = 0.2
 _RECORDS_BATCH: Final = 500
 _MOST_WAITING: Final = 10_000
 _MOST_RECORDED: Final = 4_096
-"""Longest id, token and result list (together) of a recorded request, since producers choose their lengths."""
+"""Most characters of id, token and result list together; longer requests are not recorded."""
 
 
 class FinishedLog:

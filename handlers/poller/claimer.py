@@ -26,10 +26,10 @@ from handlers.redis_store.queue.queue import Claim, RedisQueue
 from handlers.telemetry.logs import Logger
 
 _COALESCE_SECONDS: Final = 0.001
-"""Time for which freed slots are collected, so that one round trip claims for several."""
+"""Time for which freed slots are collected, so that one call claims for several of them."""
 _EXPIRED_BATCH: Final = 64
 _FEW_QUEUES: Final = 16
-"""An active pool with at most this many queues claims without polling first, which saves a round trip."""
+"""A pool with at most this many queues claims without polling first, which saves a call."""
 _POLL_SECONDS: Final = 0.1
 """Interval at which a pool without room checks whether its gate has opened."""
 _EXPIRE_SECONDS: Final = 1.0
@@ -106,7 +106,7 @@ class ClaimerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Slots of a pool, and how its queues share them.
 
     `share` returns this process's share of the slots, `lane_of` the lane for a queue's labels. Without a `watch`, idle
-    queues are asked once per poll interval.
+    queues are polled once per poll interval.
     """
 
     slots: int
@@ -218,7 +218,7 @@ class Claimer:
         while not self._stopped.is_set():
             try:
                 await self._tick()
-            except (*STORE_FAILURES, MemoryError) as error:  # after a reply too large for memory, try again
+            except (*STORE_FAILURES, MemoryError) as error:  # the reply was too large for memory: try again
                 end_if_cancelled()
                 await self._rest(self._backoff.failed(error))
             else:
@@ -230,7 +230,7 @@ class Claimer:
         await self._expire()
         room = self._room()
         if room < 1:
-            # A closed gate opens without an event in this process, so it is checked again after a while.
+            # No event reports that a closed gate has opened, so check it again after a while.
             await self._wait_for_slot(_POLL_SECONDS)
             return
         names = await self._filled_queues()
@@ -247,7 +247,7 @@ class Claimer:
         """Queues to claim from: all if few and active, else non-empty ones."""
         names, watch = [*self.queues, *self._dormant], self._options.watch
         if watch is not None and self._backoff.has_failed:
-            # Ask Redis now: while waiting for requests, this claimer would not notice that Redis answers again.
+            # Poll Redis now: a claimer that waits for requests would not notice that Redis is back.
             return [*await watch.filled(names)]
         is_active = not self._is_idle and len(names) <= _FEW_QUEUES and not self._dormant
         if not names or (watch is not None and not is_active):
@@ -292,7 +292,7 @@ class Claimer:
         now = time.monotonic()
         turns = merge.turns(candidates, room, now)
         if any(queue.has_open_circuit for queue in queues.values()):
-            # Random order, so that a queue whose requests always fail does not take every probe.
+            # Random order, so that a queue whose requests always fail does not get all probes.
             random.shuffle(turns)
         for turn in turns:
             if self._stopped.is_set() or taken >= room or (taken and not self._room()):
@@ -308,8 +308,8 @@ class Claimer:
             half = max(1, int(self._options.share().of(self._options.slots)) // 2)
             retries = sum(one.worker.retries_in_slots for one in self.queues.values())
             return len(await self._take(queue, most, most_retries=max(0, half - retries)))
-        # Claim from the head, the end and between, and retries last, so that requests that always fail do not block the
-        # others.
+        # Claim from the head, the end and the middle, and retries last, so that requests that always fail do not block
+        # the others.
         taken = 0
         while (count := min(most - taken, -(-most // 2), queue.room() or 0)) > 0:
             now = time.monotonic()

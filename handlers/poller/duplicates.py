@@ -1,7 +1,7 @@
 """Answer duplicate submissions of an id that is live or finished recently.
 
-A producer submits again if it does not know whether its first submission arrived. Detection is off unless a queue
-enables it. A submission is identified by its token or, without one, by its body.
+A producer that does not know whether its first submission arrived submits again. Detection is off unless a queue
+enables it. A submission is identified by its token, or without a token by its body.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Duplicates:
     async def answer(self, claim: Claim, envelope: Envelope, now: float) -> Ack | None:
         """The settlement of a duplicate submission; None if the submission may run.
 
-        A duplicate with a token of its own gets a result `DUPLICATE`. Any other duplicate is dropped, because its
-        producer could not tell this result from that of the first submission.
+        A duplicate with a token of its own gets a result `DUPLICATE`. Other duplicates are dropped, because their
+        producers could not distinguish that result from the one of the first submission.
         """
         request = envelope.request
         standing = await self._standing(claim, envelope)
@@ -83,9 +83,9 @@ class Duplicates:
 def _digest(request: Request) -> str:
     """Digest of the fields that stay the same in a retry.
 
-    Another implementation may rewrite a body when it retries: spaces, order, escapes, numbers as floats, a trace in the
-    metadata. If its digest changed, the retry would be dropped as a duplicate. A large or deeply nested payload is
-    compared byte for byte, since parsing it would block the event loop.
+    When another implementation schedules a retry, it may rewrite the body: spaces, order, escapes, numbers as floats, a
+    trace in the metadata. If that changed the digest, the retry would be dropped as a duplicate. Large and deeply
+    nested payloads are compared byte for byte, since parsing them would block the event loop.
     """
     payload: object
     try:

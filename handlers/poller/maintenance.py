@@ -1,7 +1,7 @@
 """Periodic work on a process's queues: leases, reclaims, cancellations, depths.
 
-Each task serves all queues. It finds the non-empty ones with one command and handles only these, so an idle process
-costs one command per task and interval, however many queues are configured.
+Each task serves all queues. It finds the non-empty queues with one command and handles only these. So an idle process
+sends one command per task and interval, however many queues are configured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DEPTHS_SECONDS: Final = 5.0
 """Interval of the depth metrics; the dashboard's step is 15 s."""
 _RECLAIM_BATCH: Final = 1_000
 _AT_ONCE: Final = 8
-"""Queues that one task serves at the same time, each over a connection of its own."""
+"""Queues that one task serves at the same time, each over its own connection."""
 
 
 class QueueParts(msgspec.Struct):
@@ -113,7 +113,7 @@ class LeaseRenewal:
     async def tick(self) -> None:
         """Renew all leases.
 
-        Work is stopped if its lease was lost or could not be renewed for `lease_seconds`.
+        Stops the work of a request whose lease was lost, or could not be renewed for `lease_seconds`.
         """
         now = self._monotonic()
         for parts in self._table.empty():
@@ -193,7 +193,7 @@ class Canceller:
         is_stopping: Callable[[], bool] = lambda: False,
         is_empty: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Create the canceller. It makes no scan while `is_empty` returns True.
+        """Create the canceller. It does not scan while `is_empty` returns True.
 
         `is_empty`: all queues and the retry set are known to be empty.
         """
@@ -230,7 +230,7 @@ class Canceller:
                     async for claims in parts.queue.recall(cancelled):
                         await parts.worker.answer_expired(claims)
                         waiting += len(claims)
-            except STORE_REFUSALS as error:  # a defect of this queue must not stop the others
+            except STORE_REFUSALS as error:  # a failure in one queue must not stop the others
                 self._log.warning("cancellation failed", queue=name, error=explained(error))
         if waiting:
             self._log.info("queued requests cancelled", count=waiting)
@@ -295,8 +295,8 @@ class DepthWatch:
 def oldest_age_seconds(members: Sequence[bytes], queue: str, now: float) -> float:
     """Age of the oldest of these members in seconds; 0 if unknown.
 
-    The age is computed from `created`. It is called with the first and the last member of a queue, because reading
-    every member would cost too much: an old first member shows a stuck queue, an old last one a starved request.
+    The age is computed from `created`. Callers pass only the first and the last member of a queue, because reading all
+    would take too long: an old first member shows a stuck queue, an old last member a starved request.
     """
     ages = [0.0]
     for member in members:

@@ -15,7 +15,7 @@ from handlers.poller.worker import Worker
 from handlers.telemetry.logs import Logger
 
 _SETTLE_SECONDS: Final = 0.9
-"""Longest wait for the last settlements at the end. Unsettled claims return when their leases expire."""
+"""Longest wait of a stopping poller for the last settlements. Unsettled claims return when their leases expire."""
 _FIRST_CLAIM_SECONDS: Final = 0.5
 """Longest wait for the first claims before the other parts start."""
 
@@ -156,7 +156,7 @@ class Poller:
             self._hand_back()
             if unfinished:
                 await asyncio.wait(unfinished)
-            await asyncio.sleep(0)  # lets the callbacks of cancelled tasks add their releases
+            await asyncio.sleep(0)  # the callbacks of cancelled tasks add their releases
             handed_back += len(unfinished)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):

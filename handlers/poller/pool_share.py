@@ -45,7 +45,7 @@ class PoolSharing:
         Raises the store's errors; the last share then stays in force.
         """
         found = await self._store.share(in_use)
-        # Until the peers know of this poller, they take its slots too, and their reports may lag behind.
+        # Peers that do not know this poller yet still use its slots, and their reports may be old.
         is_known = found.count == 1 or self._ticks >= _KNOWN_AFTER_TICKS
         self.share = ProcessShare(found.place, found.count, found.elsewhere, is_known)
         self._ticks += 1
@@ -75,7 +75,7 @@ class PoolShares:
     def of_queue(self, pool_id: str, *, is_shared: bool) -> Callable[[], ProcessShare]:
         """A function that returns this process's share of a queue's own budget.
 
-        Slots in use elsewhere are left out: they are known for whole pools only.
+        Slots in use by other processes are not subtracted, because they are known only for whole pools.
         """
         return partial(_share_of_queue, self._joined(pool_id)) if is_shared else _whole
 

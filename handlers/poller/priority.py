@@ -74,8 +74,8 @@ class RandomRobin:
 class TierPriority:
     """Policy of strict lanes, the lowest number first.
 
-    With `ageing_seconds`, a lane that has had no turn for so long gets the first turn, for one request. So no lane
-    starves, and higher lanes lose no more than this.
+    With `ageing_seconds`, a lane that has had no turn for that time gets the first turn, for one request. So no lane
+    starves, and higher lanes lose at most these turns.
     """
 
     def __init__(self, *, ageing_seconds: float | None = None) -> None:

@@ -24,7 +24,7 @@ SILENT_POLL_SECONDS: Final = 0.1
 SECONDS_PER_KEY: Final = 50e-6
 """Shortest pause after a poll, per key: bounds the CPU time for thousands of queues, here and on the server."""
 SILENT_FACTOR: Final = 2
-"""Factor on that pause during a silence: with 10,000 queues, a request without a signal waits up to a second."""
+"""Factor on that pause during a silence. With 10,000 queues, a request without a signal then waits up to a second."""
 PROMOTE_SECONDS: Final = 0.1
 """Interval at which due retries are moved back to their queues."""
 RESUBSCRIBE_SECONDS: Final = 30.0
@@ -121,7 +121,7 @@ class QueueWatch:
         return await self._find_existing(names) if len(names) > 1 else names
 
     async def run(self) -> None:
-        """Poll until cancelled. If Redis fails, waiting pools are released, so that they see the failure."""
+        """Poll until cancelled. If Redis fails, release waiting pools, so that they see the failure."""
         try:
             while True:
                 self._wake.clear()
@@ -155,7 +155,7 @@ class QueueWatch:
         if not keys:
             return 0
         found = set(await self._find_existing(keys))
-        # Some polls leave the retry set out; then the result of its last poll still counts.
+        # Not every poll includes the retry set; otherwise the result of its last poll holds.
         self._empty = self._empty.intersection(self._retry_keys).union(keys) if not found else frozenset()
         if is_promoting:
             self._promoted_at = self._clock()

@@ -43,11 +43,13 @@ _DAY_SECONDS: Final = 86_400
 class ResultRoute(msgspec.Struct, frozen=True):
     """Where and in which form a queue's results are stored.
 
-    The result list is the queue's own, else the one that the request names, else the default. `is_per_request` gives
-    each request its own reply list, so that consumers do not take each other's results. `has_details` adds the
-    optional fields. Payloads of at least `offload_bytes` (0: none) are offloaded; if the list does not expire, they
-    expire after `offload_seconds`. A request may name lists that `may_name` allows and reply lists below the configured
-    ones, but no key in `reserved`.
+    - The result list is the queue's own, else the one that the request names, else the default.
+    - `is_per_request` gives each request its own reply list, so that consumers do not take each other's results.
+    - `has_details` adds the optional fields.
+    - Payloads of at least `offload_bytes` (0: none) are offloaded. They expire after `offload_seconds` if the list
+      does not expire.
+    - A request may name lists that `may_name` allows, and reply lists of the configured lists, but no key in
+      `reserved`.
     """
 
     own_name: str
@@ -97,9 +99,8 @@ class ResultRoute(msgspec.Struct, frozen=True):
     def ttl_seconds(self, name: str, request: Request) -> int | None:
         """TTL of a list in seconds; None if it does not expire.
 
-        The TTL that a request names counts only for its own reply list: on a shared list it would delete other
-        results. For a reply list below another queue's list it is at least a day, since another tenant may use the
-        same id.
+        A request's TTL counts only for its own reply list: on a shared list it would delete other results. On a reply
+        list of another queue's list it is at least a day, since another tenant may use the same id.
         """
         own, named = self.own_ttl_seconds, request.result_ttl_seconds
         is_resolved = request.result_routing_resolved and bool(request.result_queue_name)

@@ -46,7 +46,7 @@ ReadPayload = Callable[[str, str, str, int], Awaitable[bytes | None]]
 
 
 _DEFECT_ATTEMPTS = 3
-"""After this many attempts that failed by a defect of this program, a request is answered with an error."""
+"""Attempts that may fail because of a defect of this program; then the request is answered with an error."""
 
 CANCEL_AGAIN_SECONDS = 5.0
 """Seconds until work that was cancelled but still runs is cancelled again; longer than a call to Redis."""
@@ -142,7 +142,7 @@ class Worker:
     def is_settling_without_slots(self) -> bool:
         """Whether claims without a slot await settlement.
 
-        Until they are settled, no more of them are made.
+        No more such claims are made until these are settled.
         """
         return self._without_slot > 0
 
@@ -189,7 +189,7 @@ class Worker:
                 continue
             self.in_flight += 1
             held.work = asyncio.create_task(self._settlement(held))
-            # A callback, since a `finally` would not run in a task that is cancelled before its first step.
+            # A callback, because `finally` does not run in a task that is cancelled before its first step.
             held.work.add_done_callback(partial(self._finish, held))
 
     def _finish(self, held: Held, work: asyncio.Task[Settlement]) -> None:
@@ -201,8 +201,8 @@ class Worker:
         elif work.cancelled():
             self._add(held, self._cancelled(held) if held.is_cancelled else Release(held.claim))
         elif error := work.exception():
-            # A defect of this program. The claim is not settled: its lease expires, and the next delivery is counted.
-            # So a request that always fails here is dead-lettered in the end.
+            # A defect of this program. The claim is not settled, so its lease expires and its delivery count rises.
+            # A request that always fails here is finally dead-lettered.
             self._log.error(
                 "settlement failed", id=held.claim.request_id, queue=held.claim.queue, error=repr(error)
             )
@@ -374,8 +374,8 @@ class Worker:
     async def answer_expired(self, claims: Sequence[Claim]) -> None:
         """Settle claims without a slot: answer overdue, cancelled and invalid requests.
 
-        Others return to their queue: producers may choose any score, so a low score does not prove that the deadline
-        has passed.
+        Other claims return to their queue. A low score alone does not prove that the deadline has passed, because
+        producers may choose any score.
         """
         for held in [self._hold(claim) for claim in claims]:
             try:
@@ -460,9 +460,8 @@ class Worker:
     def cancel(self, claims: Sequence[Claim]) -> int:
         """Stop the work of cancelled requests and answer them; return their number.
 
-        A claim with an outcome keeps it. Work that continues is cancelled again after `CANCEL_AGAIN_SECONDS`, since a
-        library may have swallowed the first cancellation. It is not cancelled again earlier, since a gate may still be
-        releasing its reservation.
+        A claim with an outcome keeps it. A library may swallow a cancellation, so work that continues is cancelled
+        again, but only after `CANCEL_AGAIN_SECONDS`, because a gate may still be releasing its reservation.
         """
         count, now = 0, time.monotonic()
         for claim in claims:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from handlers.pubsub.publisher import Publisher
 
 _TIMEOUT_SECONDS: Final = 10.0
-"""For a part, unless a setting allows a connection more."""
+"""Time limit of one part; longer if a setting allows more for a connection."""
 _CLOCK_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.05
 _SET_UP: Final = "async-processor pubsub setup creates it"
@@ -175,7 +175,7 @@ async def _page(
     seconds = time.monotonic() - started_at
     if response.status_code == 200:
         return Finding(what, "ok", f"answers in {seconds * 1000:.0f} ms")
-    fix = f"check the path and the credentials; {setting} should answer there"
+    fix = f"check path and credentials in {setting}"
     return Finding(what, "fault", f"{url.rsplit('/', 1)[-1]} answers {response.status_code}", fix)
 
 
@@ -230,7 +230,7 @@ def _gate_finding(entry: GateEntry, state: GateState) -> Finding:
 
 _UNREACHABLE: Final = {
     "connect": "is it running, and is {} right? From a pod: is egress to it allowed?",
-    "dns": "the host name of {} does not resolve here",
+    "dns": "the host name in {} does not resolve on this machine",
     "tls": "its certificate is not trusted: set the CA (GATEWAY_CA_FILE, PROMETHEUS_CA_FILE)",
     "no_tls": "the port answers without TLS: use http:// in {}, or the port that serves TLS",
     "timeout": "it accepts connections but does not answer: check {}",
@@ -265,13 +265,13 @@ _DURABLE: Final = "see keda/README.md: appendonly yes, maxmemory-policy noevicti
 def clock_finding(server_seconds: float, started_at: float, round_trip_seconds: float) -> Finding:
     """The difference between the server's clock and the local one.
 
-    The server may have read its clock at any moment of the round trip, so half of the round trip is tolerated too.
+    The server reads its clock at an unknown moment of the round trip, so half of the round trip is tolerated.
     """
     skew = server_seconds - (started_at + round_trip_seconds / 2)
     if abs(skew) <= _CLOCK_SECONDS + round_trip_seconds / 2:
         return Finding("clocks", "ok", f"{abs(skew) * 1000:.0f} ms apart")
     return Finding(
-        "clocks", "fault", f"{skew:+.1f} s apart", "run a time service on both: deadlines depend on it"
+        "clocks", "fault", f"{skew:+.1f} s apart", "synchronise both clocks (NTP): deadlines depend on them"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from handlers.telemetry.logs import Logger
 
 EACH_SECONDS: Final = 1.2
-"""Time limit for one close: a peer that answers does so in milliseconds."""
+"""Time limit for one close, which normally takes milliseconds."""
 ALL_SECONDS: Final = 2.0
 """Time limit for all. With the wait for the last settlements (0.9 s), an exit takes less than 3 s."""
 
@@ -42,7 +42,7 @@ async def close_in_time(
 
 
 def _seen(closing: asyncio.Future[object]) -> None:
-    """Retrieve an abandoned close's error, which asyncio would log otherwise."""
+    """Retrieve the error of an abandoned close, so that asyncio does not log it."""
     if not closing.cancelled():
         closing.exception()
 

@@ -48,7 +48,7 @@ def dispatch_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticat
         max_request_bytes=env.max_request_bytes,
         fields=fields,
         sink=sink,
-        # Without a token, other sources could send events of the poller's type too.
+        # Without a token, other sources could also send events of the poller's type.
         trusts_pollers=authenticator is not None or (fields is None and sink is None),
     )
     forward = event_stack(settings, parts)

@@ -58,7 +58,7 @@ class ForwardStack(msgspec.Struct, frozen=True):
     """
 
     attempts: Layer | None = None
-    """Counts attempts in metrics, including those that wait at a gate."""
+    """Counts attempts in metrics, also those that wait at a gate."""
     results: Layer | None = None
     """Adds details to final results, for callers that do not add them when they settle."""
     cancellation: Layer | None = None
@@ -119,7 +119,7 @@ def event_stack(settings: Settings, parts: Parts) -> Forward:
     send = forwarder_of(settings, tracing.sender).forward
     of_pollers = ForwardStack(
         attempts=_attempts(parts),
-        details=timed if has_details else None,  # a duration shows the poller that the gateway was called
+        details=timed if has_details else None,  # a duration tells the poller that the gateway was called
         health=_health(parts),
         calls=_calls(parts),
         tracing=tracing.layer,
@@ -149,8 +149,8 @@ class QueueLayers(msgspec.Struct, frozen=True):
 class PollerStack:
     """The poller's stacks: one `send` per process, one stack per queue.
 
-    `clock` returns Unix seconds of the Redis server. The stack does not count attempts: the worker does, since an
-    attempt begins before its offloaded payload is read.
+    `clock` returns Unix seconds of the Redis server. The worker counts the attempts, because an attempt begins before
+    its offloaded payload is read.
     """
 
     def __init__(

@@ -88,14 +88,14 @@ class OwnedGate(msgspec.Struct, frozen=True):
 
 
 class GateChanges(msgspec.Struct):
-    """The places whose gates have changed, and `discarded` gates to close later."""
+    """The owners whose gates have changed, and the `discarded` gates, which are closed later."""
 
     owners: set[GateOwner] = msgspec.field(default_factory=set)
     discarded: list[Gate] = msgspec.field(default_factory=list)
 
 
 class ProcessGates:
-    """Gates of a process by place, and their sources.
+    """Gates of a process by owner, and their sources.
 
     A reload changes gates in place, so that requests in flight count against the new limits.
     """
@@ -122,7 +122,7 @@ class ProcessGates:
         self._owned = self.prepared(entries or {})
 
     def at(self, owner: GateOwner) -> list[Gate]:
-        """The gate of a place as a list, or an empty list."""
+        """The gate of an owner as a list, or an empty list."""
         owned = self._owned.get(owner)
         return [] if owned is None else [owned.gate]
 
@@ -296,9 +296,9 @@ class DoorGates:
 
 
 KEY_SUFFIX: Final = "_key"
-"""Ending of the names of gate parameters that hold a key."""
+"""Suffix of gate parameters that hold a Redis key."""
 PREFIX: Final = "prefix"
-"""Name of gate parameters that hold the beginning of keys."""
+"""Gate parameter that holds a prefix of Redis keys."""
 _CONTROL_KEY: Final = "control_key"
 _TIER_LABEL: Final = "tier_label"
 

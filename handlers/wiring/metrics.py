@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 EVENTS = "events"
-"""Queue label for events from other sources than the poller, whose names are not bounded."""
+"""Queue label for all events of other sources, because the number of their names is unlimited."""
 
 
 ShownPool: TypeAlias = "tuple[int, Sequence[Gate], WaitingRoom]"

@@ -58,7 +58,7 @@ from handlers.wiring.reload import ConfigWatch
 
 _MOST_LOGGED: Final = 64
 _END_SECONDS: Final = 0.2
-"""Longest wait at the end of a process for background tasks of a reload."""
+"""Longest wait of an ending process for the background tasks of a reload."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -365,7 +365,7 @@ class PollerApp:
             self._log.warning(warning)
 
     async def _end(self, following: list[asyncio.Task[None]]) -> None:
-        """Wait shortly for the background tasks, then cancel them."""
+        """Wait at most a few seconds for the background tasks, then cancel them."""
         if self._closing:
             await asyncio.wait(self._closing, timeout=_END_SECONDS)
         tasks = [*following, *self._closing]

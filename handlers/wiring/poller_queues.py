@@ -46,9 +46,9 @@ from handlers.wiring.credentials import redis_options
 
 _BATCH: Final = 1_000
 _MOST_EAGER: Final = 64
-"""With more queues than this, a queue without gates is dormant: its parts are built when it first has requests."""
+"""If there are more queues, a queue without gates is dormant: its parts are built when it first has requests."""
 _RECLAIM_SECONDS_PER_QUEUE: Final = 0.0005
-"""Shortest interval of the scans for crashed owners, per queue: 5 s for 10,000."""
+"""Lower bound of the reclaim interval, per queue: 5 s for 10,000 queues."""
 
 
 class SharedParts(msgspec.Struct, frozen=True):

@@ -87,7 +87,7 @@ def _push_identity(settings: Settings, parts: Parts) -> Authenticator | None:
 class ObservedPublisher:
     """A publisher that reports the health of the result topic.
 
-    A result that is too large does not change it.
+    A refused result that is too large does not count as a failure.
     """
 
     def __init__(self, publisher: Publisher, results: Dependency) -> None:

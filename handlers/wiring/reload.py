@@ -1,7 +1,7 @@
 """Watch the configuration file: apply valid changes, refuse invalid ones.
 
-A ConfigMap changes through a symlink, so contents are compared, not modification times. A file that is written in place
-is incomplete for a moment, and half a file may be valid. So a change counts once the file has stopped changing.
+A ConfigMap changes through a symlink, so contents are compared, not modification times. A file that is being written in
+place may be valid although half of it is missing. So a change is applied only when the file has stopped changing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import Logger
 
 _SETTLE_SECONDS: Final = 0.25
-"""Time for which files must stay unchanged: far longer than it takes to write or replace them."""
+"""Time for which a file must stay unchanged; writing or replacing it takes far less."""
 
 
 class ConfigWatch:

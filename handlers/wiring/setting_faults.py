@@ -1,7 +1,7 @@
-"""All faults of the settings that stop a start, found together.
+"""All faults of the settings that stop the start.
 
 A starting process stops at the first part that it cannot build. `all_faults` then checks every part, so that a user
-mends all of them at once.
+can correct all faults at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def all_faults(variables: Mapping[str, str], known: InvalidSetting) -> lis
 async def find_faults(settings: Settings, faults: SettingFaults) -> None:
     """Add the faults of credentials, pools and gates that stop the start.
 
-    Parts whose settings are faulty already are skipped.
+    Parts whose settings have known faults are skipped.
     """
     for names, check in _PARTS.items():
         if not faults.touch(*names):

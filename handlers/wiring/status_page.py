@@ -51,7 +51,7 @@ from handlers.status.report import Failure
 from handlers.wiring.credentials import redis_options
 
 VIEWS_AT_ONCE = 4
-"""Most views read at once; fewer than the server's threads, so that one is left for /healthz."""
+"""Most views that are read at once; fewer than the server's threads, so that one thread remains for /healthz."""
 VIEW_SECONDS = 20.0
 """Time limit for reading one view."""
 _MOST_SAMPLED = 50
