@@ -2,15 +2,16 @@
 
 Commands import the modules that they run inside their functions, so that `--help` is fast.
 
-The kernel drops a SIGTERM for PID 1 until the process installs a handler, and KEDA and Knative stop new pods at any
-moment. So the commands that run as services install a handler before they import anything else. It ends the process
-at once with 0, since nothing has been claimed. Each command replaces the handler when it has work to finish.
+KEDA and Knative may stop a new pod at any moment, and the kernel drops a SIGTERM for PID 1 until the process has a
+handler for it. So commands that run as services install a handler before they import anything else. It ends the
+process at once with 0, since nothing has been claimed. A command replaces the handler when it has work to finish.
 
-Two libraries import optional parts that no command uses and that take a third of the start: httpx its own command
-line (with rich and pygments), redis the metrics SDK of OpenTelemetry. Both work without them if the import fails.
+Two libraries import optional parts that no command uses: httpx its command line (with rich and pygments), redis the
+metrics SDK of OpenTelemetry. They take a third of the start, so these imports are made to fail, which both libraries
+allow.
 
-The objects that a start creates are never freed. So the poller and the doors start with garbage collection off; once
-started, they turn it on for newer objects only (`end_of_start`). That saves a tenth of the start.
+Objects that are created during the start are never freed. So poller and doors start with garbage collection off, and
+then turn it on for newer objects only (`end_of_start`). That saves a tenth of the start.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient
 
 CANCEL_WINDOW = 100_000
-"""Number of lines that a cancelling run reads at a time. It submits none of them."""
+"""Lines that a run reads at a time once it is cancelled; it submits none of them."""
 
 OUT = click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 
@@ -87,7 +87,7 @@ twice, and no result is lost or written twice.
     type=click.Choice(["interactive", "async", "batch"]),
     default="batch",
     show_default=True,
-    help="Lane to ask for; ignored unless the poller's ALLOWED_LABELS lists `tier`.",
+    help="Priority class to ask for; ignored unless the poller's ALLOWED_LABELS lists `tier`.",
 )
 @click.option("--tenant", default="", help="Tenant, for fairness and quotas.")
 @click.option(
@@ -154,7 +154,7 @@ def run(
 
 
 def _spooled(files: BatchFiles) -> Path:
-    """The file with the requests of stdin, or of an earlier run's."""
+    """The file with the requests from stdin, of this run or an earlier one."""
     from handlers.batch.files import open_private
 
     if files.read_state() is None or not files.input.exists():
@@ -296,8 +296,8 @@ def cancel(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags) -> Exit
     """Cancel a batch, or lines of it.
 
     OUT is the batch's output file. CUSTOM_IDs name the lines; without any, the whole batch is cancelled. Each cancelled
-    line gets an error line. If no process runs the batch, this command collects the remaining results of a cancelled
-    batch; a cancelled single line gets its error line from the next `batch run`.
+    line gets an error line, which the process that runs the batch writes. If no process runs it, this command writes
+    the error lines of a whole batch; those of single lines are written by the next `batch run`.
     """
     files, state = _known_batch(out)
     if custom_ids:
@@ -322,7 +322,7 @@ def _cancel_lines(
 
     found = find_lines(files, state, custom_ids)
     open_lines = [line for line in found.values() if not line.written]
-    # The file comes first: once it is written, the process that runs the batch submits none of these lines.
+    # Write the file first: then the process that runs the batch submits none of these lines.
     if state.outcome == "running":
         files.request_cancel_of([line.number for line in open_lines])
     client = replace(queue, queue=state.queue, results=state.results).client()

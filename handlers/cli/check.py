@@ -36,7 +36,7 @@ Exit codes: 0 no fault; 1 a check failed (the fix is printed); 2 a setting is in
 def check(parts: tuple[str, ...], is_json: bool, is_all: bool) -> None:
     """Check the settings and the servers that they name.
 
-    A fix is printed for each fault.
+    Each fault is printed with a fix.
     """
     from handlers.cli.main import fail_start
     from handlers.settings.settings import load_settings

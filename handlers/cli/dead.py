@@ -30,16 +30,16 @@ Examples:
   async-processor dead requeue 3f1c 88a0
   async-processor dead drop --all --yes
 
-An id may be shortened, as long as only one dead letter begins with it. REQUEST is the request's own id, DEATHS the
-number of pollers that crashed while they held it (see MAX_DEATHS).
+You may shorten the id of a dead letter, as long as it is unique. In the list, REQUEST is the id of the request, and
+DEATHS is the number of pollers that crashed while they held it (see MAX_DEATHS).
 
 Exit codes: 0 done; 1 no such dead letter, or not confirmed; 2 wrong flags; 4 Redis does not answer.""",
 )
 def dead() -> None:
     """List dead letters, queue them again or drop them.
 
-    A dead letter is a request whose pollers crashed too often (it has got an error result), or a queue entry without a
-    readable id (it has got no result).
+    A dead letter is a request whose pollers crashed too often, or a queue entry without a readable id. The first kind
+    has an error result, the second has no result.
     """
 
 
@@ -97,7 +97,10 @@ def _as_json(letter: DeadLetter) -> bytes:
 @redis_flags
 @exits
 def requeue(dead_ids: tuple[str, ...], is_all: bool, queue: QueueFlags) -> ExitCode:
-    """Queue dead letters again, unchanged. Each gets another result."""
+    """Queue dead letters again, unchanged.
+
+    A request with an error result then gets a second result.
+    """
 
     async def work(letters: DeadLetters) -> ExitCode:
         return await _each(letters, dead_ids, is_all, letters.requeue, "queued again")

@@ -23,7 +23,7 @@ Examples:
   async-processor demo
   async-processor demo --requests 1000 --no-pubsub
 
-Exit codes: 0 every request got exactly one final result; 1 otherwise; 2 a part could not be started;
+Exit codes: 0 every request got exactly one final result; 1 otherwise; 2 a process could not be started;
 130 Ctrl-C; 143 SIGTERM.""",
 )
 @click.option(
@@ -37,7 +37,7 @@ def demo(requests: int, has_pubsub: bool, seconds: float) -> None:
     """Run requests through all parts on this machine and check the results.
 
     Requests are queued in a real Valkey. Poller and handler send them to a simulated gateway that fails on purpose, and
-    retry them. If Google's Pub/Sub emulator is found, some requests take the way through a topic.
+    retry them. If Google's Pub/Sub emulator is found, some requests go through a topic and the push door.
     """
     from rich.console import Console
 
@@ -70,7 +70,7 @@ _TRY_PUBSUB = """\
   gcloud pubsub subscriptions pull $RESULT_SUBSCRIPTION_ID --auto-ack --limit=1"""
 
 _DISTURB = """
-Make the gateway slow or failing while it runs; each change takes effect at once:
+Make the gateway slow or failing; each change takes effect at once:
   curl -d '{"time_to_first_token": 5}' $IGW_BASE_URL/simulate/engine            # slow: 5 s for each request
   curl -d '{"capacity": 1, "queue_size": 0}' $IGW_BASE_URL/simulate/engine      # full: one at a time, others get 429
   curl -d '{"503": 0.5, "reset": 0.1}' $IGW_BASE_URL/simulate/faults            # failing: half get 503, a tenth a reset
@@ -85,7 +85,7 @@ Examples:
   async-processor dev
   async-processor dev --redis-port 6379 --gateway-port 8000 --no-pubsub
 
-Exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 a part ended by itself; 2 a part could not be started.""",
+Exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 a process ended by itself; 2 a process could not be started.""",
 )
 @click.option(
     "--redis-port", type=click.IntRange(0, 65_535), default=0, help="Port of Valkey; 0 picks a free one."
@@ -102,8 +102,8 @@ Exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 a part ended by itself; 2 a part c
 def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     """Run a local stack until Ctrl-C.
 
-    It starts Valkey, a simulated gateway, a handler and a poller, and prints commands to try them, and to make the
-    gateway slow or failing.
+    Starts Valkey, a simulated gateway, a handler and a poller. Prints commands that use them, and commands that make
+    the gateway slow or failing.
     """
     import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
     from handlers.cli.main import fail

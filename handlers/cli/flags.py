@@ -82,7 +82,7 @@ WAIT_REPLICAS_FLAG = click.option(
 PAYLOAD_APART_FLAG = click.option(
     "--payload-apart-bytes",
     type=click.IntRange(min=0),
-    help="Store payloads of at least this many bytes under keys of their own (Redis).  [default: never]",
+    help="Store payloads of at least this many bytes in separate keys (Redis).  [default: never]",
 )
 RETRY_QUEUE_FLAG = click.option(
     "--retry-queue",
@@ -147,7 +147,7 @@ PUBSUB_FLAGS = (
 
 
 def _chosen(queue: str, flags: dict[str, Any]) -> QueueFlags:
-    # There is no flag for a password, since the list of processes would show it.
+    # No flag for a password, because the list of processes would show it.
     return QueueFlags(queue=queue, variables=os.environ, **flags)  # noqa: TID251  # the process's entry
 
 

@@ -30,11 +30,11 @@ from handlers.pubsub.errors import PubSubFailed
 from handlers.pubsub.layout import LayoutOptions, layout
 
 _CODES: Final = (
-    "Exit codes: 0 everything is as wanted; 1 a dry run that would change something, or a topic that was kept because "
-    "others use it; 2 wrong settings, or a difference that cannot be changed; 4 Pub/Sub refused or did not answer."
+    "Exit codes: 0 done, or nothing to change; 1 a dry run found changes, or a topic was kept because others use it; "
+    "2 wrong settings, or a difference that cannot be changed; 4 Pub/Sub refused or did not answer."
 )
 _EMULATOR_BACKOFF: Final = (
-    "with a retry delay of 1s or more, the emulator may never push a nacked request again; "
+    "with a retry delay of 1s or more, the emulator may never redeliver a nacked request; "
     "use --min-retry-delay 0s --max-retry-delay 0s"
 )
 _CHANGE_COLOURS: Final = {
@@ -138,7 +138,7 @@ Examples:
   async-processor pubsub setup --project p --push-endpoint http://localhost:8080/ \\
       --emulator-host localhost:8085
 
-Running it again changes nothing.
+You can run it again: it changes only what differs.
 
 {_CODES}""",
 )
@@ -160,18 +160,24 @@ Running it again changes nothing.
     default="",
     help="Audience of these tokens; set the same PUSH_AUDIENCE for the door.",
 )
-@click.option("--filter", default="", help="Push only messages that match; cannot be changed later.")
+@click.option(
+    "--filter", default="", help="Filter: push only messages that match it; cannot be changed later."
+)
 @click.option(
     "--no-wrapper", "is_unwrapped", is_flag=True, help="Push the bare body, with metadata in headers."
 )
-@_duration("--ack-deadline", "ack_deadline_seconds", "Longest time that a request may run, 10s to 600s.")
-@_duration("--min-retry-delay", "minimum_backoff_seconds", "First wait before a redelivery.")
-@_duration("--max-retry-delay", "maximum_backoff_seconds", "Longest wait before a redelivery.")
+@_duration(
+    "--ack-deadline",
+    "ack_deadline_seconds",
+    "Time after which an unacknowledged push is delivered again, 10s to 600s.",
+)
+@_duration("--min-retry-delay", "minimum_backoff_seconds", "Shortest delay of a redelivery.")
+@_duration("--max-retry-delay", "maximum_backoff_seconds", "Longest delay of a redelivery.")
 @click.option(
     "--max-delivery-attempts",
     default=_DEFAULTS["max_delivery_attempts"],
     show_default=True,
-    help="Deliveries before a request is dead-lettered, 5 to 100; refusals by a closed gate count too.",
+    help="Deliveries until a request is dead-lettered, 5 to 100; refusals by a closed gate count too.",
 )
 @_duration("--retention", "retention_seconds", "Time for which subscriptions keep unacknowledged messages.")
 @_duration(
@@ -179,7 +185,7 @@ Running it again changes nothing.
     "topic_retention_seconds",
     "Time for which the request topic keeps all messages, for a replay.",
 )
-@_duration("--expiration", "expiration_seconds", "Subscriptions unused for this long are deleted.")
+@_duration("--expiration", "expiration_seconds", "Time after which an unused subscription is deleted.")
 @_duration("--result-ack-deadline", "result_ack_deadline_seconds", "Lease of a pulled result.")
 @click.option("--project-number", default="", help="Number of the project, for Pub/Sub's own account.")
 @click.option(
@@ -202,7 +208,7 @@ Examples:
   async-processor pubsub teardown --project p --dry-run
   async-processor pubsub teardown --project p --yes
 
-All messages in them are lost. A topic that has other subscriptions is kept.
+All their messages are lost. A topic that has other subscriptions is kept.
 
 {_CODES}""",
 )

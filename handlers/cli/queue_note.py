@@ -1,6 +1,6 @@
-"""A note for those who wait: no poller serves the queue, or its gate is closed.
+"""Tell a waiting user that no poller serves the queue, or that its gate is closed.
 
-It reads what pollers report to the status board. Without the right to read that, there is no note.
+The note comes from the pollers' reports on the status board. Without the right to read them, there is no note.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ async def _note(queue: QueueFlags, name: str) -> str:
 
 
 def serving_text(pollers: Sequence[PollerReport], name: str) -> str:
-    """Why nobody takes requests of the queue `name`; empty if a poller can."""
+    """Why no poller claims requests of the queue `name`; empty if one can."""
     from handlers.status.overview import FRESH_SECONDS
 
     reasons = []

@@ -32,8 +32,8 @@ Examples:
   async-processor results --peek -n 5        show the five oldest without removing them (Redis)
   async-processor results --from pubsub --project p --subscription results-sub
 
-Each printed result is removed from the list or subscription, so no other consumer gets it. It is removed after it has
-been written, so a crash loses no result. --peek removes nothing.
+Each result is removed from the list or subscription after it has been printed. So no other consumer gets it, and a
+crash loses no result. --peek removes nothing.
 
 Exit codes: 0 done, even if results are errors; 2 wrong flags; 3 with --take, no result in the time given;
 4 the broker does not answer; 130 interrupted.""",
@@ -92,8 +92,8 @@ def report_undecodable(stream: ResultStream) -> None:
     """Print the number of results that could not be decoded, if any."""
     if stream.undecodable:
         print(
-            f"warning: {counted(stream.undecodable, 'result')} could not be decoded. The lease of such a result "
-            "expires, then it is delivered again; a newer version may be able to decode it.",
+            f"warning: {counted(stream.undecodable, 'result')} could not be decoded. Such a result stays in the list "
+            "or subscription and is delivered again; a newer version may be able to decode it.",
             file=sys.stderr,
         )
 
@@ -114,7 +114,7 @@ def _write_json(result: Result) -> None:
 def _table_writer() -> Callable[[Result], None]:
     """A function that prints a result as one line in columns.
 
-    A whole `rich` table could only be drawn at the end.
+    A `rich` table could be drawn only at the end.
     """
     from rich.console import Console
     from rich.table import Table

@@ -34,7 +34,11 @@ Exit codes: 0 stopped by SIGTERM or SIGINT after the last request; 2 a wrong set
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port; 0 picks a free one.  [env: PORT]")
 @click.option("--host", help="Address to listen on.  [env: HOST]")
 def serve(target: str | None, port: int | None, host: str | None) -> None:
-    """Serve one door. All other settings come from the environment: see docs/settings.md."""
+    """Serve one door, an HTTP endpoint that takes requests.
+
+    `dispatch` takes CloudEvents, `pubsub_push` takes Pub/Sub pushes. All other settings come from the environment: see
+    docs/settings.md.
+    """
     from handlers.cli.main import fail_start
     from handlers.serving.server import serve as run
     from handlers.settings.settings import load_settings
@@ -112,7 +116,7 @@ async def _run(build: Callable[[], PollerApp]) -> None:
 
 
 _THREADS = 8
-"""Number of views that can be served at once; each mostly waits for Redis."""
+"""Views that can be served at once; each mostly waits for Redis."""
 
 
 @click.command()
@@ -125,7 +129,7 @@ _THREADS = 8
     "also_named",
     multiple=True,
     metavar="NAME",
-    help="Further host name of the page, besides localhost, --host and STATUS_HOSTS; requests for others get 421.",
+    help="Another host name of the page, besides localhost, --host and STATUS_HOSTS; other names get 421.",
 )
 def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     """Serve the status page of queues, gates and dead letters.
@@ -154,7 +158,7 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     # The framework writes its target into the environment, where our settings would read it as the name of a door.
     os.environ.pop("FUNCTION_TARGET", None)  # noqa: TID251  # the process's entry
     click.echo(f"status page on http://{host}:{port}/")
-    # One process: otherwise the framework would take WORKERS, the poller's slots, for the number of processes.
+    # One process: otherwise the framework would read WORKERS, the poller's slots, as the number of processes.
     server = create_server(  # type: ignore[no-untyped-call]  # untyped
         app, debug=False, workers=1, threads=_THREADS, control_socket_disable=True
     )

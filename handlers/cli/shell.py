@@ -1,8 +1,8 @@
-"""Check the text that commands read; escape what they print.
+"""Check the text that commands read, and escape the text that they print.
 
 Input must be valid Unicode: Python represents undecodable bytes of arguments and variables as lone surrogates, which
-no queue can store. Characters that the output's encoding lacks are escaped as in JSON, so that JSON stays valid. A
-terminal gets no control characters (CWE-150).
+no queue can store. Characters that the output's encoding lacks are escaped as in JSON, so that JSON stays valid.
+Control characters are never written to a terminal (CWE-150).
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
 
 
 def _without_python(error: Exception) -> Exception:
-    """The error; the one for a deadline names what the flag takes instead of types of Python."""
+    """The error; for a deadline, it names the flag's formats instead of Python types."""
     from handlers.client.new_request import DEADLINES
 
     if isinstance(error, InvalidRequest) and error.accepted == DEADLINES:

@@ -59,10 +59,10 @@ Examples:
 @click.option(
     "--tier",
     type=click.Choice(["interactive", "async", "batch"]),
-    help="Lane to ask for; ignored unless the poller's ALLOWED_LABELS lists `tier`.",
+    help="Priority class to ask for; ignored unless the poller's ALLOWED_LABELS lists `tier`.",
 )
 @click.option("--tenant", default="", help="Tenant, for fairness and quotas.")
-@click.option("--endpoint", default="", help="Path at the gateway, instead of the queue's own.")
+@click.option("--endpoint", default="", help="Path at the gateway, instead of the queue's.")
 @click.option(
     "--header",
     "headers",
@@ -77,13 +77,13 @@ Examples:
 @click.option(
     "--once",
     type=DurationType(),
-    help="Queue nothing while a request with this id is unfinished, and until this long after its deadline (Redis); "
-    "needs an id.",
+    help="Queue nothing if a request with this id is unfinished, or if its deadline passed less than this ago "
+    "(Redis); needs an id.",
 )
 @click.option(
     "--idempotency-key",
     default="",
-    help="Queue nothing if a request with the same content was submitted under this key (Redis). The key is valid "
+    help="Queue nothing if the same content was submitted under this key before (Redis). The key is valid "
     "until a day after the result is acknowledged.",
 )
 @click.option("--wait", "is_waiting", is_flag=True, help="Wait for the result and print its payload.")
@@ -181,7 +181,7 @@ async def _submit(
             state = await client.look_up(submission)
             print(f"{submission.id} was submitted before; it is {state}", file=sys.stderr)
             if state is RequestState.FINISHED:
-                # Its result is already in its own list, or it never had a list, so a short wait is enough.
+                # Its result is already in its own list, or goes to a shared list, so a short wait is enough.
                 timeout = min(timeout or _FINISHED_WAIT, _FINISHED_WAIT)
         if not is_waiting:
             return ExitCode.DONE

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from handlers.wiring.status_page import RedisSource
 
 _UNCUT: Final = 10_000
-"""Width without a terminal, so that names are not cut for scripts."""
+"""Width if the output is not a terminal; wide enough that names are not cut."""
 
 
 @click.command(
@@ -59,7 +59,7 @@ def top(is_once: bool, interval_seconds: float) -> ExitCode:
     from handlers.settings.settings import load_settings
 
     settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
-    # `rich` cannot be asked: with FORCE_COLOR it treats any pipe as a terminal.
+    # Not `rich`'s test: with FORCE_COLOR it treats any pipe as a terminal.
     is_terminal = sys.stdout.isatty()
     console = Console(width=None if is_terminal else _UNCUT)
     from handlers.wiring.status_page import RedisSource
@@ -205,7 +205,7 @@ def _failures(now: Overview, most: int) -> Table | Text:
 
 
 def _row_of(failure: Failure) -> tuple[object, ...]:
-    """What a row shows of a failure besides its time; failures alike share a row."""
+    """The text of a failure's row without its time; equal failures share a row."""
     return failure.is_final, failure.attempt, failure.reason, failure.status_code, failure.id
 
 

@@ -29,12 +29,12 @@ Examples:
   async-processor webhook http://receiver.team-a/results --secret-file s --allow-private
   async-processor webhook https://example.com/rest --secret-file s --destination a.example/hooks/=/secrets/a
 
-Each result is sent as a POST, signed according to the Standard Webhooks specification. A repeated delivery has the same
-webhook-id. A 2xx response acknowledges the result. Results that URL does not accept within --give-up are printed as
+Each result is sent as a POST, signed according to the Standard Webhooks specification. A 2xx response acknowledges it.
+A result that is sent again has the same webhook-id. Results that URL does not accept within --give-up are printed as
 JSON lines.
 
-A request may name a receiver of --destination as webhook_url in its metadata (set RESULT_DETAILS on handlers and
-poller). If that receiver is not allowed or refuses the result, the result goes to URL, with the reason in
+A request may name a receiver of --destination as webhook_url in its metadata; this needs RESULT_DETAILS=true on
+handlers and poller. If that receiver is not allowed or refuses the result, the result goes to URL, with the reason in
 "undelivered". A receiver that is down does not delay the others.
 
 Exit codes: 0 stopped, or no result for --for; 1 the receiver answered 410 (gone); 2 wrong flags;
@@ -52,7 +52,7 @@ Exit codes: 0 stopped, or no result for --for; 1 the receiver answered 410 (gone
     "destinations",
     multiple=True,
     metavar="HOST/PATH=SECRET_FILE",
-    help="Receiver that a request may name, with its own secrets; a path that ends in / allows all paths below it.",
+    help="Receiver that requests may name, with its own secrets; a path that ends in / allows all paths below it.",
 )
 @click.option("--allow-private", is_flag=True, help="Allow receivers in private networks, and http:// URLs.")
 @click.option(

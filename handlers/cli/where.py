@@ -36,8 +36,8 @@ Examples:
   async-processor where r1 r2 --json
   async-processor where --queue team-a-requests r1
 
---json: a place is pending (queued), claimed (in flight, or at a gate), retry or dead. `attempts` counts those that
-ended; `due_at` is when the retry is due, else the deadline, in Unix seconds.
+With --json, a place is pending (queued), claimed (in flight, or at a gate), retry or dead. `attempts` counts finished
+attempts. `due_at` is the time of the retry, else the deadline, in Unix seconds.
 
 The command changes nothing. Pollers keep records of finished requests for a day (FINISHED_RECORDS and
 FINISHED_RECORDS_SECONDS of the poller). The result list is searched too, up to 2,000 results from each end.
@@ -52,7 +52,7 @@ Exit codes: 0 all were found; 1 an id is unknown; 2 wrong flags; 4 Redis does no
 def where(*, ids: tuple[str, ...], queue: QueueFlags, retry_queue: str, is_json: bool) -> ExitCode:
     """Print the state of each request.
 
-    It is queued, in flight, waiting for a retry, finished, cancelled, dead-lettered or unknown.
+    The state is queued, in flight, waiting for a retry, finished, cancelled, dead letter or unknown.
     """
     return asyncio.run(_where(queue, queue.client(retry_queue=retry_queue), ids, is_json))
 
@@ -97,7 +97,7 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
         lines.append("cancelled; its result is on the way")
     elif found.state in ("queued", "pending", "claimed", "retrying") and not found.places:
         lines.append(
-            "live, but not found in this queue: it is in another queue (give --queue), or moved meanwhile (try again)"
+            "live, but not found in this queue: it is in another queue (use --queue), or it moved during the search (try again)"
         )
     if found.finished:
         record = found.finished
@@ -116,7 +116,7 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
 def reason_not_live(found: Whereabouts) -> str:
     """Why a request cannot be cancelled."""
     if any(place.where != "dead" for place in found.places):
-        return "queued without our client (by redis-cli, for example); only its producer can cancel it, by its token"
+        return "not queued by our client or commands; only its producer can cancel it, with its token"
     if found.finished:
         if found.state == "cancelled":
             return f"cancelled at {_clock(found.finished.at)}"

@@ -66,8 +66,8 @@ class AsyncClient:
     ) -> Submission:
         """Queue one request. The other fields are those of `NewRequest`.
 
-        If a request with the same `idempotency_key` and content was queued before, returns that submission, with
-        `is_new` false. The key is valid until the result is acknowledged, and for `idempotency_window_seconds` more.
+        If a request with the same `idempotency_key` and content was queued before, that submission is returned, with
+        `is_new` false. The key is valid until `idempotency_window_seconds` after the result is acknowledged.
 
         Raises `InvalidRequest` before anything is queued, `IdempotencyConflict` if the key was used for other
         content, `NotOffered` for a key on Pub/Sub, and `BrokerUnreachable` if the broker does not answer.
@@ -147,8 +147,7 @@ class AsyncClient:
     async def where(self, submission: Submission | str) -> Whereabouts:
         """Find a request: in queue, retries, dead letters, records or results.
 
-        It changes nothing. It reads the whole queue in parts, so use `look_up` for many requests. Raises `NotOffered`
-        on Pub/Sub.
+        Reads the whole queue, in parts; for many requests use `look_up`. Raises `NotOffered` on Pub/Sub.
         """
         check_submission("submission", submission)
         return await self._broker.where(submission)

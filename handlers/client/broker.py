@@ -18,8 +18,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """One queued request.
 
     `token` distinguishes submissions of one id; it is empty on Pub/Sub. `deadline` is in Unix seconds. `results` is
-    the list or subscription that gets the result. `is_new` is False if an earlier submission was found, so that nothing
-    was queued. `token` is then the earlier one's, and with an idempotency key so are all other fields.
+    the list or subscription that gets the result. `is_new` is False if an earlier submission was found and nothing was
+    queued. Then `token` is that of the earlier submission; with an idempotency key, all other fields are too.
     """
 
     id: str

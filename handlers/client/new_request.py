@@ -37,10 +37,12 @@ _canonical_encoder = msgspec.json.Encoder(order="sorted")
 class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request to queue. Only `payload` and `deadline` are required.
 
-    An empty `id` is replaced by a random one. `tier` is `interactive`, `async` or `batch`; `tenant` names the caller
-    for fairness and quotas. With `has_own_results`, the request has its own result list, which `wait` reads; otherwise
-    its result goes to the shared list. A second request with the same `idempotency_key` in the same queue is not queued
-    (Redis only; see `content_digest`).
+    - An empty `id` is replaced by a random one.
+    - `tier` is `interactive`, `async` or `batch`; `tenant` names the caller for fairness and quotas.
+    - With `has_own_results`, the request has its own result list, which `wait` reads. Otherwise its result goes to the
+      shared list.
+    - A second request with the same `idempotency_key` in the same queue is not queued (Redis only; see
+      `content_digest`).
     """
 
     payload: Payload
@@ -122,12 +124,12 @@ def _check_payload(payload: bytes, whole: bytes, request_id: str) -> None:
 
 
 def content_digest(request: NewRequest) -> str:
-    """SHA-256, in hex, of the content that an idempotency key stands for.
+    """SHA-256, in hex, of a request's content, to compare it with that of an idempotency key.
 
-    The content is a JSON object with sorted names, at every depth, and no whitespace. It has every field of the request
-    except `deadline` and `idempotency_key`; `id` is empty if the client chooses it. `metadata` is without trace context
-    (`traceparent`, `tracestate`, `baggage`), which differs in a retry. A payload given as text or bytes is parsed
-    first, so its whitespace, order and escapes do not matter. If it cannot be parsed, its bytes count.
+    The content is a JSON object without whitespace, whose names are sorted at every depth. It has every field of the
+    request except `deadline` and `idempotency_key`. `id` is empty if the client chooses it. `metadata` has no trace
+    context (`traceparent`, `tracestate`, `baggage`), which differs in a retry. A payload given as text or bytes is
+    parsed first, so its whitespace, order and escapes do not matter; if it cannot be parsed, its bytes are used.
     """
     payload: object = request.payload
     if isinstance(payload, bytes | str):

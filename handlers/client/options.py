@@ -13,7 +13,7 @@ from handlers.number_text import parse_duration
 from handlers.redis_store.submit.client_access import RedisAccess
 
 _MOST_RETRY_SECONDS = 100.0
-"""Redis remembers a call for two minutes (`submit.lua`); a later retry could queue it twice."""
+"""Redis keeps the record of a call for two minutes (`submit.lua`); a later retry could queue a request twice."""
 
 
 def shown(value: object) -> str:
@@ -41,16 +41,17 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     - `retry_queue`: the poller's `RETRY_QUEUE_NAME`, which `where` searches.
     - `payload_apart_bytes`: payloads of at least this size are offloaded to keys of their own; None: never.
-    - `idempotent_window_seconds`: an id is not queued again while it is live, and for so long after its deadline; the
-      first submission is returned. 0: every submission is queued.
-    - `idempotency_window_seconds`: validity of an idempotency key after its result was acknowledged. If it never is, it
-      counts from a week after the deadline, or from `own_result_seconds` after it for a request with its own list.
+    - `idempotent_window_seconds`: while an id is live, and for this long after its deadline, another submission of the
+      id is not queued and the first one is returned. 0: every submission is queued.
+    - `idempotency_window_seconds`: validity of an idempotency key after its result was acknowledged. For a result that
+      is never acknowledged, this time starts a week after the deadline; for one in its own list, `own_result_seconds`
+      after the deadline.
     - `lease_seconds`: time until the results of a crashed reader are delivered to others.
     - `tombstone_seconds`: time for which duplicates of an acknowledged result are dropped.
     - `own_result_seconds`: time for which the result list of one request is kept.
     - `wait_replicas`: Redis replicas that must confirm a submission (`WAIT`).
-    - `patience_seconds`: time for which a submission is retried during a failover, at most 100. It is 2 s until Redis
-      has answered this client for the first time.
+    - `patience_seconds`: time for which a submission is retried during a failover, at most 100. Until Redis has
+      answered this client once, it is 2 s.
     """
 
     queue: str = "request-sortedset"

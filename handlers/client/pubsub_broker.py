@@ -60,7 +60,7 @@ class PubSubBroker:
         self._redis = open_redis(cancel_redis_url, cancel_redis_access) if cancel_redis_url else None
 
     async def submit(self, requests: Sequence[NewRequest]) -> list[Submission]:
-        """Publish requests and wait until all are confirmed. An error names an unconfirmed one."""
+        """Publish requests and wait until all are confirmed. Errors name an unconfirmed request."""
         if any(request.idempotency_key for request in requests):
             raise NotOffered(
                 "idempotency_key",
@@ -114,9 +114,9 @@ class PubSubBroker:
     async def cancel(self, submissions: Sequence[Submission | str]) -> list[bool]:
         """Cancel through the push door's Redis. Returns True for each id.
 
-        Pub/Sub does not report which messages are live. All requests submitted under the id so far end as `CANCELLED`:
-        when they are delivered, or at once if they wait at a gate or are in flight. A new submission in the same second
-        is cancelled too.
+        Pub/Sub does not report which messages are live. All requests submitted under the id so far get the result
+        `CANCELLED`: at once if they wait at a gate or are in flight, otherwise when they are delivered. A new
+        submission in the same second is cancelled too.
         """
         if self._redis is None:
             raise NotOffered(

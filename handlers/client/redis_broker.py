@@ -107,7 +107,7 @@ class StoreRetry:
             is_repeated = True
             if self._clock() < until:
                 await self._sleep(backoff.next_seconds())
-            # Checked after the pause too: a suspended process must not retry after Redis has forgotten its first call.
+            # Check after the pause too: a suspended process must not retry when Redis has no record of its first call.
             if self._clock() >= until:
                 raise BrokerUnreachable(f"Redis: {explained(last)}") from last
 
@@ -157,9 +157,9 @@ class RedisBroker:
         ]
 
     async def _check_keys(self, requests: Sequence[NewRequest], parts: Sequence[MemberParts]) -> None:
-        """Raise `IdempotencyConflict` for a key that stands for other content.
+        """Raise `IdempotencyConflict` for a key that was used for other content.
 
-        It was recorded by an earlier call, or is used twice in this one.
+        The other content is of an earlier call, or of another request in this call.
         """
         if not any(part.record for part in parts):
             return
@@ -201,7 +201,7 @@ class RedisBroker:
         """Wait for a result in its own list. It stays there until the list expires."""
         request_id, token = _names(submission)
         list_name = result_of_key(self._options.results, request_id)
-        # The operator may give every request a list of its own (`RESULT_PER_REQUEST`), which the client cannot know.
+        # Each request may have its own list (`RESULT_PER_REQUEST`); the client does not know that setting.
         is_certain = isinstance(submission, Submission) and submission.has_own_results
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -224,8 +224,8 @@ class RedisBroker:
     async def _check_known(self, request_id: str, list_name: str) -> None:
         """Raise `NoOwnResults` or `UnknownRequest` if no result can arrive in `list_name`.
 
-        It is not live and not queued, and has no such list. Other producers do not write the keys that show that a
-        request is live, so the queue is searched too.
+        That is if the request is not live, is not queued, and has no such list. Other producers do not write the keys
+        that mark a request as live, so the queue is searched too.
         """
         state = await self.look_up(request_id)
         if state not in (RequestState.UNKNOWN, RequestState.FINISHED, RequestState.CANCELLED):
@@ -382,7 +382,7 @@ class RedisResults:
             whole = await whole_results(self._redis, [held.result for held in taken])
             rest = [held.claim_key for held in taken[len(whole) :]]
             await self._results.give_back(rest)
-        # Results whose payloads did not fit were released; the next call takes about as many as fit.
+        # Results whose payloads did not fit were released; the next call takes fewer.
         self._most = 2 * (len(whole) if rest else asked)
         held_results = list(zip(taken, whole, strict=False))
         self._payload_keys |= {
@@ -407,7 +407,7 @@ class RedisResults:
                 if outcome is not AckOutcome.LOST
             ]
             await delete_payloads(self._redis, _found(self._payload_keys, done))
-        with contextlib.suppress(*STORE_ERRORS):  # after a failure, the key is only valid for longer
+        with contextlib.suppress(*STORE_ERRORS):  # if this fails, the key is only valid for longer
             await self._keys.acknowledge(_found(self._keyed_tokens, done))
         for held in (self._payload_keys, self._keyed_tokens):
             _forget(held, claim_keys)

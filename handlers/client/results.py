@@ -2,8 +2,7 @@
 
 `ResultStream` removes a result when its reader acknowledges it. `OwnResults` waits for results in lists of their own
 and leaves them there until the list expires, so that a caller that crashed can wait again. One loop serves all waits of
-a client, and one round trip reads all lists that are due. A list is read again after 10 ms at first, later four times a
-second.
+a client, and one call reads all lists that are due: each after 10 ms at first, later four times per second.
 """
 
 from __future__ import annotations
@@ -51,9 +50,9 @@ class ResultDelivery:
 class ResultStream:
     """Iterates over the results of one source. Use it as a context manager.
 
-    Leases are renewed while it is open. Closing it releases results that were received but not acknowledged. It ends
-    after `limit` results, or after `idle_seconds` without a result (0: as soon as no result is left). Without these
-    limits it never ends.
+    Leases are renewed while it is open. Closing it releases results that were received but not acknowledged. The
+    iteration ends after `limit` results, or after `idle_seconds` without a result (0: as soon as no result is left).
+    Without these limits it never ends.
     """
 
     def __init__(

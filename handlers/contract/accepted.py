@@ -11,7 +11,7 @@ import msgspec
 from msgspec import inspect
 
 NOUN: Final = "noun"
-"""Key in `Meta.extra` of a description of valid values, instead of the one derived from the type."""
+"""Key in `Meta.extra` of a description of valid values, which replaces the one derived from the type."""
 
 
 def about(description: str, example: str = "", **limits: Any) -> msgspec.Meta:
@@ -107,7 +107,7 @@ def _described_other(kind: inspect.Type) -> str:
 
 
 def _noun_with_bounds(noun: str, kind: inspect.Type) -> str:
-    """The noun with its bounds. A number with a noun is a duration in seconds."""
+    """The noun with its bounds. A number that has a noun is a duration in seconds."""
     bounds = _bounds(kind) if isinstance(kind, inspect.FloatType) else ""
     return f"{noun},{bounds} seconds" if bounds else noun
 

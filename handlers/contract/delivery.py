@@ -1,8 +1,8 @@
 """Events between poller and dispatch door, in both directions.
 
 They are CloudEvents in structured mode: proxies and servers limit the size of headers, so everything that a client
-controls is in the body. The attributes precede the data. A header of the request gives the offset of the data, so that
-the door finds it without parsing the event. Both sides use the size limit `wrapped_bytes`.
+controls is in the body. The attributes come before the data. A header of the request gives the offset of the data, so
+that the door finds the data without parsing the event. Both sides use the size limit `wrapped_bytes`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from handlers.contract.result import Result
 from handlers.number_text import counted, decimal
 
 FRAME_BYTES: Final = 262_144
-"""Most bytes of an event in addition to its content."""
+"""Most bytes of an event besides its content."""
 _TEXT_GROWTH: Final = 3
 """Bytes of U+FFFD, which replaces each invalid byte of an answer."""
 

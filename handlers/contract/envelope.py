@@ -29,10 +29,10 @@ from handlers.contract.lenient_json import (
 from handlers.contract.request import Request, decode_body
 
 SEQ_STEPS: Final = 2**21
-"""Steps into which a second of the score is divided, to keep the order of submission among equal deadlines."""
+"""Steps per second of the score, which keep the order of submission among equal deadlines."""
 
 ORIGINAL_SCORE: Final = "original_score"
-"""Our own field of `internal`: the score of a member, if its deadline and sequence do not give it."""
+"""Our own field of `internal`: the score of a member whose deadline and sequence do not give it."""
 
 
 PREVIOUS_TRACEPARENT: Final = "previous_traceparent"
@@ -70,7 +70,7 @@ _INTERNAL: Final = frozenset(Internal.__struct_fields__)
 _LABELS: Final = frozenset({"labels"})
 _decoder = msgspec.json.Decoder(Internal)
 _encoder = msgspec.json.Encoder()
-_MOST_ATTEMPTS: Final = 1_000_000  # a larger count is not real, and may be too long to encode again
+_MOST_ATTEMPTS: Final = 1_000_000  # a larger count is invalid, and may be too long to encode again
 _BARE: Final = Internal()
 WHOLLY_READ_BYTES: Final = 1_024
 """Largest member that the Lua scripts read completely. Of larger ones they read the first 4 KB (`_member.lua`)."""
@@ -87,7 +87,7 @@ _OWN_RESULT: Final = frozenset({"result_queue_name"})
 def decode_member(member: bytes, queue: str, *, max_bytes: int = MAX_REQUEST_BYTES) -> Envelope:
     """Decode a member of the sorted set `queue`.
 
-    Raises `InvalidRequest`, with those of id, token, result queue and payload key that can be read.
+    Raises `InvalidRequest`, with the id, token, result queue and payload key if they can be read.
     """
     member = repaired(member)
     fields = _split(member)

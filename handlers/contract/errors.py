@@ -61,7 +61,7 @@ class InvalidSetting(AsyncProcessorError):
     """An invalid setting, which stops the start.
 
     `setting` is the variable, or the path of the field in `CONFIG_FILE`. If its name is probably misspelt, `meant` is
-    the right path, which has no value then. `others` are further invalid settings that were found with this one.
+    the path that was probably meant; that setting then has no value. `others` are further invalid settings.
     """
 
     def __init__(self, setting: str, *, found: str, accepted: str, meant: str = "") -> None:
@@ -76,7 +76,7 @@ class InvalidSetting(AsyncProcessorError):
 class SettingFaults:
     """Collects invalid settings, to report all of them at once.
 
-    A check that reads a faulty setting would only report a consequence of that fault, so it calls `touch` first.
+    A check that reads a faulty setting would only report a consequence of its fault, so it is skipped (`touch`).
     """
 
     def __init__(self) -> None:

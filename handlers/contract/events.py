@@ -26,7 +26,7 @@ RETRY_TYPE: Final = "ai.llm-d.async.retry.v1"
 """Type of the event that answers a poller with a retry."""
 
 REMAINING: Final = "remainingms"
-"""Extension attribute of the poller's events: milliseconds to the deadline. So the door's clock does not matter."""
+"""Extension attribute of the poller's events: milliseconds to the deadline, independent of the door's clock."""
 MOST_REMAINING_MS: Final = 10**15 - 1
 
 STRUCTURED: Final = "application/cloudevents+json"
@@ -151,8 +151,7 @@ def structured_data(parts: dict[str, msgspec.Raw]) -> bytes:
     if data is None:
         return b""
     content = bytes(data)
-    # A string contains data that is not JSON, or JSON that the producer encoded twice. In both cases the content is the
-    # string's text.
+    # A string holds data that is not JSON, or JSON that the producer encoded twice. In both cases its text is the data.
     return msgspec.json.decode(content, type=str).encode() if content.startswith(b'"') else content
 
 

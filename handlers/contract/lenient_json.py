@@ -44,7 +44,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _NULL: Final = msgspec.Raw(b"null")
 
 MAX_PAIRS = 20_000
-"""Most fields of an object whose fields must be read one by one: it has a repeated, null or differently spelt field."""
+"""Most fields of an object with a repeated, null or differently spelt field, whose fields are read one by one."""
 
 _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)
@@ -104,7 +104,7 @@ def _pieces(text: bytes) -> Iterator[bytes]:
     """Cut a deep text into shallow pieces.
 
     A value that is too deep for a piece is replaced by `null` and becomes a piece itself. The levels of the cuts are
-    random, so that no text can be constructed that is cut at each of its brackets.
+    random, so that nobody can construct a text that is cut at each of its brackets.
     """
     first_cut = randrange(1, _PIECE_LEVELS)
     open_pieces: list[tuple[list[bytes], int]] = []

@@ -30,7 +30,7 @@ LATEST_DEADLINE: Final = 253_402_300_799
 """The end of the year 9999 in Unix seconds. A later deadline is in milliseconds, or a mistake."""
 
 LONGEST_TTL_SECONDS: Final = 315_360_000
-"""Ten years: longer than any reader waits, and far below Redis' limit."""
+"""Ten years: more than any reader needs, and far below Redis' limit."""
 
 MAX_ID_LENGTH: Final = 1_024
 """Most characters of an id. It becomes part of keys, headers, attributes and results."""
@@ -49,13 +49,15 @@ _ACCEPTED_DEADLINE = "Unix seconds > 0, as a number or a decimal string"
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A request on its way to the gateway.
 
-    `payload` is raw JSON, byte for byte as queued; `b""` while it is offloaded under `payload_ref`. `deadline` and
-    `created` are Unix seconds. `queue` is the name, in the settings, of its Redis queue or subscription.
-    `result_queue_name` is the list or topic that the request names for its result, or empty. With
-    `result_routing_resolved`, the request's own result list and expiry override the queue's. `attempt` counts from 0.
-    `request_token` identifies the submission, because an id may be submitted again later. `objective` and `priority`
-    come from the poller's lane and override the queue's objective. `previous_traceparent` is the span of the previous
-    attempt. `claim` is a random value that identifies one attempt to gates.
+    - `payload` is raw JSON, byte for byte as queued; `b""` while it is offloaded under `payload_ref`.
+    - `deadline` and `created` are Unix seconds; `attempt` counts from 0.
+    - `queue` is the name, in the settings, of its Redis queue or subscription.
+    - `result_queue_name` is the list or topic that the request names for its result, or empty. With
+      `result_routing_resolved`, it and the request's expiry override the queue's.
+    - `request_token` identifies the submission, because an id may be submitted again later.
+    - `objective` and `priority` come from the poller's lane and override the queue's objective.
+    - `previous_traceparent` is the span of the previous attempt.
+    - `claim` is a random value that identifies one attempt to gates.
     """
 
     id: str
