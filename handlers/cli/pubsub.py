@@ -169,7 +169,7 @@ You can run it again: it changes only what differs.
 @_duration(
     "--ack-deadline",
     "ack_deadline_seconds",
-    "Time after which an unacknowledged push is delivered again, 10s to 600s.",
+    "Time until an unanswered push is redelivered, 10s to 600s.",
 )
 @_duration("--min-retry-delay", "minimum_backoff_seconds", "Shortest delay of a redelivery.")
 @_duration("--max-retry-delay", "maximum_backoff_seconds", "Longest delay of a redelivery.")

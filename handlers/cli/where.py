@@ -97,7 +97,8 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
         lines.append("cancelled; its result is on the way")
     elif found.state in ("queued", "pending", "claimed", "retrying") and not found.places:
         lines.append(
-            "live, but not found in this queue: it is in another queue (use --queue), or it moved during the search (try again)"
+            "live, but not found in this queue: it is in another queue (use --queue), or it moved during the search "
+            "(try again)"
         )
     if found.finished:
         record = found.finished

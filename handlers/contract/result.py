@@ -58,7 +58,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
     These fields are set only with `RESULT_DETAILS`. `attempts` counts attempts at the gateway. `gateway_seconds` is
     the duration of the last attempt, `queue_seconds` the time from the request's `created` to the start of that
-    attempt. `finished_at` is in Unix seconds. `metadata` is the request's. `payload_base64` is a body that is not UTF-8.
+    attempt. `finished_at` is in Unix seconds. `metadata` is the request's. `payload_base64` has the bytes of a body
+    that is not UTF-8.
 
     `payload_ref` names an offloaded payload: a Redis key, or an address in another system, such as
     `s3://bucket/prefix/<id>/<token>`. `content_type`, `payload_size` in bytes and `payload_sha256` in hex describe that

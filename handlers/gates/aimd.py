@@ -3,10 +3,10 @@
 AIMD is additive increase, multiplicative decrease, as in TCP. The gate needs no metrics: windows grow until the gateway
 rejects a request, and shrink at the first rejection. A band is a priority class (`labels.py`).
 
-The gateway serves bands in order, so congestion starts at the lowest band and climbs. A rejection therefore shrinks
-the window of its band and of lower bands, and stops the growth of higher bands for a while. A success in a band shows
-that higher bands have room too, and ends that stop. Responses arrive out of order, so after a decrease only responses
-to requests that were sent later can change the window.
+The gateway serves bands in order, so the lowest band is congested first. Therefore a rejection shrinks the windows of
+its band and of lower bands, and stops the growth of higher bands for a while. A success in a band shows that higher
+bands have room too, so they may grow again. Responses arrive out of order, so after a decrease only responses to
+requests that were sent later change the window.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Windows:
 
 
 _FULL_RETRY_SECONDS: Final = 1.0
-_LONGEST_CLOSE_SECONDS: Final = 300.0  # a gateway's Retry-After of a day must not switch the pool off
+_LONGEST_CLOSE_SECONDS: Final = 300.0  # a Retry-After of a day must not close the pool for a day
 
 
 class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -362,7 +362,7 @@ class Sign(Enum):
 def sign_of(feedback: Feedback) -> Sign:
     """Classify a response by its dropped-reason header, else by its status.
 
-    A 429 without a reason is a rejection. Other errors say nothing about the capacity. Neither does an eviction: the
+    A 429 without a reason is a rejection. Other errors do not show the capacity. An eviction does not either: the
     gateway had admitted the request, and dropped it for a more urgent one.
     """
     if feedback.dropped_reason == "rejected-saturated":

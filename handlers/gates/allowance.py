@@ -1,13 +1,13 @@
 """The number of requests that may start now, derived from gates' budgets.
 
-A budget limits concurrency: it is the fraction of the pool's slots that may be in use at a time. So requests that were
-started after a metric was read use up the budget of that reading.
+A budget limits concurrency: it is the fraction of the pool's slots that may be in use at a time. Requests that were
+started after a reading count against the budget of that reading.
 
 - Less than one slot allows one request at a time with pauses, so that on average the allowed fraction is used:
   with 0.25 slots, a request of 2 s is followed by a pause of 6 s.
-- A headroom (`Share.headroom`) is added to the slots in use when the metric was measured, which may be up to
-  `Share.lag_seconds` before it was read. The exact time is unknown, so the headroom is added to the lowest use in that
-  period. Otherwise requests that the metric does not count yet would be given the same headroom again.
+- A headroom (`Share.headroom`) is added to the slots in use when the metric was measured. The exact time is unknown: it
+  may be up to `Share.lag_seconds` before the reading. So the headroom is added to the lowest use in that period;
+  otherwise requests that the metric does not count yet would use the same headroom twice.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Allowance:
         self._low_water.note(self._clock(), self.in_use)
 
     def _full(self, ours: ProcessShare) -> float:
-        """This process's slots, less those that others use beyond their shares."""
+        """This process's slots, minus those that other processes use beyond their shares."""
         if not ours.is_known:
             return 0.0
         return max(0.0, min(ours.of(self.slots), float(self.slots - ours.elsewhere)))

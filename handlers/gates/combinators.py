@@ -238,7 +238,9 @@ class WaitOnRefuseGate(WrapperGate):
 class TierPriorityParameters(msgspec.Struct, frozen=True, kw_only=True):
     """The inner gate that measures saturation, and the label of the tier."""
 
-    saturation_gate: Annotated[Text, about("Type of the inner gate, whose budget says how full the pool is.")]
+    saturation_gate: Annotated[
+        Text, about("Type of the inner gate, whose budget shows how full the pool is.")
+    ]
     saturation_gate_params: Annotated[InnerParams, about("Parameters of the inner gate.")] = msgspec.field(
         default_factory=dict
     )
@@ -249,8 +251,8 @@ class TierPriorityGate(WrapperGate):
     """Decides by classification and tier while the pool is saturated.
 
     The pool is saturated while the inner gate refuses or holds requests. Then reserved requests wait. Interactive
-    requests classified `overflow` are dropped with a 429, since their clients are waiting and can use another service.
-    All others go back to the queue.
+    requests classified `overflow` are dropped with a 429, because their clients wait and can use another service. All
+    other requests return to the queue.
     """
 
     gate_type = "tier-priority-admission"

@@ -1,8 +1,8 @@
 """A push door's waiting room, which holds requests until gates admit them.
 
 A nack uses up one of a push's delivery attempts. So a request at a closed gate waits here as long as the door allows,
-which costs one coroutine. The earliest deadline goes first. The poller needs no waiting room, because it claims only as
-many requests as may be sent.
+which costs one coroutine. Requests are admitted in the order of their deadlines. The poller needs no waiting room,
+because it claims only as many requests as may be sent.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=512)]
 
 
 class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One Redis queue. Empty strings and None mean the process's setting.
+    """One Redis queue. For an empty string or None, the process's setting applies.
 
     The reference does not have `result_per_request` and `idempotent_seconds`.
     """
@@ -273,7 +273,7 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 MOST_QUEUES = 10_000
-"""Most queues of one poller, since each poll names all of them. Divide more among several deployments."""
+"""Most queues of one poller, because each poll names all of them. For more queues, use several deployments."""
 _MOST_FAULTS = 20
 _LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}
 
@@ -367,7 +367,7 @@ def _config(content: dict[str, Any], faults: SettingFaults) -> ConfigFile:
 def _converted(content: dict[str, Any], faults: SettingFaults) -> ConfigFile:
     """The content as a `ConfigFile` without its invalid fields.
 
-    Empty if there are more than `_MOST_FAULTS`.
+    Empty if there are more than `_MOST_FAULTS` invalid fields.
     """
     for _ in range(_MOST_FAULTS):
         try:

@@ -34,7 +34,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     request_path_url: Annotated[
         str, about("Path appended to `IGW_BASE_URL`; a queue or request may set its own.")
     ] = DEFAULT_PATH
-    inference_objective: Annotated[str, about("Inference objective of queues without their own.")] = ""
+    inference_objective: Annotated[
+        str, about("Inference objective of requests whose queue does not set one.")
+    ] = ""
     inference_objective_header: Annotated[
         str, about("Header for the objective; older gateways use `x-gateway-inference-objective`.")
     ] = OBJECTIVE_HEADER
@@ -82,7 +84,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = 0.25
     max_request_bytes: Annotated[int, about("Largest request body.", ge=1_024)] = MAX_REQUEST_BYTES
     max_response_bytes: Annotated[
-        int, about("Largest response; a larger one is a final error.", ge=1_024)
+        int, about("Largest response body; a larger one is a final `INFERENCE_ERROR`.", ge=1_024)
     ] = 8_000_000
     gateway_ca_file: Annotated[str, about("CA that signed the gateway's certificate (PEM).")] = ""
     gateway_cert_file: Annotated[str, about("Client certificate for the gateway (PEM).")] = ""
@@ -95,16 +97,16 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     redis_url: Annotated[
         str, about("URL of Redis: `redis://` or `rediss://`, also with `+sentinel` or `+cluster`.")
     ] = "redis://localhost:6379"
-    redis_username: Annotated[str, about("ACL user.")] = ""
-    redis_password: Annotated[str, about("Password; prefer `REDIS_PASSWORD_FILE`.")] = ""
-    redis_password_file: Annotated[str, about("File that holds the password.")] = ""
-    redis_ca_file: Annotated[str, about("CA that signed the server's certificate (PEM).")] = ""
+    redis_username: Annotated[str, about("ACL user at Redis.")] = ""
+    redis_password: Annotated[str, about("Password at Redis; prefer `REDIS_PASSWORD_FILE`.")] = ""
+    redis_password_file: Annotated[str, about("File with the password at Redis.")] = ""
+    redis_ca_file: Annotated[str, about("CA that signed the certificate of Redis (PEM).")] = ""
     redis_cert_file: Annotated[str, about("Client certificate (PEM).")] = ""
     redis_key_file: Annotated[str, about("Key of the client certificate (PEM).")] = ""
     redis_timeout_seconds: Annotated[
         float,
         about(
-            "Longest wait for a connection to Redis, and for data while a command is in flight; then it is retried.",
+            "Longest time to connect to Redis, and longest time without data during a command; then it is retried.",
             ge=0.1,
             le=60,
         ),
@@ -116,7 +118,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str,
         about(
             "Comma-separated labels (`classification`, `tier`) that a request may set itself in "
-            "`internal.labels`. They choose its lane. Unset: only queues and gates set them."
+            "`internal.labels`. They choose its priority class (lane). Unset: only queues and gates set them."
         ),
     ] = ""
     allowed_results: Annotated[
@@ -141,7 +143,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     result_apart_bytes: Annotated[
         int,
         about(
-            "Responses of at least this many bytes are stored in a key of their own (offloaded); 0: none.",
+            "Responses of at least this many bytes are offloaded: stored in separate keys; 0: none.",
             ge=0,
         ),
     ] = 0
@@ -224,7 +226,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         Literal["dispatch", "pubsub_push"], about("Door that this process serves.")
     ] = "dispatch"
     receive_timeout_seconds: Annotated[
-        float, about("Longest time to receive a whole delivery.", gt=0, le=600)
+        float, about("Longest time in which a request to a door must arrive completely.", gt=0, le=600)
     ] = 30.0
     dispatch_auth: Annotated[
         Literal["token", "none"],
@@ -241,13 +243,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         about("Data of events from other sources than the poller: a request, or only its payload."),
     ] = "request"
     event_id_from: Annotated[
-        str, about("Attribute or `header:<name>` with the id, if the data has none.")
+        str, about("CloudEvent attribute, or `header:<name>`, that has the id if the data has none.")
     ] = ""
     event_tenant_from: Annotated[
-        str, about("Attribute or `header:<name>` with the tenant; overrides the data's.")
+        str, about("CloudEvent attribute, or `header:<name>`, that has the tenant; wins over the data.")
     ] = ""
     event_deadline_from: Annotated[
-        str, about("Attribute or `header:<name>` with the deadline, if the data has none.")
+        str, about("CloudEvent attribute, or `header:<name>`, that has the deadline if the data has none.")
     ] = ""
     event_deadline_seconds: Annotated[
         float,
@@ -258,7 +260,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         ),
     ] = 0.0
     k_sink: Annotated[
-        str, about("URL to which results of such events are sent as CloudEvents (set by Knative).")
+        str,
+        about("URL to which results of events from other sources are sent as CloudEvents (set by Knative)."),
     ] = ""
     k_ce_overrides: Annotated[
         str, about('Extensions of the CloudEvents to `K_SINK`: `{"extensions": {…}}` (set by Knative).')
@@ -274,7 +277,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     project_id: Annotated[str, about("Google Cloud project of the topics.")] = ""
     result_topic_id: Annotated[str, about("Topic to which results are published.")] = ""
     dead_letter_topic_id: Annotated[str, about("Topic for deliveries without a readable id.")] = ""
-    pubsub_emulator_host: Annotated[str, about("Address of a Pub/Sub emulator to use instead.")] = ""
+    pubsub_emulator_host: Annotated[
+        str, about("`host:port` of a Pub/Sub emulator to use instead of Google.")
+    ] = ""
     pubsub_endpoint: Annotated[
         str, about("Endpoint of Pub/Sub; a regional one is `REGION-pubsub.googleapis.com`.")
     ] = "pubsub.googleapis.com"
@@ -292,8 +297,10 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         ),
     ] = "wrapped"
     push_auth: Annotated[Literal["oidc", "none"], about("`none` disables authentication of pushes.")] = "oidc"
-    push_audience: Annotated[str, about("Audience of the push token.")] = ""
-    push_service_account: Annotated[str, about("E-mail of the account that pushes.")] = ""
+    push_audience: Annotated[str, about("Audience that the token of a push must have.")] = ""
+    push_service_account: Annotated[
+        str, about("E-mail address of the service account that signs the pushes.")
+    ] = ""
     dedupe_redis_url: Annotated[
         str, about("URL of the dedup store: a Redis that records answered and cancelled deliveries.")
     ] = ""
@@ -311,9 +318,11 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         ),
     ] = 50_000
     finished_records_bytes: Annotated[
-        int, about("Most bytes of these records together; the oldest are dropped first.", ge=1_024)
+        int, about("Most bytes of all records of finished requests; the oldest are dropped first.", ge=1_024)
     ] = 10_000_000
-    finished_records_seconds: Annotated[int, about("Lifetime of such a record.", ge=1)] = 86_400
+    finished_records_seconds: Annotated[int, about("Lifetime of a record of a finished request.", ge=1)] = (
+        86_400
+    )
     config_file: Annotated[
         str, about("Files (JSON or YAML, comma-separated) with queues, pools and transforms.")
     ] = ""
@@ -328,7 +337,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     gate_refresh_seconds: Annotated[
         float, about("Interval between readings of a gate's metric.", ge=0.05, le=3_600)
     ] = 5.0
-    gate_source_timeout_seconds: Annotated[float, about("Timeout of one such reading.", gt=0, le=60)] = 4.0
+    gate_source_timeout_seconds: Annotated[
+        float, about("Timeout of one reading of a metric.", gt=0, le=60)
+    ] = 4.0
     gate_most_held: Annotated[int, about("Most pushes that wait at a closed gate.", ge=1, le=100_000)] = 1_000
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], about("Lowest level that is logged.")
@@ -336,8 +347,10 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     log_format: Annotated[
         Literal["auto", "json", "text"], about("`auto`: text in a terminal, else JSON.")
     ] = "auto"
-    log_hash_ids: Annotated[bool, about("Log the first part of an id's SHA-256 instead of the id.")] = False
-    otel_exporter_otlp_endpoint: Annotated[str, about("OTLP/HTTP receiver of the traces.")] = ""
+    log_hash_ids: Annotated[bool, about("Log the start of each id's SHA-256 instead of the id.")] = False
+    otel_exporter_otlp_endpoint: Annotated[str, about("URL of the OTLP/HTTP receiver; empty: no traces.")] = (
+        ""
+    )
     otel_exporter_otlp_protocol: Annotated[
         str, about("Only `http/protobuf` is supported; gRPC is refused.")
     ] = "http/protobuf"

@@ -30,10 +30,16 @@ from handlers.settings.environment import SECRETS, Environment
 _SETTINGS_HEAD: Final = """\
 # Settings
 
-All environment variables that a process reads. An empty variable counts as unset. An invalid value stops the
-start with one line that names the variable, and so does an unknown one whose name differs from ours by a letter or two
-(`WORKRES`, `LOG_LEVE`); other unknown variables are ignored. Settings of single queues, subscriptions and pools go into
-the file that `CONFIG_FILE` names ([config-file.md](config-file.md)).
+```sh
+async-processor check     # tests the settings and the servers that they name
+```
+
+Settings are environment variables. An empty variable counts as unset. A process with an invalid value does not start,
+and prints one line that names the variable. The same happens if the name of a variable looks like a misspelt setting
+(`WORKRES`, `LOG_LEVE`); other unknown variables are ignored.
+
+Settings of single queues, subscriptions and pools are in the file that `CONFIG_FILE` names
+([config-file.md](config-file.md)). The [glossary](architecture.md#glossary) explains the terms.
 
 <!-- Made by `python -m handlers.settings.reference docs`; change handlers/settings/environment.py instead. -->
 
@@ -59,13 +65,16 @@ def _takes_variable(name: str, words: str) -> str:
 _HEAD: Final = """\
 # The configuration file
 
-`CONFIG_FILE` names a JSON or YAML file, or several, separated by commas. The file configures queues, subscriptions and
-pools one by one. Whatever it leaves out is taken from the environment ([settings.md](settings.md)). Changes of the
-file are applied without a restart. The field names are those of `llm-d-async`; some fields are read for compatibility
-only.
+```sh
+CONFIG_FILE=config.yaml async-processor check     # tests the file before you deploy it
+```
 
-An unknown field stops the start. The error names its path, the nearest known field and all known ones.
-`async-processor check` tries a file out before it is deployed.
+`CONFIG_FILE` names a JSON or YAML file, or several, separated by commas. The file configures single queues,
+subscriptions and pools. Fields that it omits have the values of the environment ([settings.md](settings.md)). Changes
+of the file are applied without a restart. An unknown field stops the start; the error names its path, the nearest known
+field and all known fields.
+
+The field names are those of `llm-d-async`. Some fields are read for compatibility only.
 
 <!-- Made by `python -m handlers.settings.reference docs`; change handlers/settings/config_file.py instead. -->
 """

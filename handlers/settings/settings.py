@@ -241,7 +241,7 @@ def load_settings(variables: Mapping[str, str]) -> Settings:
 def read_settings(variables: Mapping[str, str], faults: SettingFaults) -> Settings:
     """Read and check environment and file; add all faults to `faults`.
 
-    Invalid values count as unset, so that later checks of the result find only faults of their own.
+    Invalid values count as unset, so that later checks do not report consequences of the same fault.
     """
     readable = _readable(variables, faults)
     _check_names(readable, faults)
@@ -307,11 +307,11 @@ _OTHERS: Final = frozenset({"REQUEST_TOPIC_ID", "REQUEST_TOPIC_NAME", "RESULT_SU
 """Variables of the producers' commands. They resemble settings but are not misspelt ones."""
 _LEAST_LIKENESS: Final = 0.88
 _SHORT: Final = 6
-"""Names of up to this many characters are not compared: `PORT` resembles variables of other programs."""
+"""Shorter names are not compared, because names such as `PORT` resemble variables of other programs."""
 
 
 def _readable(variables: Mapping[str, str], faults: SettingFaults) -> dict[str, str]:
-    """The variables without our own that are not UTF-8.
+    """The variables that are no settings of ours and are not UTF-8.
 
     Raises `InvalidSetting` for a value that is not UTF-8. The variables of OpenTelemetry's SDK (`OTEL_…`) are checked
     too, because spans with other bytes cannot be encoded.
@@ -364,7 +364,7 @@ def _check_distinct(settings: Settings, faults: SettingFaults) -> None:
 
 
 def _check_bases(settings: Settings, faults: SettingFaults) -> None:
-    """Refuse a base URL that ends with the beginning of the path.
+    """Refuse a base URL whose end the path repeats.
 
     Requests would go to `/v1/v1/…`.
     """

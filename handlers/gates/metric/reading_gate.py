@@ -43,14 +43,14 @@ HEADROOM: Final = "headroom"
 class ReadingParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of all gates that follow one number.
 
-    The reference always applies `fallback`. If the metric counts our requests too, a `share` settles at about half of
-    the idle capacity; `headroom` does not.
+    The reference always applies `fallback`. If the metric also counts queued requests, `share` uses only about half of
+    the idle capacity; `headroom` does not have this problem.
     """
 
     on_missing: Annotated[
         Literal["fallback", "open", "closed", "hold"],
         about(
-            "What holds while the source cannot be read. `open`: the whole pool may be used. "
+            "What applies while the source cannot be read. `open`: the whole pool may be used. "
             "`closed`: nothing is sent. `hold`: the last reading stays in force for `hold_seconds`, "
             "then `fallback` applies. `fallback`: the parameter `fallback` applies."
         ),

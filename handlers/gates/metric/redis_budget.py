@@ -21,8 +21,8 @@ class RedisBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
     fallback: Annotated[
         float,
         about(
-            "With `on_missing: fallback`, the budget while Redis is unreachable, 0 to 1; a missing key then "
-            "opens the gate. Any other `on_missing` covers both.",
+            "Budget while Redis is unreachable, 0 to 1, with `on_missing: fallback`; with it, a missing key "
+            "opens the gate. Any other `on_missing` also applies to a missing key.",
             ge=0,
             le=1,
         ),

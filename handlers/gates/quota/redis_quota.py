@@ -1,9 +1,11 @@
 """`redis-quota`: a quota per tenant, counted exactly in Redis over all processes.
 
-Both modes share the key `<prefix><attribute>:<value>` with the reference. `rate-limit` keeps a window of timestamps
-there: each claim takes one unit, which is returned if a later gate refuses the request. A claim cannot use the unit of
-another. `concurrency` keeps the reference's counter there, and the leases of the slots in `{...}:held`. When their
-leases expire, the slots of a crashed process are free again.
+Both modes share the key `<prefix><attribute>:<value>` with the reference.
+
+- `rate-limit` keeps a window of timestamps there. Each claim takes a unit of its own, which is returned if a later gate
+  refuses the request.
+- `concurrency` keeps the reference's counter there, and the leases of the slots in `{...}:held`. When the leases of a
+  crashed process expire, its slots are free again.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
         Literal["blocking", "classifying"],
         about(
             "`blocking`: requests beyond the quota go back to the queue. `classifying`: they are "
-            "sent, labelled `overflow`. In `local-max-concurrency` these words mean something else."
+            "sent, labelled `overflow`. `local-max-concurrency` uses these words for other modes."
         ),
     ] = BLOCKING
     on_missing: Annotated[
@@ -167,7 +169,7 @@ class QuotaGate(Gate):
             member,
             limit=self._parameters.limit,
             window_seconds=self._parameters.window,
-            # With a claim, a request pays once per attempt; without one, once until its deadline.
+            # With a claim, a request takes one unit per attempt; without a claim, one until its deadline.
             remember_seconds=self._parameters.window if request.claim else max(left, self._parameters.window),
         )
         if not may_go:
@@ -239,7 +241,7 @@ class RateReservation(msgspec.Struct, frozen=True):
 
     async def give_back(self) -> None:
         """Return the unit, because the request was not sent."""
-        # While Redis is unavailable the unit stays used: too strict for one window, never too generous.
+        # While Redis is unavailable the unit stays used, so the limit is too strict for one window, but never exceeded.
         with contextlib.suppress(*self.store.failures):
             await self.store.refund_rate(self.key, self.member)
 
