@@ -43,7 +43,7 @@ class BatchState(msgspec.Struct, kw_only=True):
     """Content of the state file.
 
     `deadline` is in Unix seconds; `total` is the number of requests in the input. Lines up to `submitted_through` may
-    have been submitted, later ones have not.
+    have been submitted; later lines have not.
     """
 
     batch: str
@@ -103,7 +103,7 @@ class BatchFiles:
         self.undecodable = out.with_name(f"{out.name}.undecodable")
 
     def is_input(self, requests: IO[bytes]) -> bool:
-        """Whether `requests` are those of the earlier run, or nothing. It reads both to the first difference."""
+        """Whether `requests` are those of the earlier run, or empty. Reads both up to the first difference."""
         part = requests.read(PRINT_BYTES)
         if not part:
             return True

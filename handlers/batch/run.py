@@ -144,8 +144,8 @@ class BatchRun:
             states = await patiently(partial(self._queue.are_live, numbers))
             live.update(number for number, is_live in zip(numbers, states, strict=True) if is_live)
         await self._check_for_cancel()
-        # The mark of a live request is deleted with or after the storing of its result. So a line that is neither live
-        # nor answered was never submitted, or is overdue.
+        # The key that marks a request as live is deleted when its result is stored, or later. So a line that is neither
+        # live nor answered was never submitted, or is overdue.
         while await self._collect():
             pass
         missing = [line for line in lines if line.number in self._waiting and line.number not in live]
@@ -294,7 +294,7 @@ class BatchRun:
     def _give_up_the_late(self) -> None:
         """Write errors for lines whose results are long overdue.
 
-        No poller runs, or Redis has lost the requests.
+        That happens if no poller runs, or if Redis has lost the requests.
         """
         late_seconds = self._options.late_seconds
         if time.monotonic() - self._last_result_at < late_seconds:

@@ -89,7 +89,7 @@ _FIRST: Final = 12_000
 _LAST: Final = 32_000
 """Highest port: below Linux's range for outgoing connections (from 32768).
 
-An outgoing connection could take a port of that range before the server listens, and a client that retries such a
+An outgoing connection could use a port of that range before the server listens, and a client that retries such a
 port can connect to itself.
 """
 _TRIES: Final = 1_000

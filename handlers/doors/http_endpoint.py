@@ -22,8 +22,8 @@ DELIVERY_PATHS: Final = frozenset({"/", "/dispatch", "/pubsub_push", "/push"})
 """Paths that accept deliveries; all are equivalent."""
 
 
-_GONE: Final = plain(499, "the client went away")
-_NO_ROOM: Final = plain(503, "no memory for this delivery now", retry_after(1.0))
+_GONE: Final = plain(499, "the client disconnected")
+_NO_ROOM: Final = plain(503, "no memory for this delivery at the moment", retry_after(1.0))
 
 
 class CallerRefusal(Protocol):
@@ -188,7 +188,7 @@ class HttpEndpoint:
         while True:
             message = await request.receive()
             if message["type"] == "http.disconnect":
-                return plain(400, "the client went away")
+                return plain(400, "the client disconnected")
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:

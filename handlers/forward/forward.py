@@ -93,8 +93,8 @@ class Forwarder:
     """Sends requests along their routes.
 
     `keeps_bytes`: a response body that is not UTF-8 is also kept as base64. `transforms` may replace the payload.
-    `clock` returns Unix seconds, `jitter` a random number in [0, 1). `on_unreachable` gets the base URL of a gateway to
-    which no connection is possible, and the reason in words.
+    `clock` returns Unix seconds, `jitter` a random number in [0, 1). If no connection to a gateway is possible,
+    `on_unreachable` is called with its base URL and the reason in words.
     """
 
     def __init__(

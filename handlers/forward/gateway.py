@@ -55,7 +55,7 @@ class Gateway:
             )
         )
         self.in_use = 0
-        """Calls in flight; each uses a connection of its own."""
+        """Calls in flight; each uses its own connection."""
 
     async def send(
         self,

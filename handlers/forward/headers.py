@@ -1,8 +1,8 @@
 """Build the headers of a request to the gateway.
 
 A request's own headers are untrusted. They must not change the framing of the message, choose a host or a worker,
-imitate a proxy, or replace a header that the gateway trusts us to set. New gateway versions add such headers, so only
-listed names pass.
+imitate a proxy, or replace a header that the gateway trusts us to set. New gateway versions may trust new headers, so
+only listed names are forwarded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NEVER: Final = frozenset(
         *("traceparent", "tracestate", "baggage"),
     }
 )
-"""Names that no setting can allow."""
+"""Headers that no setting can allow."""
 
 FORBIDDEN: Final = frozenset(
     {
@@ -48,7 +48,7 @@ FORBIDDEN: Final = frozenset(
         *("x-gateway-inference-fairness-id", PRIORITY_HEADER),
     }
 )
-"""Names that pass only if the operator lists them in full, not by a prefix."""
+"""Headers that are forwarded only if the operator lists them in full, not by a prefix."""
 FORBIDDEN_PREFIXES: Final = (
     "proxy-",
     "x-forwarded-",
@@ -62,7 +62,7 @@ FORBIDDEN_PREFIXES: Final = (
 _CREDENTIAL = re.compile(
     r"auth|cookie|token|secret|password|credential|api-?key|signature|cert|session|(^|-)user"
 )
-"""Names that identify or authenticate a caller. They also pass only if listed in full."""
+"""Headers that identify or authenticate a caller; forwarded only if listed in full."""
 
 
 def allowed_headers(

@@ -211,7 +211,7 @@ class GrantState(Enum):
 
     GRANTED = "granted"
     MISSING = "missing"
-    """It is not in the resource's policy. Grants on the whole project, which are too broad, are not checked."""
+    """It is not in the resource's policy. Grants on the whole project are not checked; they are too broad anyway."""
     UNKNOWN = "unknown"
     """The policy cannot be read: we lack the right, or the server is the emulator."""
 

@@ -1,8 +1,7 @@
 """The gRPC channel to Pub/Sub with Google's asyncio clients.
 
-The clients come from google-cloud-pubsub, which takes 0.3 s to import. So no module of this package imports it at the
-top: `PubSubChannel.open` does, in a thread. A process that does not use Pub/Sub never loads it, and the event loop of
-one that does is not blocked.
+The clients come from google-cloud-pubsub, whose import takes 0.3 s. So `PubSubChannel.open` imports it, in a thread: a
+process that does not use Pub/Sub does not load it, and the event loop is not blocked.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ class PubSubChannel:
         if self._opening is None:
             self._opening = asyncio.ensure_future(self._open())
             self._opening.add_done_callback(self._opened)
-        # Shielded, because one caller's timeout must not cancel the opening for the others.
+        # Shielded, because a timeout of one caller must not cancel the opening for the others.
         return await asyncio.shield(self._opening)
 
     async def call(self, resource: str, call: Callable[[Clients], Awaitable[T]], timeout_seconds: float) -> T:

@@ -1,9 +1,9 @@
 """Publish to topics, and wait for the broker's confirmation.
 
 Publishes to one topic within a few milliseconds share a call; a batch is bounded by time, number, bytes and concurrent
-calls. A call that fails for a temporary reason is retried
-while a caller waits for it. If a batch is refused, its publishes are sent one by one, so that an invalid one does not
-fail the others. A publish is kept in memory only while its caller waits.
+calls. A call that fails for a temporary reason is retried while a caller waits for it. If a batch is refused, its
+publishes are sent one by one, so that an invalid publish does not fail the others. A publish is kept in memory only
+while its caller waits.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def _of_the_network(error: BaseException) -> str:
         if isinstance(cause, ssl.SSLError):
             return f"TLS failed ({cause.reason}): check rediss:// or redis://, REDIS_CERT_FILE and REDIS_KEY_FILE"
         if isinstance(cause, socket.gaierror):
-            return "a host name in the URL does not resolve here"
+            return "a host name in the URL does not resolve on this machine"
         if isinstance(cause, FileNotFoundError) and "connecting to /" not in str(error):  # a socket's path
             return "a file named by REDIS_CA_FILE, REDIS_CERT_FILE or REDIS_KEY_FILE does not exist"
     if isinstance(error, RedisTimeoutError | TimeoutError):

@@ -22,11 +22,11 @@ request-payload:<id>:<t>  string  an offloaded payload; deleted with the final r
 
 The reference (llm-d-async) has the same keys, except those marked "ours".
 
-A claim key is the request's id, or id NUL token. If that claim exists already and belongs to the same submission, the
-new owner takes it over, because the reference keeps its claim while a request waits for a retry. Otherwise (one id
-queued twice without a token) NUL and the owner token are appended, so that no crash can lose one of the two. The claim
-key of a member without a readable id is the SHA-1 of its bytes. An owner token ends with the score that the member gets
-when it is released (`…:s=<score>`); the reference only compares tokens.
+A claim key is the request's id, or id NUL token. If that claim already exists and belongs to the same submission, the
+new owner takes it over, because the reference keeps its claim while a request waits for a retry. If it belongs to
+another submission (one id queued twice without a token), NUL and the owner token are appended, so that a crash cannot
+lose one of the two. The claim key of a member without a readable id is the SHA-1 of its bytes. An owner token ends with
+the score that the member gets when it is released (`…:s=<score>`); the reference only compares tokens.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def server_config(settings: Settings, target: str) -> uvicorn.Config:
         host=env.host,
         port=env.port,
         loop="uvloop",
-        # A poller without room for an answer reads it later, so reading may take as long as a request.
+        # A poller whose byte budget is used up reads the answer later, so reading may take as long as a request.
         http=timely_protocol(env.receive_timeout_seconds, env.request_timeout_seconds),  # type: ignore[arg-type]  # any maker of protocols will do
         ws="none",
         lifespan="off",

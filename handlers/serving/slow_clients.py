@@ -118,7 +118,7 @@ class TimelyProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header; drop trailers (RFC 9110, 6.5.1).
 
-        uvicorn appends trailers to the headers without a limit. They could fill the memory and bypass a proxy's checks.
+        uvicorn appends any number of trailers to the headers. They could fill the memory and bypass a proxy's checks.
         """
         if not self._has_headers:
             super().on_header(name, value)

@@ -12,7 +12,7 @@ from handlers.contract.json_limits import MALFORMED
 from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerReport, QueueReport
 
 FRESH_SECONDS: Final = 20.0
-"""A poller whose last report is older than this counts as gone; pollers post every five seconds."""
+"""A poller whose last report is older is not shown; pollers post every five seconds."""
 _TENANTS_SHOWN: Final = 20
 
 

@@ -204,7 +204,7 @@ class StatusPages:
             "error.html",
             503,
             title="The page is busy",
-            message="Several people are reading this page at the moment. Reload it in a few seconds.",
+            message="Too many views are being read at the moment. Reload the page in a few seconds.",
         )
         response.headers["Retry-After"] = "2"
         return response

@@ -122,7 +122,7 @@ _BLANK: Final[dict[str, Any]] = {
 class _Event(logging.LogRecord):
     """A cheap log record.
 
-    That of `logging` looks up file, line, thread and process.
+    The record of `logging` looks up file, line, thread and process.
     """
 
     def __init__(self, name: str, level: int, event: str, fields: Mapping[str, Any]) -> None:
@@ -253,7 +253,7 @@ LONGEST_LINE: Final = 16_384
 """Most characters of a line; the fields of a longer line are cut."""
 
 _LONGEST: Final = {"id": MAX_ID_LENGTH, "exception": LONGEST_LINE}
-"""Fields with a limit of their own: operators search for ids and need whole exceptions."""
+"""Fields with higher limits: operators search for ids and need whole exceptions."""
 _USER_INFO = re.compile(r"://[^\s\"'<>]{0,512}@")
 _AUTHORIZATION = re.compile(r"\b((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
 _encoder = msgspec.json.Encoder(enc_hook=str)
@@ -303,7 +303,7 @@ def _shortest(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     text = str(_sound(value))
-    # Both ends are kept: the end of an exception and the start of other texts are most useful.
+    # Keep both ends: the end of an exception and the start of other texts are most useful.
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT // 2]}…{text[-LONGEST_TEXT // 2 :]}"
 
 

@@ -32,7 +32,7 @@ from handlers.telemetry.logs import get_logger
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 MOST_SHOWN_QUEUES: Final = 500
-"""Most queues and subscriptions with series of their own. A bound is needed, since a push names its subscription."""
+"""Most queues and subscriptions with their own series. A limit is needed, because a push names its subscription."""
 OTHER: Final = "other"
 
 GATE_REASONS: Final = ("gate_closed", "quota_exhausted", "dropped", "error")
@@ -356,8 +356,8 @@ OUTCOMES: Final = ("answered", "retry", "not_recorded", "no_room")
 class DoorMetrics:
     """Series of one door (the target of a handler).
 
-    They have names of their own, because the poller counts the requests that it sends to handlers, and a sum over all
-    pods must not count them twice.
+    Their names differ from the poller's, because the poller also counts the requests that it sends to handlers, and a
+    sum over all pods must not count them twice.
     """
 
     def __init__(self, families: Families, door: str) -> None:

@@ -121,7 +121,7 @@ class Tracing:
     """Tracer of a process; `aclose` exports the remaining spans."""
 
     def __init__(self, options: TracingOptions) -> None:
-        # Attributes given here win over OTEL_RESOURCE_ATTRIBUTES, so the default name is given only if it has none.
+        # Attributes given here win over OTEL_RESOURCE_ATTRIBUTES, so give the default name only if that has no name.
         defaults = {"service.version": options.version}
         named = Resource.create().attributes.get("service.name", "")
         if options.service_name or str(named).startswith("unknown_service"):
@@ -190,8 +190,8 @@ class Tracing:
     async def aclose(self) -> None:
         """Export the remaining spans.
 
-        Cancel the call to stop waiting for a silent receiver. The SDK exports everything before it checks a timeout, so
-        a daemon thread runs it, which does not delay the end of the process.
+        Cancel the call to stop waiting for a silent receiver. The SDK checks its timeout only after it has exported
+        everything, so it runs in a daemon thread, which does not delay the end of the process.
         """
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 

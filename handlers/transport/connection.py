@@ -229,7 +229,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._on_parser_error(error)
         except httptools.HttpParserUpgrade:
-            self._fail(httpx.RemoteProtocolError("the server switched protocols unasked"))
+            self._fail(httpx.RemoteProtocolError("the server switched protocols without a request"))
         if self._is_complete or (self._request.wants_head and self._has_headers):
             if not self._has_no_room:
                 self._finish()
@@ -291,7 +291,7 @@ class Connection(asyncio.Protocol):
         """
         if exc is not None and not isinstance(exc, BrokenPipeError):
             return False
-        # The SYN counts as one byte. A smaller count means that the system does not report it.
+        # The SYN counts as one byte, so 0 means that the system does not report the number.
         most = self._sent_before + (0 if self._is_tls else 1)
         return self._sent_before <= self._acknowledged() <= most
 
@@ -337,7 +337,7 @@ class Connection(asyncio.Protocol):
             return
         self._status_code = status = self._parser.get_status_code()
         if status == _SWITCHING:
-            self._fail(httpx.RemoteProtocolError("the server switched protocols unasked"))
+            self._fail(httpx.RemoteProtocolError("the server switched protocols without a request"))
             return
         if 100 <= status < 200:
             return
@@ -367,7 +367,7 @@ class Connection(asyncio.Protocol):
                     return
             elif name == b"keep-alive":
                 self._read_keep_alive(value)
-        # With both, a proxy may have seen another end of this response, so the next response might not be ours.
+        # With both, a proxy may have found another end of this response, so the next response might not be ours.
         self._is_ambiguous = bool(length) and is_chunked
         self._ends_with_connection = not length and not is_chunked and self._status_code not in _NO_BODY
         if size > MAX_RESPONSE_HEADER_BYTES:

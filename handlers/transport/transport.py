@@ -5,7 +5,7 @@ Proxies are never used, even if the environment sets one; redirects are not foll
 
 If a reused connection ends before the first byte of a response, the request may be sent a second time, at once and on a
 new connection. That happens only if the method is safe (such as GET), or if the server cannot have processed the
-request: it closed the connection before its TCP acknowledged any byte.
+request because it closed the connection before its TCP acknowledged any byte.
 """
 
 from __future__ import annotations

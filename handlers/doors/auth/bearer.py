@@ -63,7 +63,7 @@ class DispatchTokenOptions(msgspec.Struct, frozen=True):
     """Tokens, given as `tokens` or in the file `path` (one per line).
 
     `setting` is the variable that errors name; for the file it is `setting`_FILE. The file is read again every
-    `reread_seconds`; Kubernetes takes about a minute to update a mounted Secret anyway.
+    `reread_seconds`; Kubernetes takes about a minute to update a mounted Secret.
     """
 
     path: Path | None = None

@@ -1,8 +1,8 @@
 """Google's public signing keys, cached and fetched again when stale.
 
-Fresh keys are used at once. Stale keys are used too, while a fetch runs in the background. When the keys are older
-than that, callers wait for the fetch; if it fails, `KeysUnavailable` is raised. An unknown key id means a rotated key
-or a forgery, so it also causes a fetch. Fetches are at least `retry_seconds` apart.
+Fresh keys are used at once. Stale keys are used while a fetch runs in the background. With older keys, callers wait for
+the fetch; if it fails, `KeysUnavailable` is raised. An unknown key id also causes a fetch, since the keys may have been
+rotated. Fetches are at least `retry_seconds` apart.
 """
 
 from __future__ import annotations

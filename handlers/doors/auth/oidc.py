@@ -66,7 +66,7 @@ class PushIdentityOptions(msgspec.Struct, frozen=True):
             raise InvalidSetting("PUSH_SERVICE_ACCOUNT", found=found, accepted=accepted)
 
 
-_OR_NONE: Final = "; or PUSH_AUTH=none to let anyone push"
+_OR_NONE: Final = "; or PUSH_AUTH=none to accept pushes of any caller"
 
 
 class _Claims(msgspec.Struct):
@@ -90,8 +90,8 @@ _claims_decoder = msgspec.json.Decoder(_Claims)
 class PushIdentity:
     """Checks the callers of one push door. `clock` returns Unix seconds.
 
-    Pub/Sub sends the same token for up to an hour. So the digests of accepted tokens are remembered until the tokens
-    expire, and a check costs one hash. Refused tokens are not remembered, because callers could fill the memory.
+    Pub/Sub sends the same token for up to an hour. So the digests of accepted tokens are kept until the tokens expire,
+    and a check costs one hash. Refused tokens are not kept, because callers could fill the memory with them.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ RESULT_SOURCE = "/async-processor/dispatch"
 _OWN_RESULT: Final = plain(
     400, f"expected a request event, got a result: exclude the type {RESULT_TYPE} in the Trigger"
 )
-"""Answer to our own results: a Trigger without a filter would deliver them as new requests, endlessly."""
+"""Answer to our own results, which a Trigger without a filter would deliver as new requests, endlessly."""
 
 _ROUTING: Final = frozenset({"queue", "objective", "priority", "labels"})
 """Extensions that route a request; only a poller may set them."""
@@ -158,7 +158,8 @@ def _without_routing(event: Event) -> Event:
 async def _delivered(sink: EventSink, event: Answer) -> Answer:
     """Send a result to the sink; return the answer to the source.
 
-    If the sink refuses the result, 422 makes the source dead-letter the event, so that it is not inferred again.
+    If the sink refuses the result, 422 makes the source dead-letter the event, so that it is not sent to the gateway
+    again.
     """
     try:
         await sink.send(event)

@@ -1,7 +1,7 @@
 """Send results as events to a sink (Knative's `K_SINK`).
 
 A sink is a Broker, a channel or a service, for sources that discard replies. The delivery is answered once the sink has
-accepted the result. A failed call is retried for a while, because a redelivered event would be inferred twice.
+accepted the result. A failed call is retried for a while, because a redelivered event is sent to the gateway again.
 """
 
 from __future__ import annotations

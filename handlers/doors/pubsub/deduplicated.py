@@ -1,8 +1,8 @@
 """Answer a Pub/Sub message once; ack duplicates of answered messages.
 
 Push has no exactly-once delivery, so a Redis (the dedup store) records the messages. A duplicate of an answered message
-is acked, a duplicate of one in progress is nacked. While the store is unavailable, every message is answered: twice is
-better than never.
+is acked, a duplicate of a message in progress is nacked. While the store is unavailable, every message is answered,
+duplicates too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Decode a Pub/Sub push in the configured form (`PUSH_FORM`).
 
 `wrapped` is a subscription's default; Eventarc and Knative send it as the data of an event. In an unwrapped push
-(`--push-no-wrapper`) the body is the request, and the publisher's attributes are HTTP headers. Publishers could thus
-imitate any header, so the form is never guessed from headers, and only `unwrapped-metadata` reads `x-goog-pubsub-*`.
+(`--push-no-wrapper`) the body is the request, and the publisher's attributes are HTTP headers. So a publisher can set
+any header. Therefore the form is never guessed from headers, and only `unwrapped-metadata` reads `x-goog-pubsub-*`.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ async def gated(
     while True:
         verdict = await admit_all(gates, request)
         if isinstance(verdict, Hold):
-            end_if_cancelled()  # a gate may have swallowed the cancellation, and the request would wait here
+            end_if_cancelled()  # a gate may have swallowed the cancellation; then the request would wait here
         match verdict:
             case Go():
                 return await send_admitted(request, gates, verdict, send)
@@ -92,7 +92,7 @@ def refused(request: Request, verdict: Refuse | Drop, clock: Callable[[], float]
         case Refuse(delay_seconds=delay, reason=reason):
             left = request.deadline - clock()
             if delay >= left > 0:
-                delay = left / 2  # one last attempt before the deadline is better than none
+                delay = left / 2  # make one last attempt before the deadline
             word = QUOTA_EXHAUSTED if "quota" in reason else GATE_CLOSED
             return Retry(max(0.05, delay), word, counts_attempt=False)
         case Drop(status_code=status, reason=reason):

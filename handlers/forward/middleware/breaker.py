@@ -32,7 +32,7 @@ NOT_THE_GATEWAYS: Final = frozenset({CIRCUIT_OPEN, "handler_unavailable", "handl
 _POLL_SECONDS: Final = 0.5
 """Average interval at which a waiting push tries to enter again."""
 _LATER_SECONDS: Final = 1.0
-"""Seconds for which free room is kept for the requests next in line, before others may take it."""
+"""Seconds for which free room is reserved for the longest-waiting requests."""
 _SERVER_ERROR: Final = 500
 
 
@@ -105,8 +105,8 @@ class GatewayBreaker:
         """Wait up to `seconds` for the permission that was denied for `reason`.
 
         Returns the latest reason if it is still denied. While the circuit is not closed, every second permission goes
-        to the newest waiting request. Otherwise many requests that always fail could keep out the later ones, which
-        would show that the gateway works.
+        to the newest waiting request. Otherwise many requests that always fail could block later requests, whose
+        success would show that the gateway works.
         """
         ticket = object()
         loop = asyncio.get_running_loop()
@@ -135,7 +135,7 @@ class GatewayBreaker:
         return entered
 
     def _is_overdue(self) -> bool:
-        """Whether the requests next in line have not used free room."""
+        """Whether the longest-waiting requests have not used free room."""
         now = time.monotonic()
         if self.circuit.room() < 1:
             self._due_at = 0.0

@@ -1,9 +1,9 @@
 """Circuit breaker of one gateway: closed, open or recovering.
 
-No single request can open it. A request that fails several times counts once, and a retry counts less than a first
-attempt. Each success ends the run of failures: the failed requests become suspects, whose further failures hardly
-count. So a tenant whose requests always fail cannot keep the circuit open, while an outage, in which nothing
-succeeds, opens it after a few requests.
+A single request cannot open it: a request that fails several times counts once, and a retry counts less than a first
+attempt. Each success ends the run of failures; the failed requests become suspects, whose further failures hardly
+count. So a tenant whose requests always fail cannot keep the circuit open. In an outage nothing succeeds, so the
+circuit opens after a few requests.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CircuitOptions(msgspec.Struct, frozen=True):
 _UNBOUNDED: Final = 1_000_000_000
 _LEAST_WHILE_RECOVERING: Final = 3
 _SUSPECT_SECONDS: Final = 120.0
-"""Seconds for which a request stays a suspect: twice the longest backoff, so that retries find it still suspected."""
+"""Seconds for which a request stays a suspect: twice the longest backoff, so longer than until its next retry."""
 _MOST_SUSPECTS: Final = 10_000
 _MOST_FIRST_LIMITS: Final = 3
 _LEAST_SHARE: Final = 0.1

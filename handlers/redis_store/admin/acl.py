@@ -1,9 +1,9 @@
 """The least rights of each role, as rules for `ACL SETUSER`; a check of a poller's rights.
 
-To run a script, a user needs the right to read and write the keys with which it is called. The server then checks each
-command in the script again: the command and its key must be allowed by the same selector, a part of the rules. Add the
-commands of new scripts here. `docs/redis.md` shows the rules for the default names;
-`tests/redis_store/admin/test_acl.py` runs every role with them.
+To run a script, a user needs the right to read and write the keys with which it is called. The server also checks each
+command in the script: one selector (a part of the rules) must allow both the command and its key. Add the commands of
+new scripts here. `docs/redis.md` shows the rules for the default names; `tests/redis_store/admin/test_acl.py` runs
+every role with them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def acl_rules(
     """The rules of a role for these queues. Raises `ValueError` for names that are patterns."""
     known = [*queues, retry_queue_name, result_queue_name]
     if any(sign in name for name in known for sign in "*?[ ()"):
-        raise ValueError("a queue name with *, ?, [, a space or parentheses would grant other keys too")
+        raise ValueError(
+            "expected queue names without *, ?, [, spaces and parentheses, which would grant other keys too"
+        )
     match role:
         case Role.POLLER:
             return _poller([*queues, retry_queue_name], result_queue_name)
@@ -175,7 +177,7 @@ async def refused_commands(
         *_optional(options or RightsOptions(), queue, result_queue_name),
     ]
     script = lua_script(redis, "check_rights")
-    # One by one: in a cluster a script may use one slot only, and a key without rights fails the whole call.
+    # One key per call: in a cluster a script may use one slot only, and a key without rights fails the whole call.
     refused: list[str] = []
     for key, command, second, third in needed:
         try:

@@ -9,7 +9,7 @@
 {async-processor}:status:finished-bytes  string  bytes of all ids and records
 
 The records of finished requests are bounded in number, bytes and age; all three keys expire. A record is written after
-the ack, which it neither delays nor fails. So the latest records before a crash may be missing.
+the ack, so that it cannot delay or fail the ack. Therefore the latest records before a crash may be missing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Find one request and its result.
 
-It searches the queue, claims, retries, dead letters and records. A request that is nowhere and has no record is
-`unknown`: it was never queued here, or it finished and its record has been dropped.
+It searches the queue, claims, retries, dead letters and records. A request that is not found is `unknown`: it was never
+queued here, or it finished and its record has been dropped.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
     for name in (
         dict.fromkeys([place.queue for place in places if place.queue in keys.queues]) or keys.queues[:1]
     ):
-        # A user that may only read the queues has no right to the producers' keys; the search above is enough then.
+        # A user that may only read the queues has no right to the producers' keys; then the search above is enough.
         with contextlib.suppress(*STORE_FAILURES):
             state = (await Submissions(redis).look_up(name, request_id))[0]
             live = live if state is RequestState.UNKNOWN else state

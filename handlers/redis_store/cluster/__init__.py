@@ -7,8 +7,9 @@ slots at least once, and each of them de-duplicates deliveries by id (`outbox.py
 another one delivers its records. Idempotent submissions use a marker key in the same way (`windows.py`).
 
 Each class here is a subclass of the one for a single server and replaces only the steps that cross slots: the write of
-an ack or nack, the scan for expired leases, the promotion of retries, and the producer's calls. Two simpler
-constructions were rejected. With hash tags all keys of a request would share a slot, but the reference could not drain
-the same queue. With an outbox everywhere there would be one construction, but on a single server every ack would cost a
-second round trip, and a result and its claim would no longer change in one step.
+an ack or nack, the scan for expired leases, the promotion of retries, and the producer's calls.
+
+Two simpler designs were rejected. If hash tags put all keys of a request into one slot, the reference could not drain
+the same queue. If a single server used an outbox too, every ack would cost a second round trip, and a result and its
+claim would no longer change in one step.
 """

@@ -1,8 +1,8 @@
 """Transactional outbox for writes to other slots of a Redis Cluster.
 
-No script can write to two slots, so an ack or nack has two steps. The first drops the claim and writes a record to an
-outbox in the same slot (`post*.lua`, atomic). The second delivers the record to its target (`deliver.lua`, which
-remembers delivered ids for an hour); then the record is removed. Any other poller's next scan delivers the records of a
+No script can write to two slots, so an ack or nack takes three steps. (1) The claim is dropped and a record is written
+to an outbox in the same slot (`post*.lua`, atomic). (2) The record is delivered to its target (`deliver.lua`, which
+keeps delivered ids for an hour). (3) The record is removed. The next scan of any other poller delivers the records of a
 crashed poller, so nothing is lost. A record is delivered twice only if its poller crashes between delivery and removal
 and no other poller runs for an hour.
 

@@ -4,9 +4,9 @@ The marker of an id and its queue are in different slots, so a submission has th
 id has no marker, its marker stores the whole submission (`mark_submission.lua`). (2) The submission is queued; the
 queue remembers that until an hour after the window (`deliver.lua`). (3) The marker is reduced to the token
 (`confirm_submission.lua`). A producer that finds an unconfirmed marker, because the other producer is slow or has
-crashed, does steps 2 and 3 for it; both are repeatable. So an id's submission is queued exactly once, even if its
-producer crashes after any step. A submission that was marked but not queued waits until its id is submitted again. If
-its deadline has passed by then, the new submission replaces it.
+crashed, does steps 2 and 3 for it; repeating them does no harm. So an id's submission is queued exactly once, even if
+its producer crashes after any step. A submission that was marked but not queued is queued when its id is submitted
+again. If its deadline has passed by then, the new submission replaces it.
 
 A submission without a window has no marker. A later submission of its id is not queued while it is pending, claimed,
 cancelled but not answered, or live and queued in the last hour.
@@ -30,7 +30,7 @@ from handlers.redis_store.submit.submissions import MemberParts, Queued, queued_
 
 PAYLOAD_KEPT_SECONDS: Final = 600
 _LATE_SECONDS: Final = 5.0
-"""An unqueued submission is replaced this long after its deadline: more than clocks differ."""
+"""An unqueued submission is replaced this long after its deadline; clocks differ by less."""
 
 
 class Marker(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -41,7 +41,7 @@ class RunState(StrEnum):
 
     RUNS = "runs"
     REPEATED = "repeated"
-    """This submission is finished already; it was queued or reclaimed again."""
+    """This submission is finished; it was queued or reclaimed again."""
     LIVE = "live"
     FINISHED = "finished"
 

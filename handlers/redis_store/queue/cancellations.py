@@ -1,4 +1,4 @@
-"""Recent cancellations for pollers to search, each several times.
+"""Recent cancellations, whose requests pollers search several times.
 
 A cancelled request may move during a search of the queue and the retry set: a nack is recorded, a retry becomes due, or
 a crashed poller's claim is returned. A later search finds it in its new place.
@@ -35,7 +35,7 @@ _PLACE_DIGITS: Final = 9
 _AHEAD_SECONDS: Final = 5.0
 """How far the server's clock may be ahead of the poller's estimate of it."""
 _LONG_AGO_SECONDS: Final = 60.0
-"""Requests cancelled longer ago are not searched again: they have stopped moving."""
+"""Requests cancelled longer ago are not searched again, because they no longer move."""
 
 
 class Cancellation(msgspec.Struct, frozen=True):

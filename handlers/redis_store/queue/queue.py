@@ -272,8 +272,7 @@ class RedisQueue:
         effects = await self._acked(acks)
         refused = [ack for ack, effect in zip(acks, effects, strict=True) if _is_refused_list(effect)]
         if refused:
-            # The request named a key that is not a list or that the ACL refuses, so its result goes to the default
-            # list.
+            # The request named a key that is not a list, or that the ACL refuses: use the default list.
             default = self._options.default_result_queue_name
             again = iter(
                 await self._acked(

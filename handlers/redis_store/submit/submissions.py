@@ -43,7 +43,7 @@ class RequestState(StrEnum):
     RETRYING = "retrying"
     """Attempted at least once, waiting for its next attempt (due, or not yet)."""
     QUEUED = "queued"
-    """Pending or retrying; this producer's tokens have no sequence to tell them apart."""
+    """Pending or retrying; without a sequence in this producer's token, the two cannot be distinguished."""
     CANCELLING = "cancelling"
     """Cancelled; its `CANCELLED` result is on the way."""
     FINISHED = "finished"

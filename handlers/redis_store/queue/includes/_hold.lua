@@ -1,5 +1,5 @@
--- Included after _run and _same_submission by scripts that claim. Writes KEYS[1] to KEYS[4] of its script and reads
--- KEYS[5], as their headers say.
+-- Included after _run and _same_submission by scripts that claim. Writes KEYS[1] to KEYS[4] and reads KEYS[5] of its
+-- script, which are described there.
 -- probe_claims(): fails if a later command would fail.
 -- hold(member, owner, lease_end): claim a pending member for `owner`: write the claim, then remove the member.
 -- Returns the claim key and the number of owners that crashed holding it. Returns nothing for a duplicate of a request

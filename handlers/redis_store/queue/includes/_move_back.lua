@@ -1,5 +1,5 @@
--- Included after _run by scripts that return claims to pending. Writes KEYS[1] to KEYS[4] of its script, as their
--- headers say.
+-- Included after _run by scripts that return claims to pending. Writes KEYS[1] to KEYS[4] of its script, which are
+-- described there.
 -- probe_moves(): fails if a later command would fail. Moves are allowed when memory is full.
 -- move_back(key, member, score): queue the claim's member, if it exists, then drop the claim.
 local function probe_moves()

@@ -1,5 +1,5 @@
 -- Included after _run, _member and _queued_under by scripts that send retries back to queues in other slots.
--- Writes KEYS[1] to KEYS[3] of its script, as their headers say.
+-- Writes KEYS[1] to KEYS[3] of its script, which are described there.
 -- probe_posts(): fails if a later command of post_retry would fail.
 -- post_retry(member, id, default_queue, now): move a retry into the outbox and return its record. Its score is the one
 -- that its producer gave it, else `now`.

@@ -1,5 +1,5 @@
--- Included by scripts that change more than one key. A script that fails must not lose a request, result or dead letter,
--- so scripts first read, then `probe`, then write the copy, and last remove the original.
+-- Included by scripts that change more than one key. A script that fails must not lose a request, result or dead letter.
+-- So each script first reads, then calls `probe`, then writes the copy, and removes the original last.
 -- run(command, [key, ...]): as redis.call; its error names the command and the key.
 -- try(command, key, ...): as redis.call, but nil if the server refuses the command; for changes that are not essential.
 -- probe(command, key, ...): as `run`; called with arguments that change nothing, it fails if the command would fail later.
