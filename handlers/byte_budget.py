@@ -24,7 +24,7 @@ CGROUP_FILES: Final = (
 _UNLIMITED: Final = 2**50
 """A larger value means no limit; cgroup version 1 writes a huge number for that."""
 WITHOUT_LIMIT: Final = 1 << 30
-"""Assumed memory limit if there is none; the same as in our manifests."""
+"""Memory limit to assume without one; the same as in our manifests."""
 BASE_BYTES: Final = 160_000_000
 """Memory of a process with small requests: interpreter, libraries, `WORKERS` requests of a few kilobytes."""
 COPIES: Final = 4

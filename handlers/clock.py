@@ -1,4 +1,4 @@
-"""Estimate another computer's clock, so that deadlines do not depend on the local clock.
+"""Estimate another computer's clock, to compare deadlines on one clock.
 
 Claims return the Redis server's time, pushes have the time of their publication. The local clock may be wrong by hours.
 """

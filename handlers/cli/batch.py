@@ -154,7 +154,7 @@ def run(
 
 
 def _spooled(files: BatchFiles) -> Path:
-    """The file with the requests from stdin, of this run or an earlier one."""
+    """The file with the requests from stdin, also of an earlier run."""
     from handlers.batch.files import open_private
 
     if files.read_state() is None or not files.input.exists():

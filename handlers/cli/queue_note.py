@@ -1,4 +1,4 @@
-"""Tell a waiting user that no poller serves the queue, or that its gate is closed.
+"""Tell a waiting user about a missing poller or a closed gate.
 
 The note comes from the pollers' reports on the status board. Without the right to read them, there is no note.
 """

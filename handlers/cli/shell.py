@@ -1,4 +1,4 @@
-"""Check the text that commands read, and escape the text that they print.
+"""Check the text that commands read; escape the text that they print.
 
 Input must be valid Unicode: Python represents undecodable bytes of arguments and variables as lone surrogates, which
 no queue can store. Characters that the output's encoding lacks are escaped as in JSON, so that JSON stays valid.

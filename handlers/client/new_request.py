@@ -124,7 +124,7 @@ def _check_payload(payload: bytes, whole: bytes, request_id: str) -> None:
 
 
 def content_digest(request: NewRequest) -> str:
-    """SHA-256, in hex, of a request's content, to compare it with that of an idempotency key.
+    """SHA-256, in hex, of the content that an idempotency key identifies.
 
     The content is a JSON object without whitespace, whose names are sorted at every depth. It has every field of the
     request except `deadline` and `idempotency_key`. `id` is empty if the client chooses it. `metadata` has no trace

@@ -311,7 +311,7 @@ _SHORT: Final = 6
 
 
 def _readable(variables: Mapping[str, str], faults: SettingFaults) -> dict[str, str]:
-    """The variables that are no settings of ours and are not UTF-8.
+    """Variables other than our settings that are not UTF-8.
 
     Raises `InvalidSetting` for a value that is not UTF-8. The variables of OpenTelemetry's SDK (`OTEL_…`) are checked
     too, because spans with other bytes cannot be encoded.

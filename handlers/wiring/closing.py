@@ -42,7 +42,7 @@ async def close_in_time(
 
 
 def _seen(closing: asyncio.Future[object]) -> None:
-    """Retrieve the error of an abandoned close, so that asyncio does not log it."""
+    """Retrieve an abandoned close's error, which asyncio would log otherwise."""
     if not closing.cancelled():
         closing.exception()
 

@@ -88,7 +88,7 @@ class OwnedGate(msgspec.Struct, frozen=True):
 
 
 class GateChanges(msgspec.Struct):
-    """The owners whose gates have changed, and the `discarded` gates, which are closed later."""
+    """The owners whose gates have changed, and `discarded` gates to close later."""
 
     owners: set[GateOwner] = msgspec.field(default_factory=set)
     discarded: list[Gate] = msgspec.field(default_factory=list)

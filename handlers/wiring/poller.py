@@ -365,7 +365,7 @@ class PollerApp:
             self._log.warning(warning)
 
     async def _end(self, following: list[asyncio.Task[None]]) -> None:
-        """Wait at most a few seconds for the background tasks, then cancel them."""
+        """Wait a few seconds for the background tasks, then cancel them."""
         if self._closing:
             await asyncio.wait(self._closing, timeout=_END_SECONDS)
         tasks = [*following, *self._closing]
