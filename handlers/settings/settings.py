@@ -311,10 +311,9 @@ _SHORT: Final = 6
 
 
 def _readable(variables: Mapping[str, str], faults: SettingFaults) -> dict[str, str]:
-    """Variables other than our settings that are not UTF-8.
+    """The variables, except settings that are not UTF-8, which become faults.
 
-    Raises `InvalidSetting` for a value that is not UTF-8. The variables of OpenTelemetry's SDK (`OTEL_…`) are checked
-    too, because spans with other bytes cannot be encoded.
+    The variables of OpenTelemetry's SDK (`OTEL_…`) count as settings, because it cannot encode other bytes.
     """
     ours = {name.upper() for name in Environment.__struct_fields__} | _OTHERS
     readable = dict(variables)
