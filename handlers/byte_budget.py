@@ -153,6 +153,8 @@ class Holding:
     def hold(self, size: int) -> None:
         """Hold exactly `size` bytes, even without room. Cancels a waiting `ask`."""
         asked, self._asked = self._asked, None
+        if asked is None and size == self.size:
+            return
         before = self.size
         if asked is not None and asked.is_granted:
             before += asked.size

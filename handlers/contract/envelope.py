@@ -26,7 +26,7 @@ from handlers.contract.lenient_json import (
     split_object,
     strings,
 )
-from handlers.contract.request import Request, decode_body
+from handlers.contract.request import BODY_FIELDS, Request, decode_body
 
 SEQ_STEPS: Final = 2**21
 """Steps per second of the score, which keep the order of submission among equal deadlines."""
@@ -138,6 +138,8 @@ def _split(member: bytes) -> Fields | None:
 
 def _decode_frame(member: bytes, fields: Fields) -> tuple[Internal, bytes] | None:
     """The routing and the body of an envelope. None for a bare body."""
+    if fields.keys() <= BODY_FIELDS:
+        return None
     try:
         parts = canonical_fields(member, _FRAME, structs=_STRUCTS, fields=fields)
         return (_decode_internal(parts), bytes(parts["data"])) if _is_framed(parts) else None

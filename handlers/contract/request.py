@@ -95,7 +95,7 @@ class _Body(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(_Body)
 _SMALL_FIELDS: Final = _Body.__struct_fields__
-_FIELDS: Final = frozenset({*_SMALL_FIELDS, "payload"})
+BODY_FIELDS: Final = frozenset({*_SMALL_FIELDS, "payload"})
 _MAPS: Final = frozenset({"metadata", "headers"})
 _ID_PATHS = frozenset({("id",)})
 
@@ -181,7 +181,7 @@ def _id(body: bytes, value: str | None) -> str:
 
 def _decode(body: bytes, fields: Fields | None) -> tuple[Fields, _Body]:
     try:
-        fields = canonical_fields(body, _FIELDS, maps=_MAPS, nullable="payload", fields=fields)
+        fields = canonical_fields(body, BODY_FIELDS, maps=_MAPS, nullable="payload", fields=fields)
         return fields, _decoder.decode(pick(fields, _SMALL_FIELDS))
     except Malformed as error:
         raise _invalid(body, "body", shape_of(body, error), "one JSON object") from None

@@ -21,6 +21,8 @@ def is_own_payload(payload_ref: str, request_id: str, request_token: str) -> boo
     A token of our client ends with its sequence, which the payload's key (`payload_key`) lacks. A token with a colon is
     refused: otherwise id "a" with token "b:c" could not be distinguished from id "a:b" with token "c".
     """
+    if not payload_ref:
+        return False
     token = payload_ref.removeprefix(f"{PAYLOAD_PREFIX}{request_id}:")
     if not request_id or token in ("", payload_ref) or ":" in token:
         return False

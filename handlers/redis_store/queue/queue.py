@@ -64,8 +64,8 @@ class Claim(msgspec.Struct, frozen=True):
     @property
     def is_retry(self) -> bool:
         """Whether it was attempted before, according to the head of its envelope."""
-        data = _DATA.search(self.member, 0, _HEAD_BYTES)
-        return bool(_RETRIED.search(self.member, 0, data.start() if data else _HEAD_BYTES))
+        retried = _RETRIED.search(self.member, 0, _HEAD_BYTES)
+        return retried is not None and _DATA.search(self.member, 0, retried.end()) is None
 
     @property
     def request_id(self) -> str:
