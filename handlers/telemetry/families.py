@@ -295,7 +295,9 @@ class Families:
     def _histogram(
         self, name: str, text: str, buckets: tuple[int, ...], labels: Sequence[str] = _QUEUE
     ) -> Histogram:
-        return _FastHistogram(f"{METRIC_PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
+        return _FastHistogram(
+            f"{METRIC_PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry
+        )
 
     def _gauge(self, name: str, text: str, labels: Sequence[str] = _QUEUE) -> Gauge:
         return Gauge(f"{METRIC_PREFIX}_{name}", text, labels, registry=self.registry)
