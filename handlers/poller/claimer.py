@@ -25,7 +25,7 @@ from handlers.redis_store.faults import StoreBackoff
 from handlers.redis_store.queue.queue import Claim, RedisQueue
 from handlers.telemetry.logs import Logger
 
-_COALESCE_SECONDS: Final = 0.001
+_COALESCE_SECONDS: Final = 0.002
 """Time for which freed slots are collected, so that one call claims for several of them."""
 _EXPIRED_BATCH: Final = 64
 _FEW_QUEUES: Final = 16
