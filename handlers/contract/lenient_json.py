@@ -253,14 +253,13 @@ def canonical_fields(
     """
     if fields is None:
         fields = split_object(text)
-    is_plain = fields.keys() <= names and _NULL not in fields.values()
-    if is_plain or all(
+    is_plain = (fields.keys() <= names and _NULL not in fields.values()) or all(
         value != _NULL or name == nullable if name in names else _folded(name) not in names
         for name, value in fields.items()
-    ):
-        # `split_object` keeps the last value of a repeated name, which is right except for objects to merge.
-        if all(text.count(b'"%b"' % name.encode()) < 2 for name in (maps | structs) & fields.keys()):
-            return fields
+    )
+    # `split_object` keeps the last value of a repeated name, which is right except for objects to merge.
+    if is_plain and all(text.count(b'"%b"' % name.encode()) < 2 for name in (maps | structs) & fields.keys()):
+        return fields
     found: Fields = {}
     objects: dict[str, list[bytes]] = {}
     for name, value in _pairs(text, fields):

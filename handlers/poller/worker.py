@@ -290,15 +290,15 @@ class Worker:
         A retry after the deadline becomes final. `began_at` is when the work began (`time.monotonic`); None for a
         claim without work.
         """
-        options = held.options
+        options, now = held.options, self._clock()
         outcome = ended_by_attempts(envelope.request, outcome, options.limits.max_attempts)
-        settlement = settle(held.claim, envelope, outcome, options.route, self._clock())
+        settlement = settle(held.claim, envelope, outcome, options.route, now)
         if isinstance(outcome, Retry) and isinstance(settlement, Ack):
             outcome = expired(envelope.request, outcome.last)
         account(
             envelope.request,
             outcome,
-            now=self._clock(),
+            now=now,
             seconds=0.0 if began_at is None else time.monotonic() - began_at,
             log=self._log,
             metrics=options.metrics,

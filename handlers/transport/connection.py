@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 import httptools
 import httpx
+import msgspec
 
 from handlers.number_text import whole
 from handlers.transport.failures import ConnectionLost, ResponseTooLarge, TruncatedBody, UnusableResponse
@@ -55,7 +56,7 @@ class Response(NamedTuple):
     body: bytes
 
 
-class Outgoing(NamedTuple):
+class Outgoing(msgspec.Struct, frozen=True):
     """A request to send; `head` is its request line and headers.
 
     At `until` (event loop's clock) the connection is closed, and nothing more is written. `ask_for_room` is called
@@ -90,7 +91,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
-        self._limit = limit
+        self._limit, self._limit_digits = limit, len(str(limit))
         self._on_idle = on_idle
         self._on_lost = on_lost
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
@@ -375,6 +376,7 @@ class Connection(asyncio.Protocol):
         elif (
             length
             and not is_chunked
+            and len(length) >= self._limit_digits  # a shorter number is smaller
             and _is_larger(length, self._limit)
             and self._status_code not in _NO_BODY
         ):

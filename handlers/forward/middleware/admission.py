@@ -34,15 +34,15 @@ QUOTA_EXHAUSTED: Final = "quota_exhausted"
 def admitted(forward: Forward, gates: Sequence[Gate], clock: Callable[[], float] = time.time) -> Forward:
     """The admission layer of a poller: requests wait until their deadline."""
 
+    async def send(request: Request, options: AttemptOptions) -> Outcome:
+        if options.on_sending is not None:
+            options.on_sending()
+        return await forward(request, options)
+
     async def admit(request: Request, options: AttemptOptions) -> Outcome:
-        async def send(request: Request) -> Outcome:
-            if options.on_sending is not None:
-                options.on_sending()
-            return await forward(request, options)
+        return await gated(request, gates, partial(send, options=options), clock)
 
-        return await (gated(request, gates, send, clock) if gates else send(request))
-
-    return admit
+    return admit if gates else send
 
 
 async def gated(

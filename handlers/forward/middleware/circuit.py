@@ -218,8 +218,10 @@ class _Evidence:
 
     def add_success(self, now: float) -> None:
         row = self._row(now)
-        row[1] += self.failures_in_a_row(now)
         row[2] += 1
+        if not self._run:
+            return
+        row[1] += self.failures_in_a_row(now)
         for request in self._run:
             self._suspects.pop(request, None)
             self._suspects[request] = now
