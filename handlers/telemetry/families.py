@@ -76,7 +76,7 @@ def _estimated_sum(counts: Sequence[int], total: int) -> float:
 
 
 class _FastCounter(Counter):
-    """A counter for one thread, without the library's lock and checks until a scrape."""
+    """A counter for one thread. It uses the library's lock only at a scrape."""
 
     def _metric_init(self) -> None:
         super()._metric_init()
