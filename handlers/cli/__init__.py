@@ -2,9 +2,10 @@
 
 Commands import the modules that they run inside their functions, so that `--help` is fast.
 
-KEDA and Knative may stop a new pod at any moment, and the kernel drops a SIGTERM for PID 1 until the process has a
-handler for it. So commands that run as services install a handler before they import anything else. It ends the
-process at once with 0, since nothing has been claimed. A command replaces the handler when it has work to finish.
+KEDA, Knative and `docker stop` may stop a new container at any moment, and the kernel drops a SIGTERM for PID 1 until
+the process has a handler for it. Python turns a Ctrl-C into an exception, which an import may print or swallow. So a
+handler of both is installed before anything else is imported. It ends the process at once, since nothing has been
+claimed. A command replaces the handler when it has work to finish (`shell.run_async`, `shell.stop_at_signals`).
 
 Two libraries import optional parts that no command uses: httpx its command line (with rich and pygments), redis the
 metrics SDK of OpenTelemetry. They take a third of the start, so these imports are made to fail, which both libraries
@@ -23,10 +24,18 @@ import sys
 from typing import Any, cast
 
 SERVICES = ("poll", "serve", "status", "webhook")
+"""Commands that run until they are stopped, and then end with 0; so does `dev`."""
 
-if sys.argv[1:2] and sys.argv[1] in SERVICES:
-    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
-    if sys.argv[1] in ("poll", "serve"):
+
+def _end(number: int, _frame: object) -> None:
+    os._exit(0 if sys.argv[1:2] and sys.argv[1] in (*SERVICES, "dev") else 128 + number)
+
+
+if os.path.basename(sys.argv[0]) == "async-processor":  # noqa: PTH119  # pathlib takes 5 ms to import
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(_number) is not signal.SIG_IGN:
+            signal.signal(_number, _end)
+    if sys.argv[1:2] and sys.argv[1] in ("poll", "serve"):
         gc.disable()
 
 for _unused in ("httpx._main", "opentelemetry.sdk.metrics"):

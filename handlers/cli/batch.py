@@ -27,7 +27,7 @@ from handlers.cli.flags import (
     QueueFlags,
     redis_flags,
 )
-from handlers.cli.shell import ExitCode, check_names, exit_codes_help, exits, for_output
+from handlers.cli.shell import ExitCode, check_names, exit_codes_help, exits, for_output, run_async
 from handlers.number_text import counted, duration_text
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def run(
         )
         if state.outcome == "running":
             options = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
-            state = asyncio.run(_run(files, state, queue, options, window=window, retry_queue=retry_queue))
+            state = run_async(_run(files, state, queue, options, window=window, retry_queue=retry_queue))
     _summary(files, state)
     return _exit_code(state)
 
@@ -250,7 +250,7 @@ def where(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags, retry_qu
     files, state = _known_batch(out)
     found = find_lines(files, state, custom_ids)
     client = replace(queue, queue=state.queue, results=state.results).client(retry_queue=retry_queue)
-    return asyncio.run(_where(client, state, custom_ids, found))
+    return run_async(_where(client, state, custom_ids, found))
 
 
 async def _where(
@@ -310,7 +310,7 @@ def cancel(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags) -> Exit
         print(f"batch {state.batch}: cancelling, by the process that runs it")
         return ExitCode.DONE
     with files.locked():
-        state = asyncio.run(_run(files, state, queue, {}, window=CANCEL_WINDOW, retry_queue=""))
+        state = run_async(_run(files, state, queue, {}, window=CANCEL_WINDOW, retry_queue=""))
     _summary(files, state)
     return _exit_code(state)
 
@@ -326,7 +326,7 @@ def _cancel_lines(
     if state.outcome == "running":
         files.request_cancel_of([line.number for line in open_lines])
     client = replace(queue, queue=state.queue, results=state.results).client()
-    outcomes = asyncio.run(_cancel_open(client, open_lines))
+    outcomes = run_async(_cancel_open(client, open_lines))
     for custom_id in custom_ids:
         text = outcomes.get(custom_id) or _without_request(found.get(custom_id), state)
         print(for_output(f"{custom_id} {text}", sys.stdout))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from handlers.cli.shell import printable
+from handlers.cli.shell import printable, run_async
 from handlers.contract.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def check(parts: tuple[str, ...], is_json: bool, is_all: bool) -> None:
     variables = dict(os.environ)  # noqa: TID251  # the process's entry
     try:
         settings = load_settings(variables)
-        findings = asyncio.run(run_checks(settings, parts or default_parts(settings)))
+        findings = run_async(run_checks(settings, parts or default_parts(settings)))
     except InvalidSetting as error:
         fail_start(variables, error)
     if is_json:

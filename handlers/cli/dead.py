@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from handlers.cli.flags import QueueFlags, redis_flags
-from handlers.cli.shell import ExitCode, exits, for_output
+from handlers.cli.shell import ExitCode, confirm, exits, for_output, run_async
 from handlers.number_text import counted
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def drop(dead_ids: tuple[str, ...], is_all: bool, is_confirmed: bool, queue: Que
 def _confirmed(count: int, queue: str) -> bool:
     """Ask for confirmation. Without a terminal, only `--yes` confirms."""
     if sys.stdin.isatty():
-        return click.confirm(f"Drop {counted(count, 'dead letter')} of {queue}?", err=True)
+        return confirm(f"Drop {counted(count, 'dead letter')} of {queue}?")
     click.echo(f"nothing dropped: pass --yes to drop {counted(count, 'dead letter')} of {queue}", err=True)
     return False
 
@@ -197,7 +196,7 @@ def _run(queue: QueueFlags, work: Work) -> ExitCode:
         finally:
             await redis.aclose()
 
-    return asyncio.run(connected())
+    return run_async(connected())
 
 
 _NARROW: Final = 120

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from handlers.cli.shell import stop_at_signals
 from handlers.contract.errors import AsyncProcessorError
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ def demo(requests: int, has_pubsub: bool, seconds: float) -> None:
     from handlers.cli.main import fail
     from handlers.demo.demo import DemoOptions, run_demo
 
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # ends the context managers, which stop all processes
+    stop_at_signals()  # they end the context managers, which stop all processes
     try:
         is_complete = run_demo(DemoOptions(requests, has_pubsub, seconds), Console())
     except AsyncProcessorError as error:
@@ -112,6 +111,12 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     from handlers.demo.stack import Stack, StackOptions
 
     stopped = threading.Event()
+
+    def started(part: str, address: str) -> None:
+        click.echo(f"{part:24} {address}")
+        if stopped.is_set():
+            raise KeyboardInterrupt  # between two parts, so that each started one is stopped
+
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stopped.set())
     options = StackOptions(
@@ -120,7 +125,7 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
         has_pubsub=has_pubsub,
         gateway_arguments=("--time-to-first-token", "0.2"),
         variables={"SHUTDOWN_GRACE_SECONDS": "5"},
-        on_started=lambda part, address: click.echo(f"{part:24} {address}"),
+        on_started=started,
     )
     try:
         check_free_port("--redis-port", "127.0.0.1", redis_port)
@@ -140,6 +145,8 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
             click.echo(_DISTURB)
             click.echo("\nCtrl-C stops everything.")
             ended = _wait(stopped, stack)
+    except KeyboardInterrupt:
+        return
     except AsyncProcessorError as error:
         fail(error)
     if ended:

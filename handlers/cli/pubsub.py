@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from enum import IntEnum
@@ -11,6 +10,7 @@ from typing import Any, Final
 import click
 from msgspec.structs import fields
 
+from handlers.cli.shell import confirm, run_async
 from handlers.contract.errors import AsyncProcessorError
 from handlers.number_text import counted, parse_duration
 from handlers.pubsub.admin import (
@@ -254,7 +254,7 @@ async def _teardown(flags: dict[str, Any]) -> Exit:
             click.echo("nothing to delete")
         elif not is_dry:
             if not is_sure:
-                click.confirm("Delete these, with all their messages?", abort=True)
+                confirm("Delete these, with all their messages?", aborts=True)
             for change in changes:
                 await apply(channel, change)
     is_kept = any(change.action is Action.KEEP for change in changes)
@@ -294,7 +294,7 @@ def _channel(flags: dict[str, Any]) -> PubSubChannel:
 def _run(command: Callable[[], Coroutine[Any, Any, Exit]]) -> None:
     """Run a call; an error becomes one line and an exit code."""
     try:
-        code = asyncio.run(command())
+        code = run_async(command())
     except PubSubFailed as error:
         click.echo(f"error: {error}", err=True)
         code = Exit.NO_ANSWER

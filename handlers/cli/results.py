@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from handlers.cli.flags import DurationType, QueueFlags, queue_flags
-from handlers.cli.shell import ExitCode, exits, for_output
+from handlers.cli.shell import ExitCode, exits, for_output, run_async
 from handlers.contract.result import Result, encode_result
 from handlers.number_text import counted
 
@@ -59,8 +58,8 @@ def results(
     is_table = form == "table" or (form == "auto" and sys.stdout.isatty())
     write = _table_writer() if is_table else _write_json
     if is_peek:
-        return asyncio.run(_peek(queue, take, write))
-    return asyncio.run(_results(queue, take, idle, write))
+        return run_async(_peek(queue, take, write))
+    return run_async(_results(queue, take, idle, write))
 
 
 async def _peek(queue: QueueFlags, take: int | None, write: Callable[[Result], None]) -> ExitCode:

@@ -11,11 +11,13 @@ import codecs
 import functools
 import gc
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TextIO
+from typing import Any, Final, ParamSpec, TextIO, TypeVar
 
 import click
 
@@ -34,6 +36,61 @@ def end_of_start() -> None:
     gc.freeze()
     gc.set_threshold(10_000)
     gc.enable()
+
+
+def stop_at_signals() -> None:
+    """From now on, Ctrl-C raises `KeyboardInterrupt` and SIGTERM `SystemExit(143)`, so that the command cleans up.
+
+    Until then, both end the process at once (`handlers/cli/__init__.py`).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # a test's thread, which gets no signals
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
+T = TypeVar("T")
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work to its end. Ctrl-C and SIGTERM cancel it.
+
+    Then it raises `KeyboardInterrupt` or `SystemExit(143)`, unless the work returns a value nevertheless.
+    """
+    import asyncio
+
+    async def until_sigterm() -> T:
+        task = asyncio.ensure_future(work)
+        has_stopped = False
+
+        def stop() -> None:
+            nonlocal has_stopped
+            has_stopped = True
+            task.cancel()
+
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if has_stopped:
+                sys.exit(ExitCode.TERMINATED)
+            raise
+
+    stop_at_signals()
+    return asyncio.run(until_sigterm())
+
+
+def confirm(question: str, *, aborts: bool = False) -> bool:
+    """Ask a question; Ctrl-C and SIGTERM end it at once, also while an event loop handles them."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop_at_signals()
+    try:
+        return click.confirm(question, err=True, abort=aborts)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class TextType(click.types.StringParamType):
@@ -130,6 +187,8 @@ class ExitCode(IntEnum):
     """The idempotency key was used for another request; nothing was queued."""
     INTERRUPTED = 130
     """Ctrl-C; queued requests stay queued."""
+    TERMINATED = 143
+    """SIGTERM; queued requests stay queued."""
 
 
 _DEADLINES: Final = "a time in the future: a duration such as 10m, an ISO time or Unix seconds"
@@ -142,6 +201,7 @@ _EXIT_CODES: Final = {
     ExitCode.CANCELLED: "the batch was cancelled",
     ExitCode.CONFLICT: "the idempotency key was used for another request",
     ExitCode.INTERRUPTED: "interrupted",
+    ExitCode.TERMINATED: "stopped by SIGTERM",
 }
 
 

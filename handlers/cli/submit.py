@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import codecs
 import sys
 from datetime import datetime, timedelta
@@ -21,7 +20,7 @@ from handlers.cli.flags import (
     key_value_pairs,
     queue_flags,
 )
-from handlers.cli.shell import ExitCode, exit_codes_help, exits, for_output, printable
+from handlers.cli.shell import ExitCode, exit_codes_help, exits, for_output, printable, run_async
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.number_text import decimal
@@ -141,7 +140,7 @@ def submit(
     _check_flags(queue, request, once)
     if once is not None:
         options["idempotent_window_seconds"] = max(1, int(once.total_seconds()))
-    return asyncio.run(_submit(queue, request, options, is_waiting=is_waiting, timeout=timeout))
+    return run_async(_submit(queue, request, options, is_waiting=is_waiting, timeout=timeout))
 
 
 def _check_flags(queue: QueueFlags, request: NewRequest, once: timedelta | None) -> None:

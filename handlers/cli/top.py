@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from handlers.cli.shell import ExitCode, exits
+from handlers.cli.shell import ExitCode, exits, stop_at_signals
 from handlers.number_text import counted
 from handlers.status.overview import Minute, Overview
 from handlers.status.report import Failure
@@ -64,6 +64,7 @@ def top(is_once: bool, interval_seconds: float) -> ExitCode:
     console = Console(width=None if is_terminal else _UNCUT)
     from handlers.wiring.status_page import RedisSource
 
+    stop_at_signals()
     with RedisSource(settings) as source:
         if is_once or not is_terminal or console.is_dumb_terminal:
             return _once(source, console)
@@ -233,31 +234,26 @@ _CONTROL_CHARACTERS: Final = 6
 class LiveTerminal:
     """Context manager that prepares the terminal and restores it at the end.
 
-    Use it in the main thread only, because it sets signal handlers: SIGTERM becomes `SystemExit(143)`, Ctrl-C stays
-    `KeyboardInterrupt`. If standard input is not a terminal, keys are not read.
+    Use it in the main thread only, because it handles SIGWINCH. If standard input is not a terminal, keys are not read.
     """
 
     def __init__(self) -> None:
         self._keys = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
         self._restore: Callable[[], None] = lambda: None
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._on_resize_before: Any = None
         self._resized, self._tell = os.pipe()
         os.set_blocking(self._resized, False)
         os.set_blocking(self._tell, False)
 
     def __enter__(self) -> Self:
-        self._handlers = {
-            signal.SIGWINCH: signal.signal(signal.SIGWINCH, self._on_resize),
-            signal.SIGTERM: signal.signal(signal.SIGTERM, _on_term),
-        }
+        self._on_resize_before = signal.signal(signal.SIGWINCH, self._on_resize)
         if self._keys is not None:
             self._restore = _cbreak(self._keys)
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._restore()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGWINCH, self._on_resize_before)
         os.close(self._tell)
         os.close(self._resized)
 
@@ -291,7 +287,3 @@ def _cbreak(terminal: int) -> Callable[[], None]:
     now[_CONTROL_CHARACTERS][termios.VSUSP] = bytes([os.fpathconf(terminal, "PC_VDISABLE")])
     termios.tcsetattr(terminal, termios.TCSADRAIN, now)
     return lambda: termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-
-
-def _on_term(number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + number)

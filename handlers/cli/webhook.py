@@ -128,14 +128,15 @@ async def _deliver(queue: QueueFlags, options: WebhookOptions, idle: timedelta |
         Webhook(options, given_up) as hook,
     ):
         running = asyncio.ensure_future(hook.run(stream))
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, running.cancel)
         try:
             await running
         except WebhookGone:
             print("the receiver answered 410 (gone); the remaining results stay in the list", file=sys.stderr)
             return ExitCode.FAILED_REQUESTS
         except asyncio.CancelledError:
-            pass  # SIGTERM: leased results are returned at once
+            pass  # a signal: leased results are returned at once
         print(f"{hook.delivered} delivered, {hook.given_up} given up", file=sys.stderr)
         report_undecodable(stream)
     return ExitCode.DONE

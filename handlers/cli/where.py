@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from handlers.cli.flags import RETRY_QUEUE_FLAG, QueueFlags, queue_flags, redis_flags
-from handlers.cli.shell import ExitCode, exits, for_output
+from handlers.cli.shell import ExitCode, exits, for_output, run_async
 from handlers.contract.errors import InvalidSetting
 from handlers.number_text import counted, duration_text
 
@@ -54,7 +53,7 @@ def where(*, ids: tuple[str, ...], queue: QueueFlags, retry_queue: str, is_json:
 
     The state is queued, in flight, waiting for a retry, finished, cancelled, dead letter or unknown.
     """
-    return asyncio.run(_where(queue, queue.client(retry_queue=retry_queue), ids, is_json))
+    return run_async(_where(queue, queue.client(retry_queue=retry_queue), ids, is_json))
 
 
 async def _where(queue: QueueFlags, opened: AsyncClient, ids: tuple[str, ...], is_json: bool) -> ExitCode:
@@ -193,7 +192,7 @@ def cancel(*, ids: tuple[str, ...], queue: QueueFlags, dedupe_redis_url: str) ->
     """Cancel the live request with each ID and print the outcome."""
     client = queue.client() if queue.to == "redis" else _pubsub_client(queue, dedupe_redis_url)
     word = "cancelled" if queue.to == "redis" else "cancelled, unless it was answered"
-    return asyncio.run(_cancel(client, ids, word))
+    return run_async(_cancel(client, ids, word))
 
 
 def _pubsub_client(queue: QueueFlags, dedupe_redis_url: str) -> AsyncClient:

@@ -135,7 +135,8 @@ def serve(
     handler = Handler(settings, target, is_refused=lambda: watch.is_refused)
     use_handler(target, handler)
     server = _Server(server_config(settings, target), target, handler, watch, on_ready)
-    signal.signal(signal.SIGTERM, server.handle_exit)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.handle_exit)
     server.run()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import uuid
 from collections.abc import Callable
 from typing import cast
@@ -18,6 +19,7 @@ from handlers.contract.errors import InvalidRequest
 from handlers.poller.settlement import ResultRoute, dead_record, refuse
 from handlers.redis_store.keys import QueueKeys, queue_keys
 from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
+from tests.servers.terminal import Terminal
 
 SCORE = 1_999_999_999 + 3 / 2**21
 
@@ -184,6 +186,18 @@ async def test_dropping_all_asks_first_with_the_number(dead: Dead) -> None:
     done = await _in_thread(dead.run, "drop", "--all")
     assert (done.exit_code, dead.count()) == (1, 2)
     assert f"pass --yes to drop 2 dead letters of {dead.queue}" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_at_the_question_ends_it_and_drops_nothing(dead: Dead, number: int) -> None:
+    await dead.dead_letter(b"m-1")
+    with Terminal(
+        ["dead", "drop", "--all"], {"REDIS_URL": dead.url, "REQUEST_QUEUE_NAME": dead.queue}
+    ) as terminal:
+        terminal.wait_for("Drop 1 dead letter")
+        terminal.process.send_signal(number)
+        assert terminal.end() == (1 if number == signal.SIGINT else 143)
+    assert dead.count() == 1
 
 
 async def test_a_list_in_json_has_everything_a_program_needs(dead: Dead) -> None:

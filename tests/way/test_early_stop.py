@@ -1,7 +1,8 @@
-"""A SIGTERM during the start ends every service with 0, as PID 1 too, and nothing stays claimed."""
+"""SIGTERM and Ctrl-C end every command at any moment of its start, as PID 1 too, and nothing stays claimed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -16,6 +17,7 @@ import pytest
 from redis import Redis
 
 from handlers.cli import SERVICES
+from handlers.cli.main import COMMANDS
 from handlers.demo.servers import free_port
 from handlers.demo.valkey import Valkey
 from tests.servers.presence import program_path
@@ -23,6 +25,7 @@ from tests.waiting import elapse, wait_until
 
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 MOMENTS = 30
+FEW_MOMENTS = 5
 LONGEST_START_SECONDS = 1.0
 REQUEST = '{"id":"one","payload":{},"deadline":1999999999}'
 
@@ -62,10 +65,15 @@ def pid_of_init(unshare: subprocess.Popen[bytes]) -> int:
     return int(children[0])
 
 
-def stopped_after(seconds: float, command: list[str], url: str) -> int:
-    """The exit code of a service that gets SIGTERM that long after it installed its first handler."""
+def stopped_after(seconds: float, command: list[str], url: str, number: int = signal.SIGTERM) -> int:
+    """The exit code of a command that gets a signal that long after it installed its first handlers."""
     namespace = [program_path("unshare"), "--pid", "--fork", "--kill-child", "--user", "--map-root-user"]
-    variables = {"PATH": os.environ["PATH"], "REDIS_URL": url, "METRICS_PORT": "0"}
+    variables = {
+        "PATH": os.environ["PATH"],
+        "REDIS_URL": url,
+        "METRICS_PORT": "0",
+        "IGW_BASE_URL": "http://127.0.0.1:9",
+    }
     with subprocess.Popen(
         [*namespace, *command], env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -73,30 +81,81 @@ def stopped_after(seconds: float, command: list[str], url: str) -> int:
             init = wait_until(lambda: pid_of_init(process), "the process in its namespace")
             wait_until(lambda: catches_sigterm(init), "its handler of SIGTERM")
             elapse(seconds, "the start continues until this moment")
-            os.kill(init, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # the command has done its work
+                os.kill(init, number)
             return process.wait(60)
         finally:
             process.kill()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("command", SERVICES)
-def test_a_sigterm_at_any_moment_of_the_start_ends_it(command: str, valkey: Valkey, tmp_path: Path) -> None:
+def test_a_signal_at_any_moment_of_the_start_ends_a_service(
+    command: str, number: int, valkey: Valkey, tmp_path: Path
+) -> None:
+    count = MOMENTS if number == signal.SIGTERM else FEW_MOMENTS
     with Redis.from_url(valkey.url) as redis:
         redis.flushall()
         redis.zadd("request-sortedset", {REQUEST: 1999999999})
-        # One in each thirtieth of a start, at another place in every run.
-        moments = [LONGEST_START_SECONDS * (n + random.random()) / MOMENTS for n in range(MOMENTS)]
         # Each start has its own port: one that is still stopping may hold the port of another.
-        lines = [[COMMAND, command, *arguments(command, tmp_path)] for _ in moments]
-        with ThreadPoolExecutor(3) as pool:
-            codes = list(pool.map(stopped_after, moments, lines, repeat(valkey.url)))
-        assert codes == [0] * MOMENTS
+        lines = [[COMMAND, command, *arguments(command, tmp_path)] for _ in range(count)]
+        assert codes(lines, valkey.url, number) == [0] * count
         answered = redis.llen("result-list")
         assert redis.hlen("request-sortedset:claimed") == 0
         assert redis.zcard("request-sortedset") + redis.zcard("retry-sortedset") + answered == 1
 
 
-@pytest.mark.parametrize("command", SERVICES)
+def codes(lines: list[list[str]], url: str, number: int) -> list[int]:
+    """The exit codes of these commands; each gets the signal in another part of a start, and no run repeats another."""
+    moments = [LONGEST_START_SECONDS * (n + random.random()) / len(lines) for n in range(len(lines))]
+    with ThreadPoolExecutor(3) as pool:
+        return list(pool.map(stopped_after, moments, lines, repeat(url), repeat(number)))
+
+
+ENDLESS = {
+    "batch": ["run", "requests.jsonl", "--out", "out.jsonl"],
+    "results": [],
+    "submit": ["--prompt", "Hi", "--model", "m", "--deadline", "1h", "--wait"],
+    "demo": ["--no-pubsub"],
+    "dev": ["--no-pubsub"],
+}
+"""Commands that run for longer than a start, with arguments that make them so."""
+SHORT = {
+    "top": [],
+    "where": ["one"],
+    "cancel": ["one"],
+    "dead": ["list"],
+    "check": [],
+    "pubsub": ["setup", "--project-id", "p", "--push-endpoint", "https://one.example/", "--dry-run"],
+}
+"""Commands that may have ended before their signal."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("command", [*ENDLESS, *SHORT])
+def test_a_signal_at_any_moment_of_the_start_ends_a_command(
+    command: str, number: int, valkey: Valkey, tmp_path: Path
+) -> None:
+    with Redis.from_url(valkey.url) as redis:
+        redis.flushall()
+    body = '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "m", "prompt": "Hi"}}'
+    lines = []
+    for n in range(FEW_MOMENTS):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        (folder / "requests.jsonl").write_text(body)
+        given = [str(folder / one) if one.endswith(".jsonl") else one for one in (ENDLESS | SHORT)[command]]
+        lines.append([COMMAND, command, *given])
+    found = set(codes(lines, valkey.url, number))
+    ended = {0} if command == "dev" else {128 + number}
+    assert found <= ended | ({0, 1, 2, 4} if command in SHORT else set())
+
+
+def test_every_command_is_stopped_in_one_of_these_tests() -> None:
+    assert {*SERVICES, *ENDLESS, *SHORT} == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "--help"])
 def test_the_handler_is_installed_before_anything_else_is_imported(command: str) -> None:
     script = f"""
 import signal, sys
@@ -106,7 +165,8 @@ try:
     import handlers.cli
 except ImportError:
     heavy = {{"msgspec", "redis", "uvicorn", "httpx"}} & sys.modules.keys()
-    print(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL and not heavy)
+    ours = signal.getsignal(signal.SIGINT)
+    print(ours is signal.getsignal(signal.SIGTERM) is not signal.default_int_handler and not heavy)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
