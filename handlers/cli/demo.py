@@ -107,7 +107,6 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
     from handlers.cli.main import fail
     from handlers.cli.services import check_free_port
-    from handlers.demo.pubsub_emulator import NoEmulator
     from handlers.demo.stack import Stack, StackOptions
 
     stopped = threading.Event()
@@ -131,19 +130,7 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
         check_free_port("--redis-port", "127.0.0.1", redis_port)
         check_free_port("--gateway-port", "127.0.0.1", gateway_port)
         with Stack(options) as stack:
-            click.echo()
-            folder = shlex.quote(str(Path(sys.executable).parent))
-            click.echo("Paste this into another terminal. Then every command in the README works as written:")
-            click.echo(f"  export PATH={folder}:$PATH")
-            for variable, value in variables_of(stack).items():
-                click.echo(f"  export {variable}={shlex.quote(value)}")
-            click.echo(_TRY)
-            if stack.emulator_host:
-                click.echo(_TRY_PUBSUB)
-            elif isinstance(stack.pubsub, NoEmulator) and has_pubsub:
-                click.echo(f"\nWithout Pub/Sub: {stack.pubsub.reason}")
-            click.echo(_DISTURB)
-            click.echo("\nCtrl-C stops everything.")
+            _print_commands(stack, has_pubsub)
             ended = _wait(stopped, stack)
     except KeyboardInterrupt:
         return
@@ -152,6 +139,25 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     if ended:
         click.echo(ended, err=True)
         sys.exit(1)
+
+
+def _print_commands(stack: Stack, has_pubsub: bool) -> None:
+    """Print commands that try the stack or disturb its gateway."""
+    from handlers.demo.pubsub_emulator import NoEmulator
+
+    click.echo()
+    folder = shlex.quote(str(Path(sys.executable).parent))
+    click.echo("Paste this into another terminal. Then every command in the README works as written:")
+    click.echo(f"  export PATH={folder}:$PATH")
+    for variable, value in variables_of(stack).items():
+        click.echo(f"  export {variable}={shlex.quote(value)}")
+    click.echo(_TRY)
+    if stack.emulator_host:
+        click.echo(_TRY_PUBSUB)
+    elif isinstance(stack.pubsub, NoEmulator) and has_pubsub:
+        click.echo(f"\nWithout Pub/Sub: {stack.pubsub.reason}")
+    click.echo(_DISTURB)
+    click.echo("\nCtrl-C stops everything.")
 
 
 def variables_of(stack: Stack) -> dict[str, str]:

@@ -39,9 +39,10 @@ def end_of_start() -> None:
 
 
 def stop_at_signals() -> None:
-    """From now on, Ctrl-C raises `KeyboardInterrupt` and SIGTERM `SystemExit(143)`, so that the command cleans up.
+    """Make signals raise exceptions, so that the command cleans up.
 
-    Until then, both end the process at once (`handlers/cli/__init__.py`).
+    Ctrl-C raises `KeyboardInterrupt`, SIGTERM `SystemExit(143)`. Before, both end the process at once
+    (`handlers/cli/__init__.py`).
     """
     if threading.current_thread() is not threading.main_thread():
         return  # a test's thread, which gets no signals

@@ -1,4 +1,7 @@
-"""Rows of the troubleshooting tables, with real servers and processes; `SHOWN` names the test of each row."""
+"""Rows of the troubleshooting tables, with real servers and processes.
+
+`tests/test_documents.py` names the test of each row.
+"""
 
 from __future__ import annotations
 
@@ -52,126 +55,6 @@ COMMAND = str(Path(sys.executable).parent / "async-processor")
 README = (ROOT / "keda" / "README.md").read_text()
 KNATIVE = (ROOT / "knative" / "README.md").read_text()
 
-KEDA, SERVING, CLOUD = "needs KEDA", "needs Knative Serving", "needs Google Cloud"
-SHOWN = {
-    "keda/README.md": {
-        "no poller starts, the queue grows": KEDA,
-        "`NOAUTH` or `WRONGPASS` in KEDA's log": "test_missing_and_wrong_passwords_give_the_errors_of_the_table",
-        "`ERR unsupported key type` in KEDA's log, `WRONGTYPE` in the poller's": (
-            "test_a_queue_of_another_type_is_named_in_the_log_of_the_poller"
-        ),
-        "KEDA still fails after the password was corrected": KEDA,
-        "one poller never stops although nothing is queued": (
-            "test_a_user_without_llen_fails_on_empty_queues_only"
-        ),
-        "`retry` with `reason=handler_unavailable` in the poller's log": (
-            "test_a_door_that_is_not_ready_is_in_the_pollers_log"
-        ),
-        "`handler refused the poller` with `status=401` in the poller's log": (
-            "test_a_handler_that_refuses_the_poller_is_in_the_pollers_log"
-        ),
-        "the same with `status=404`": "test_a_handler_that_refuses_the_poller_is_in_the_pollers_log",
-        "apply is refused: `expected 0 <= 600 <= 300`": SERVING,
-        "pollers start and stop every few minutes": "test_a_longer_cooldown_keeps_the_poller_in_a_pause",
-        "a poller keeps running although nothing is pending": (
-            "test_retries_and_claims_keep_one_poller_until_their_deadlines"
-        ),
-        "KEDA starts pollers while the pool is full": (
-            "tests/manifests/test_keda_decisions.py: test_slack_aware_wakes_only_for_slack"
-        ),
-        "the status page reports that Redis does not answer": (
-            "test_the_status_page_names_the_password_that_it_lacks, "
-            "test_a_port_that_is_closed_to_the_status_page_is_named, "
-            "test_the_status_page_gets_the_ca_of_components_below_it_only"
-        ),
-        "a setting has no effect": "test_check_prints_the_value_that_won",
-    },
-    "knative/README.md": {
-        "Service not ready, `RevisionMissing`": (
-            "test_the_last_line_of_a_door_that_does_not_start_names_the_setting"
-        ),
-        "`ConfigurationError`, a field is not allowed": SERVING,
-        "image cannot be resolved": SERVING,
-        "every push gets 401": "test_pushes_with_another_audience_get_401",
-        "403 on Cloud Run": CLOUD,
-        "no push arrives": "test_a_publish_without_the_grant_is_a_403_in_the_log_of_the_push_door",
-        "pushes arrive, but no result is published": (
-            "test_a_publish_without_the_grant_is_a_403_in_the_log_of_the_push_door"
-        ),
-        "a request is delivered again after 600 s": "test_a_request_longer_than_the_ack_deadline_runs_twice_at_once",
-        "nothing is delivered for minutes after errors": CLOUD,
-        "apply is refused: `expected 0 <= 600 <= 300`": SERVING,
-        "504 after 300 s": SERVING,
-        "`kubectl diff` fails: service account not found": "test_the_account_can_be_applied_before_the_door",
-        "a patch emptied the container": (
-            "test_a_strategic_merge_patch_of_a_knative_service_empties_its_container"
-        ),
-    },
-    "docs/architecture.md": {
-        "the poller dies while a request is in flight": (
-            "tests/manifests/test_keda_rehearsal.py: test_claims_of_dead_pollers_wake_a_new_one"
-        ),
-        "the poller dies after the ack": (
-            "tests/chaos/test_crash_points.py: test_f3_a_death_at_any_named_point_loses_and_doubles_nothing"
-        ),
-        "the reply to an ack is lost": (
-            "tests/way/test_failing_redis.py: "
-            "test_connections_that_are_cut_at_any_moment_cost_no_result_and_no_second_one"
-        ),
-        "Redis is down between answer and ack": (
-            "tests/poller/test_ack_batcher.py: test_while_redis_does_not_answer_nothing_is_given_up"
-        ),
-        "Redis is down between answer and ack, and the lease ends meanwhile": (
-            "tests/poller/test_ack_batcher.py: test_a_settlement_of_a_stale_owner_is_refused_and_reported"
-        ),
-        "a handler dies": (
-            "tests/poller/test_dispatcher.py: test_a_handler_that_went_with_the_request_is_an_attempt"
-        ),
-    },
-    "docs/runbook.md": {
-        "Requests are queued and nothing moves": (
-            "tests/monitoring/test_files.py: "
-            "test_each_alert_fires_for_its_reason_alone_and_none_in_good_health, "
-            "tests/cli/test_check.py: test_a_user_without_the_right_to_write_results_gets_an_error"
-        ),
-        "A gate is closed": (
-            "tests/status/test_page.py: test_the_first_page_shows_queues_gates_and_failures, "
-            "tests/cli/test_top.py: test_headings_are_whole_and_a_gate_without_budget_is_closed"
-        ),
-        "A gate has no reading": (
-            "tests/gates/metric/test_prometheus_gates.py: test_a_missing_metric_is_reported_and_on_missing_holds"
-        ),
-        "Requests expire": (
-            "tests/way/test_redis_way.py: test_a_request_that_expires_in_the_queue_gets_deadline_exceeded"
-        ),
-        "The gateway fails or answers 429": (
-            "tests/way/test_failing_gateway.py: "
-            "test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back"
-        ),
-        "One request has no result": (
-            "tests/way/test_where.py: test_a_request_waits_for_its_retry_then_it_is_cancelled, "
-            "tests/way/test_where.py: test_a_finished_request_is_found_with_its_result_and_without_it"
-        ),
-        "Dead letters": (
-            "tests/way/test_redis_way.py: test_a_request_without_an_id_is_dead_lettered, "
-            "tests/cli/test_dead.py: test_requeue_and_drop_take_several_or_all"
-        ),
-        "Leases are lost, requests run twice": (
-            "tests/poller/test_maintenance.py: "
-            "test_a_claim_that_another_took_is_given_up_and_its_work_cancelled"
-        ),
-        "Redis is full, slow or gone": (
-            "tests/way/test_failing_redis.py: test_while_it_is_in_trouble_nothing_is_lost_and_no_socket_leaks"
-        ),
-        "Handlers are not reached, callers are refused": (
-            "test_a_door_that_is_not_ready_is_in_the_pollers_log, "
-            "test_a_handler_that_refuses_the_poller_is_in_the_pollers_log, "
-            "test_pushes_with_another_audience_get_401"
-        ),
-    },
-}
-"""The tests that show each row, here or in another file; or what it takes to show it."""
-
 
 @pytest.fixture
 def server() -> Iterator[Valkey]:
@@ -207,23 +90,6 @@ def port_of(log: Path) -> int:
 def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def rows(page: str) -> list[str]:
-    """The first cells of the tables of symptoms or failures in a page, and its numbered headings."""
-    text = (ROOT / page).read_text()
-    tables = re.findall(r"^\| (?:symptom|failure) \|.*\n\|[-|]+\n((?:\|.*\n?)+)", text, re.M)
-    cells = [line.split(" | ")[0].removeprefix("| ") for table in tables for line in table.splitlines()]
-    return cells + re.findall(r"^## \d+\. (.+)$", text, re.M)
-
-
-def test_every_row_of_a_troubleshooting_table_is_shown_or_says_what_it_needs() -> None:
-    pages = [str(path.relative_to(ROOT)) for path in ROOT.glob("**/*.md") if ".venv" not in path.parts]
-    assert {page: rows(page) for page in pages if rows(page)} == {page: [*SHOWN[page]] for page in SHOWN}
-    for shown in [text for page in SHOWN.values() for text in page.values()]:
-        for name in [] if shown in (KEDA, SERVING, CLOUD) else shown.split(", "):
-            file, _, test = name.rpartition(": ")
-            assert f"def {test}(" in (ROOT / file if file else Path(__file__)).read_text(), name
 
 
 def test_missing_and_wrong_passwords_give_the_errors_of_the_table(server: Valkey) -> None:
