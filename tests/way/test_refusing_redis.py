@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from itertools import count
@@ -82,7 +83,10 @@ class Rig(Breakable):
         return [json.loads(text) for text in self.store.lrange(RESULTS, 0, -1)]
 
     def are_done(self, ids: list[str]) -> bool:
-        """Whether each request has a result."""
+        """Whether each request has a result; retries become due at once."""
+        with contextlib.suppress(redis.ResponseError):  # of another type now
+            for member in cast("list[bytes]", self.store.zrange(RETRIES, 0, -1)):
+                self.store.zadd(RETRIES, {member: 1}, xx=True)
         return self._runs() and set(ids) <= {one["id"] for one in self.results()}
 
     def wait_until_it_copes(self, ids: list[str], name: str) -> None:
@@ -141,8 +145,9 @@ class Rig(Breakable):
         found: dict[str, str] = {}
         with cast(Any, self.store).monitor() as monitor:
             self.check_results(self.submit())
-            self.store.echo("the end")
-            while "the end" not in (seen := monitor.next_command())["command"]:
+            end = uuid.uuid4().hex
+            self.store.echo(end)
+            while end not in (seen := monitor.next_command())["command"]:
                 name, *words = seen["command"].split(" ")
                 if words and name[:1] in TYPES and name not in _OF_ANY_TYPE:
                     found[_ID.sub("*", words[0])] = TYPES[name[:1]]
