@@ -6,13 +6,24 @@ requests of 9.9 MB and 256 answers of 7.9 MB (`tests/chaos/loads.py`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from redis.asyncio import Redis
 
-from handlers.demo.valkey import Valkey
 from handlers.settings.environment import Environment
 from tests.poller.limited import check_each_is_inferred_once, limited_poller, queue_requests, results_of
+from tests.servers.presence import redis_program
 from tests.servers.raw_http import answer, running_raw_http
+from tests.servers.redis_topologies import Server
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Server]:
+    """A server without an append-only file, which would get each large body several times."""
+    server = Server(redis_program())
+    yield server
+    server.stop()
 
 
 @pytest.mark.parametrize(
@@ -22,7 +33,7 @@ from tests.servers.raw_http import answer, running_raw_http
 )
 @pytest.mark.parametrize("has_handler", [False, True], ids=["in process", "with a handler"])
 async def test_large_bodies_pass_within_the_memory_limit_and_each_is_inferred_once(
-    valkey: Valkey, store: Redis, *, count: int, request_bytes: int, body: bytes, has_handler: bool
+    valkey: Server, store: Redis, *, count: int, request_bytes: int, body: bytes, has_handler: bool
 ) -> None:
     await check_each_is_inferred_once(valkey.url, store, count, request_bytes, body, has_handler=has_handler)
 
@@ -30,7 +41,7 @@ async def test_large_bodies_pass_within_the_memory_limit_and_each_is_inferred_on
 @pytest.mark.parametrize("has_handler", [False, True])
 @pytest.mark.parametrize("byte", [b"\x01", b"\xff"])
 async def test_the_largest_answer_passes_whatever_its_bytes(
-    valkey: Valkey, store: Redis, byte: bytes, has_handler: bool
+    valkey: Server, store: Redis, byte: bytes, has_handler: bool
 ) -> None:
     """In JSON a control character takes six bytes, and U+FFFD, in place of a byte that is not UTF-8, three."""
     body = byte * Environment().max_response_bytes

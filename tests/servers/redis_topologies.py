@@ -63,6 +63,11 @@ class Server:
         self._child.wait_for(lambda output: next((word for word in _READY if word in output), None))
 
     @property
+    def url(self) -> str:
+        """The URL without TLS, user or password."""
+        return f"redis://127.0.0.1:{self.own_port}"
+
+    @property
     def folder(self) -> str:
         """Where its files are."""
         return self._folder.name
