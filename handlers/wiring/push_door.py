@@ -15,7 +15,7 @@ from handlers.pubsub.channel import PubSubChannel, PubSubOptions, topic_path
 from handlers.pubsub.errors import PublishFailed, PubSubError
 from handlers.pubsub.publisher import Publisher, TopicState
 from handlers.settings.settings import Settings
-from handlers.telemetry.dependencies import RESULTS, Dependency, SkewWatch
+from handlers.telemetry.dependencies import RESULTS, Dependency
 from handlers.telemetry.logs import Logger
 from handlers.wiring.forward_stack import Handle, Parts, accounted_handle, push_stack
 
@@ -31,7 +31,6 @@ def push_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticator |
     parts.starters.append(partial(check_topics, publisher, settings, log))
     forward, dedup_store = push_stack(settings, parts)
     clock = FollowedClock()
-    watch = SkewWatch(clock, log, "Pub/Sub")
 
     async def take_effect() -> list[Gate]:
         if parts.metrics is not None:
@@ -58,7 +57,6 @@ def push_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticator |
         dedup_store=dedup_store,
         on_dead_lettered=parts.metrics.dead_lettered if parts.metrics else lambda _subscription: None,
         clock=clock,
-        on_clock=watch.check,
     )
 
     def queue_name(context: PushContext) -> str:

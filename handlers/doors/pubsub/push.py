@@ -28,6 +28,7 @@ from handlers.forward.middleware.details import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.number_text import counted, whole
 from handlers.pubsub.errors import PublishFailed, ResultTooLarge
+from handlers.telemetry.dependencies import SkewWatch
 from handlers.telemetry.logs import Logger, RareWarning
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class PubSubPushDoor:
 
     `subscription` returns a subscription's settings, or None if it is unknown. `on_dead_lettered` is called with the
     subscription of each message that this door dead-letters. `monotonic` returns monotonic seconds. `clock` follows
-    Google's clock by the times in the pushes; `on_clock` is called after each push.
+    Google's clock by the times in the pushes.
     """
 
     def __init__(
@@ -119,7 +120,6 @@ class PubSubPushDoor:
         on_dead_lettered: Callable[[str], None] = lambda _subscription: None,
         monotonic: Callable[[], float] = time.monotonic,
         clock: FollowedClock | None = None,
-        on_clock: Callable[[], None] = lambda: None,
     ) -> None:
         self._publisher = publisher
         self._subscription = subscription
@@ -130,7 +130,7 @@ class PubSubPushDoor:
         self._on_dead_lettered = on_dead_lettered
         self._monotonic = monotonic
         self._clock = clock or FollowedClock()
-        self._on_clock = on_clock
+        self._skew = SkewWatch(self._clock, log, "Pub/Sub")
 
     async def decode(self, delivery: Delivery) -> tuple[Request | Answered, PushContext] | Answer:
         """The request of the push, its final outcome, or an immediate answer."""
@@ -167,7 +167,7 @@ class PubSubPushDoor:
             self._clock.observe_sent(sent_at)
         if push.published_at is not None:
             self._clock.observe_at_least(push.published_at)
-        self._on_clock()
+        self._skew.check()
 
     async def _in_turn(self, request: Request, context: PushContext) -> tuple[Request, PushContext] | Answer:
         """The request, or the answer if it is a duplicate delivery."""
