@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
+from handlers.cancellation import close_in_time
 from handlers.contract.delivery import wrapped_bytes
 from handlers.contract.request import Request
 from handlers.doors.door import Answer, plain
@@ -28,7 +29,6 @@ from handlers.forward.outcome import Outcome
 from handlers.settings.settings import Settings, load_settings, setting_warnings
 from handlers.telemetry.dependencies import Dependencies
 from handlers.telemetry.logs import RareWarning, get_logger
-from handlers.wiring.closing import close_in_time
 from handlers.wiring.forward_stack import (
     Handle,
     Parts,

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from handlers.byte_budget import ByteBudget
+from handlers.cancellation import Close, close_in_time
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.breaker import GatewayBreakers
 from handlers.forward.route import Routes
@@ -41,7 +42,6 @@ from handlers.telemetry.dependencies import SkewWatch
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import CONTENT_TYPE, Metrics
 from handlers.telemetry.pages import Page, PagesServer
-from handlers.wiring.closing import Close, close_in_time
 from handlers.wiring.credentials import redis_options
 from handlers.wiring.forward_stack import PollerStack, QueueLayers, breakers_of, poller_client
 from handlers.wiring.gates import (

@@ -9,9 +9,9 @@ import threading
 
 import pytest
 
+from handlers.cancellation import close_in_time
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.tracing import PROCESS_REQUEST, Tracing, TracingOptions
-from handlers.wiring.closing import close_in_time
 
 
 async def test_one_close_that_hangs_or_fails_keeps_no_other_from_its_turn(
