@@ -262,7 +262,6 @@ class Families:
             "Age of the first or last pending request by deadline, whichever is older.",
         )
         self.dispatch_budget = gauge("dispatch_budget", "Budget that the gates allow, 0 (closed) to 1.")
-        self.budget = PoolBudget(self.dispatch_budget)
         self._add_process_gauges()
 
     def _add_process_gauges(self) -> None:
@@ -301,16 +300,6 @@ class Families:
 
     def _gauge(self, name: str, text: str, labels: Sequence[str] = _QUEUE) -> Gauge:
         return Gauge(f"{METRIC_PREFIX}_{name}", text, labels, registry=self.registry)
-
-
-class PoolBudget:
-    """Budget gauges of pools, whose queue labels are empty."""
-
-    def __init__(self, budget: Gauge) -> None:
-        self._budget = budget
-
-    def labels(self, pool_name: str) -> Gauge:
-        return self._budget.labels("", "", pool_name)
 
 
 Owner = tuple[str, str, str]

@@ -235,8 +235,6 @@ class Metrics(Families):
         super().__init__(CollectorRegistry())
         self._queues: dict[tuple[str, str, str], QueueMetrics] = {}
         self._watches: list[Callable[[], None]] = []
-        self._connection_counts: dict[str, list[Callable[[], int]]] = {}
-        self._circuit_counts: list[Callable[[], int]] = []
         self._log = get_logger("metrics")
         self._gates = GateGauges(self.registry, self.dispatch_budget)
 
@@ -289,7 +287,7 @@ class Metrics(Families):
         """
         self.gate_waiting.labels(pool_name).set(waiting)
         self.workers.labels(pool_name).set(slots)
-        self.budget.labels(pool_name).set(budget)
+        self.dispatch_budget.labels("", "", pool_name).set(budget)
 
     def refused(self, status: int) -> None:
         """Count a refused caller. Unusual statuses count as `other`."""
@@ -306,16 +304,12 @@ class Metrics(Families):
         self._gates.watch((queue_id, queue_name, pool_name), state)
 
     def watch_connections(self, peer: str, count: Callable[[], int]) -> None:
-        """Show the connections in use to `peer`; several counts are added."""
-        known = peer if peer in PEERS else OTHER
-        counts = self._connection_counts.setdefault(known, [])
-        counts.append(count)
-        self.connections.labels(known).set_function(lambda: sum(one() for one in counts))
+        """Show the connections in use to `peer`; a later `count` replaces the earlier one."""
+        self.connections.labels(peer if peer in PEERS else OTHER).set_function(count)
 
     def watch_circuits(self, count: Callable[[], int]) -> None:
-        """Show the number of circuits not closed; several counts are added."""
-        self._circuit_counts.append(count)
-        self.open_circuits.set_function(lambda: sum(one() for one in self._circuit_counts))
+        """Show the number of circuits not closed."""
+        self.open_circuits.set_function(count)
 
     def watch_ready(self, is_ready: Callable[[], bool]) -> None:
         self.ready.set_function(lambda: 1.0 if is_ready() else 0.0)

@@ -5,7 +5,7 @@ Handlers serve /metrics on the port of their door, which may be public, so /metr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -44,7 +44,6 @@ class HandlerMetrics:
         self._is_push = target == "pubsub_push"
         self._pools: dict[str, str] = {}
         self._ids: dict[str, str] = {}
-        self._channel_in_use: Callable[[], int] | None = None
         self._shown_pools: Mapping[str, ShownPool] = {}
         self.change(settings)
         self.metrics.watch(self._show_pools)
@@ -73,15 +72,6 @@ class HandlerMetrics:
         self.metrics.forget_gate(*self.labels_of(subscription))
         for gate in gates:
             self.metrics.watch_gate(*self.labels_of(subscription), gate.state)
-
-    def watch_channel(self, in_use: Callable[[], int]) -> None:
-        """Show the calls in flight to Pub/Sub; `in_use` is the latest channel's."""
-        if self._channel_in_use is None and self._is_push:
-            self.metrics.watch_connections("pubsub", self._in_channel)
-        self._channel_in_use = in_use
-
-    def _in_channel(self) -> int:
-        return 0 if self._channel_in_use is None else self._channel_in_use()
 
     def watch_pools(self, pools: Mapping[str, ShownPool]) -> None:
         """Show the slots, gates and waiting requests of these pools only."""

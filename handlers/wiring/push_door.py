@@ -34,7 +34,7 @@ def push_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticator |
 
     async def take_effect() -> list[Gate]:
         if parts.metrics is not None:
-            parts.metrics.watch_channel(lambda: channel.in_use)
+            parts.metrics.metrics.watch_connections("pubsub", lambda: channel.in_use)
             parts.metrics.metrics.watch_clock(lambda: clock.skew_seconds)
         return []
 

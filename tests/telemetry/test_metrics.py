@@ -172,9 +172,11 @@ def test_a_request_held_by_the_circuit_breaker_is_not_a_retry(metrics: Metrics, 
     assert page.value("nacks_total", **QUEUE, reason="circuit_open") == 1
 
 
-def test_circuits_of_several_parts_add_up(metrics: Metrics) -> None:
-    metrics.watch_circuits(lambda: 1)
-    metrics.watch_circuits(lambda: 2)
+def test_the_number_of_open_circuits_is_read_at_each_scrape(metrics: Metrics) -> None:
+    circuits = [1]
+    metrics.watch_circuits(lambda: sum(circuits))
+    assert page_of(metrics).value("open_circuits") == 1
+    circuits.append(2)
     assert page_of(metrics).value("open_circuits") == 3
 
 
@@ -392,8 +394,13 @@ def test_a_gauge_that_cannot_be_read_hides_no_other(metrics: Metrics, queue: Que
     metrics.watch_connections("gateway", lambda: 5)
     queue.reclaimed(1)
     assert page_of(metrics).value("reclaimed_requests_total", **QUEUE) == 1
-    metrics.watch_connections("gateway", lambda: 2)
-    assert page_of(metrics).value("connections_in_use", peer="gateway") == 7
+    assert page_of(metrics).value("connections_in_use", peer="gateway") == 5
+
+
+def test_the_connections_of_a_new_channel_replace_those_of_the_old_one(metrics: Metrics) -> None:
+    metrics.watch_connections("pubsub", lambda: 5)
+    metrics.watch_connections("pubsub", lambda: 2)
+    assert page_of(metrics).value("connections_in_use", peer="pubsub") == 2
 
 
 def test_readiness_is_a_gauge(metrics: Metrics) -> None:
