@@ -31,7 +31,7 @@ NOW = 1_800_000_000.0
 @pytest.mark.parametrize(
     ("attempt", "least", "most"), [(0, 1, 2), (1, 2, 4), (2, 4, 8), (3, 8, 16), (4, 16, 32), (5, 30, 60)]
 )
-def test_each_pause_is_twice_the_last_with_half_of_it_drawn(attempt: int, least: float, most: float) -> None:
+def test_each_pause_doubles_with_equal_jitter(attempt: int, least: float, most: float) -> None:
     assert backoff_seconds(attempt, 0.0) == least
     assert backoff_seconds(attempt, math.nextafter(1, 0)) == pytest.approx(most)
 
@@ -68,7 +68,7 @@ def test_where_two_pauses_fit_there_is_a_retry(attempt: int, asked: float | None
 
 
 @given(attempt=ATTEMPTS, left=st.floats(10, 1e9), asked=st.floats(0, 1e300), jitter=JITTERS)
-def test_a_longer_wish_is_kept_up_to_half_of_the_time_left(
+def test_a_longer_retry_after_is_followed_up_to_half_of_the_time_left(
     attempt: int, left: float, asked: float, jitter: float
 ) -> None:
     own = retry_delay(attempt, left_seconds=left, hint_seconds=None, jitter=jitter)
@@ -94,7 +94,7 @@ def test_at_the_very_end_there_is_no_storm_of_ever_closer_attempts() -> None:
         assert left < 2 * BASE_SECONDS
 
 
-def test_a_delivery_that_can_only_come_back_too_late_is_not_waited_for() -> None:
+def test_a_delivery_whose_redelivery_would_be_too_late_is_not_held() -> None:
     assert retry_delay(0, left_seconds=10.0, hint_seconds=None, jitter=0.0, earliest_seconds=10.0) is None
     assert retry_delay(0, left_seconds=10.1, hint_seconds=None, jitter=0.0, earliest_seconds=10.0) == 10.0
 
@@ -129,7 +129,7 @@ DATES = st.from_regex(
 
 
 @given(value=st.text(max_size=40) | DATES | st.from_regex(r"[0-9.,:;+-]{0,30}", fullmatch=True))
-def test_no_header_crashes_and_none_means_less_than_nothing(value: str) -> None:
+def test_no_retry_after_header_crashes_or_gives_a_negative_delay(value: str) -> None:
     seconds = parse_retry_after(value, NOW)
     assert seconds is None or (seconds >= 0 and math.isfinite(seconds))
 
@@ -156,7 +156,7 @@ def test_an_outage_of_an_hour_costs_at_most_one_try_a_second() -> None:
     assert sum(retry.next_seconds() for _ in range(3_610)) >= 3_600
 
 
-def test_it_knows_whether_the_last_try_failed() -> None:
+def test_it_reports_whether_the_last_call_failed() -> None:
     retry = Backoff()
     seen = [retry.has_failed]
     retry.next_seconds()

@@ -28,7 +28,7 @@ def test_a_single_item_passes_whatever_its_size() -> None:
     assert not share.has_room(1)
 
 
-def test_a_withdrawn_wish_does_not_block_those_behind_it() -> None:
+def test_a_withdrawn_request_for_bytes_does_not_block_later_ones() -> None:
     share = ByteShare(100)
     granted: list[str] = []
     first, large, small = Holding(share), Holding(share), Holding(share)

@@ -24,7 +24,7 @@ async def test_what_became_true_on_a_loop_is_returned() -> None:
     assert await wait_until_async(counting_to(5), "five") == 5
 
 
-async def test_a_coroutine_may_be_asked() -> None:
+async def test_the_predicate_may_be_a_coroutine() -> None:
     count = counting_to(3)
 
     async def ask() -> int | None:

@@ -171,7 +171,7 @@ async def test_a_cancelled_line_stays_cancelled_over_a_crash_and_a_torn_file(
     assert len(lines(files.out)) == 18
 
 
-async def test_a_large_answer_is_collected_whole_and_goes_with_its_result(
+async def test_a_large_answer_is_collected_completely_and_deleted_with_its_result(
     valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
 ) -> None:
     source = write_requests(tmp_path / "in.jsonl", 1)
@@ -188,7 +188,7 @@ async def test_a_large_answer_is_collected_whole_and_goes_with_its_result(
     await queue.close()
 
 
-async def test_what_goes_wrong_goes_to_the_error_file(
+async def test_failed_lines_are_written_to_the_error_file(
     valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
 ) -> None:
     files = BatchFiles(tmp_path / "out.jsonl")
@@ -300,7 +300,7 @@ def test_only_one_process_runs_a_batch(tmp_path: Path) -> None:
             pass
 
 
-def test_files_of_something_else_are_left_alone(tmp_path: Path, options: ClientOptions) -> None:
+def test_other_files_are_not_changed(tmp_path: Path, options: ClientOptions) -> None:
     source = write_requests(tmp_path / "in.jsonl", 3)
     files = BatchFiles(tmp_path / "out.jsonl")
     files.out.write_text("mine\n")

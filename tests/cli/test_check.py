@@ -186,7 +186,7 @@ def test_the_memory_check_counts_the_workers_of_the_pools_in_use(tmp_path: Path)
     assert "a poller of 8 workers" in found["memory"]["found"]
 
 
-def test_nothing_to_check_is_said(tmp_path: Path) -> None:
+def test_check_reports_that_there_is_nothing_to_check(tmp_path: Path) -> None:
     assert check("--only", "gates").stdout.startswith("nothing to check")
 
 
@@ -320,7 +320,7 @@ def test_a_user_without_the_right_to_write_results_gets_an_error(stack: Stack) -
     assert found["queue request-sortedset"]["found"] == "may not LPUSH result-list"
 
 
-def test_findings_come_first_and_only_what_differs_from_a_default_is_printed(stack: Stack) -> None:
+def test_findings_are_printed_first_and_then_only_changed_settings(stack: Stack) -> None:
     variables = {"REDIS_URL": stack.redis_url, "IGW_BASE_URL": stack.gateway_url}
     short, whole = check(**variables).stdout, check("--all", **variables).stdout
     assert short.index("queue request-sortedset") < short.index("REDIS_URL ")

@@ -188,7 +188,7 @@ def test_submit_waits_for_its_own_result(shell: Shell) -> None:
     ("flags", "message"),
     [((), "needs an id"), (("--id", "a", "--to", "pubsub", "--project", "p"), "needs Redis")],
 )
-def test_submit_once_takes_nothing_for_done_once_that_it_cannot_know(
+def test_submit_once_is_refused_if_earlier_submissions_are_unknown(
     shell: Shell, flags: tuple[str, ...], message: str
 ) -> None:
     run = shell.run("submit", "-", "--once", "1h", *flags, stdin='{"n":1}')
@@ -247,7 +247,7 @@ def test_the_header_authorization_is_noted(shell: Shell) -> None:
     assert "note:" not in shell.run("submit", "--prompt", "Hi", "--header", "x-key=v").stderr
 
 
-def test_who_waits_is_told_that_no_poller_serves_the_queue_or_its_gate_is_closed(
+def test_a_waiting_user_reads_that_no_poller_serves_the_queue_or_its_gate_is_closed(
     shell: Shell, tmp_path: Path
 ) -> None:
     source, out = write_requests(tmp_path / "in.jsonl", 2), str(tmp_path / "out.jsonl")
@@ -329,7 +329,7 @@ def test_results_are_json_lines_to_a_pipe(shell: Shell) -> None:
 
 
 def test_results_in_a_table_show_no_markup(shell: Shell) -> None:
-    """Untrusted text neither moves the cursor nor is markup."""
+    """Untrusted text cannot move the cursor and is not read as markup."""
     shell.run("submit", "-", "--id", "r[red]1", stdin='{"n":"[bold]x"}')
     answer(shell.redis, shell.queue)
     text = '{"id":"r2","error_code":"CANCELLED","error_message":"\\u001b[2Jgone"}'

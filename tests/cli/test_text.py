@@ -72,7 +72,7 @@ def test_every_text_of_every_command_is_checked() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_what_the_encoding_lacks_is_escaped_as_json_does(encoding: str) -> None:
+def test_characters_that_the_encoding_lacks_are_escaped_as_in_json(encoding: str) -> None:
     escape_unencodable()
     value = {"text": "é 語 😀 \udcff"}
     written = json.dumps(value, ensure_ascii=False).encode(encoding, "json-escapes")

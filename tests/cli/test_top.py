@@ -89,7 +89,7 @@ def test_headings_are_whole_and_a_gate_without_budget_is_closed(width: int) -> N
     assert "p50" in text
 
 
-def test_failures_alike_share_a_row_with_the_time_of_the_newest() -> None:
+def test_equal_failures_share_a_row_with_the_time_of_the_newest() -> None:
     malformed = [Failure(float(at), "", "q", 0, "INVALID_REQUEST", is_final=True) for at in range(44, 0, -1)]
     now = Overview(at=50.0, failures=[*malformed, Failure(0.5, "r1", "q", 0, "timeout")])
     console = Console(width=100, record=True, file=io.StringIO())

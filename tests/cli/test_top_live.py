@@ -60,7 +60,7 @@ def test_it_draws_and_draws_again_until_q_is_pressed(url: str) -> None:
         assert_left_clean(terminal)
 
 
-def test_a_changed_window_and_a_key_draw_at_once(url: str) -> None:
+def test_a_resize_and_a_key_redraw_at_once(url: str) -> None:
     """However long the interval: nothing but the change of size, or the key, can have drawn."""
     with Terminal(["top", *NEVER], {"REDIS_URL": url}) as terminal:
         terminal.wait_for("request-sortedset")

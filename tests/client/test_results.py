@@ -45,7 +45,7 @@ async def read(client: AsyncClient, name: str = "", *, idle: float = 0.0) -> lis
     return ids
 
 
-async def test_results_come_oldest_first_and_are_gone_after_the_ack(
+async def test_results_are_read_oldest_first_and_removed_by_the_ack(
     client: AsyncClient, redis: Redis, options: ClientOptions
 ) -> None:
     push(redis, options, "a", "b", "c")

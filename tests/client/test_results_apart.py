@@ -30,7 +30,7 @@ async def test_an_acknowledged_result_takes_its_answer_along(
     assert not redis.exists(KEY)
 
 
-async def test_a_result_that_goes_back_keeps_its_answer(
+async def test_a_returned_result_is_unchanged(
     client: AsyncClient, options: ClientOptions, redis: Redis
 ) -> None:
     redis.lpush(options.results, REFERENCE)

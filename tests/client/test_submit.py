@@ -176,7 +176,7 @@ async def test_a_call_whose_answer_was_lost_queues_nothing_again_even_if_all_is_
     await store.aclose()
 
 
-async def test_an_id_that_is_live_or_lately_finished_is_not_run_again(
+async def test_an_id_that_is_live_or_recently_finished_does_not_run_again(
     valkey_url: str, redis: Redis, options: ClientOptions
 ) -> None:
     once = msgspec.structs.replace(options, idempotent_window_seconds=600)
@@ -192,7 +192,7 @@ async def test_an_id_that_is_live_or_lately_finished_is_not_run_again(
     assert redis.expiretime(f"request-submitted:{first.id}") == first.deadline + 600
 
 
-async def test_of_two_submissions_of_an_id_the_live_one_stands(
+async def test_of_two_submissions_of_an_id_the_live_one_is_kept(
     valkey_url: str, redis: Redis, options: ClientOptions, client: AsyncClient
 ) -> None:
     once = msgspec.structs.replace(options, idempotent_window_seconds=600)
@@ -248,7 +248,7 @@ async def test_a_large_payload_is_offloaded(valkey_url: str, redis: Redis, optio
     assert redis.expiretime(reference) == submission.deadline + 600
 
 
-async def test_the_current_trace_goes_with_the_request(
+async def test_the_current_trace_is_sent_with_the_request(
     client: AsyncClient, redis: Redis, options: ClientOptions
 ) -> None:
     with TracerProvider().get_tracer("test").start_as_current_span("submit") as span:

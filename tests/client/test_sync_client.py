@@ -55,7 +55,7 @@ def test_results_are_iterated_and_acknowledged(
         assert not client.cancel(submissions[0])
 
 
-def test_errors_come_through_and_closing_twice_is_fine(sync_client: Client) -> None:
+def test_errors_are_raised_and_a_second_close_has_no_effect(sync_client: Client) -> None:
     submission = sync_client.submit({"a": 1}, deadline=timedelta(minutes=1), has_own_results=True)
     with pytest.raises(NoResultYet):
         sync_client.wait(submission, within=0.02)

@@ -256,6 +256,6 @@ def test_the_oracle_rejects_what_go_rejects(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["10,001 levels", "a control character in a string", "two values"])
-def test_ours_names_what_it_rejects(name: str) -> None:
+def test_our_decoder_names_the_rejected_field(name: str) -> None:
     with pytest.raises(InvalidRequest):
         decode_member(REJECTED[name], "q")

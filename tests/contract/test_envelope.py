@@ -84,7 +84,7 @@ def test_a_broken_frame_is_named_and_its_id_read(member: bytes) -> None:
     assert (error.field, error.request_id) == ("envelope", "a")
 
 
-def test_an_invalid_body_in_an_envelope_still_knows_where_its_result_goes() -> None:
+def test_an_invalid_body_in_an_envelope_keeps_its_result_list() -> None:
     internal = b'{"request_token":"t","result_queue_name":"mine","payload_ref":"apart"}'
     for member in (
         enveloped(b'{"id":"a","deadline":0,"payload":{}}', internal),
@@ -105,7 +105,7 @@ def test_a_retry_count_that_is_made_up_does_no_harm(count: bytes) -> None:
     assert 0 <= attempt <= 1_000_000
 
 
-def test_a_wish_that_redis_would_refuse_is_an_invalid_request() -> None:
+def test_a_result_list_that_redis_would_refuse_is_an_invalid_request() -> None:
     error = refused(enveloped(BODY, b'{"result_ttl_seconds":-1}'))
     assert (error.field, error.request_id) == ("result_ttl_seconds", "a")
 
@@ -151,7 +151,7 @@ def test_a_score_that_follows_from_the_deadline_is_not_written() -> None:
     assert b'"original_score":7.0' in encode_retry(member, queue="q", attempt=1, score=7.0)
 
 
-def test_a_body_that_only_a_larger_limit_lets_in_can_be_retried() -> None:
+def test_a_body_above_the_default_limit_can_be_retried_under_a_larger_limit() -> None:
     member = b'{"id":"a","deadline":5,"payload":{"p":"' + b"x" * 10_000_000 + b'"}}'
     assert decode_member(member, "q", max_bytes=20_000_000).request.id == "a"
     assert len(encode_retry(member, queue="q", attempt=1, score=5.0)) > len(member)

@@ -29,14 +29,14 @@ def refused(headers: list[tuple[bytes, bytes]], body: bytes) -> InvalidEvent:
     return caught.value
 
 
-def test_binary_mode_leaves_the_data_as_it_came() -> None:
+def test_binary_mode_keeps_the_data_unchanged() -> None:
     headers = [(f"ce-{name}".encode(), value.encode()) for name, value in ATTRIBUTES.items()]
     event = decode_event([*headers, (b"ce-attempt", b"3"), (b"host", b"x")], b'{"a": 1.0 }')
     assert (event.id, event.source, event.type) == ("e", "/s", "t")
     assert (event.data, event.extensions) == (b'{"a": 1.0 }', {"attempt": "3"})
 
 
-def test_structured_mode_leaves_an_objects_bytes_as_they_came() -> None:
+def test_structured_mode_keeps_the_bytes_of_an_object_unchanged() -> None:
     body = structured()[:-1] + b', "data": { "a": 1.0 , "b":[ ]}}'
     assert decode_event(STRUCTURED, body).data == b'{ "a": 1.0 , "b":[ ]}'
 
@@ -51,7 +51,7 @@ def test_structured_mode_leaves_an_objects_bytes_as_they_came() -> None:
         ({"data_base64": base64.b64encode(b"\xff\x00").decode()}, b"\xff\x00"),
     ],
 )
-def test_structured_data_comes_in_several_forms(fields: dict[str, Any], data: bytes) -> None:
+def test_structured_data_may_have_several_forms(fields: dict[str, Any], data: bytes) -> None:
     assert decode_event(STRUCTURED, structured(**fields)).data == data
 
 

@@ -64,7 +64,7 @@ def starts(items: Any) -> set[int] | None:
 
 
 def faults(items: Any, *, inside: bool = False) -> Iterator[str]:
-    """Nested unbounded repeats, and adjacent ones that may begin alike; possessive ones cannot backtrack."""
+    """Nested unbounded repeats, and adjacent ones with a common first character; possessive ones cannot backtrack."""
     previous: tuple[Any, set[int] | None] | None = None
     for op, value in items:
         is_repeat = op in (codes.MAX_REPEAT, codes.MIN_REPEAT)

@@ -62,7 +62,7 @@ def test_any_other_deadline_is_refused_by_its_name(wire: bytes) -> None:
 
 
 @pytest.mark.parametrize("wire", [b"NaN", b"Infinity", b"01", b"+5", b"nope"])
-def test_what_json_does_not_know_is_no_deadline(wire: bytes) -> None:
+def test_a_value_outside_json_is_an_invalid_deadline(wire: bytes) -> None:
     error = refused(b'{"id":"a","payload":{},"deadline":' + wire + b"}")
     assert (error.field, error.request_id) == ("body", "a")
 
@@ -110,7 +110,7 @@ def test_errors_name_the_field_and_a_readable_id(wire: bytes, field: str, reques
 
 
 def test_an_error_never_repeats_what_the_client_sent() -> None:
-    """Errors end in logs and results; a payload ends in neither."""
+    """Errors are shown in logs and results, so they must not contain the payload."""
     for wire in (body(payload="CANARY"), body(deadline="CANARY"), body(metadata={"CANARY": 1}), b'"CANARY'):
         assert "CANARY" not in str(refused(wire))
 
@@ -122,7 +122,7 @@ def test_a_body_is_as_large_as_the_limit_and_no_larger() -> None:
     assert (error.field, error.request_id) == ("body", "r-1")
 
 
-def test_a_body_of_ten_megabytes_goes_through_and_a_larger_one_does_not() -> None:
+def test_a_body_of_ten_megabytes_is_accepted_and_a_larger_one_is_refused() -> None:
     head, tail = b'{"id":"a","deadline":5,"payload":{"p":"', b'"}}'
     for size, is_accepted in ((10_000_000, True), (10_000_001, False)):
         wire = head + b"x" * (size - len(head) - len(tail)) + tail
@@ -168,7 +168,7 @@ def test_an_expiry_that_redis_would_not_take_is_refused(seconds: int) -> None:
     assert (error.field, error.request_id) == ("result_ttl_seconds", "r-1")
 
 
-def test_what_the_transport_knows_wins_over_the_body() -> None:
+def test_values_of_the_transport_win_over_the_body() -> None:
     wire = body(metadata={"a": "body", "b": "body"}, result_queue_name="mine")
     request = decode_body(wire, extra_metadata={"a": "attribute"}, result_queue_name="theirs", attempt=3)
     assert request.metadata == {"a": "attribute", "b": "body"}

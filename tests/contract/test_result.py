@@ -50,7 +50,9 @@ def test_any_body_gives_one_valid_record(body: bytes, request_id: str, status: i
 
 
 @given(request_id=TEXT, token=TEXT, message=TEXT, code=st.sampled_from(ErrorCode))
-def test_a_result_comes_back_as_it_went(request_id: str, token: str, message: str, code: ErrorCode) -> None:
+def test_a_result_is_unchanged_after_encoding_and_decoding(
+    request_id: str, token: str, message: str, code: ErrorCode
+) -> None:
     result = error_result(request_id, token, code, message)
     assert decode_result(encode_result(result)) == result
 
@@ -75,7 +77,7 @@ def test_an_invalid_result_raises(wire: bytes) -> None:
         payload=TEXT,
     )
 )
-def test_a_retry_answer_comes_back_as_it_went(answer: RetryAnswer) -> None:
+def test_a_retry_answer_is_unchanged_after_encoding_and_decoding(answer: RetryAnswer) -> None:
     assert decode_retry_answer(encode_retry_answer(answer)) == answer
 
 

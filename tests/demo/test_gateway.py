@@ -73,7 +73,7 @@ def test_it_completes_as_openai_does(url: str) -> None:
     assert httpx.get(f"{url}/v1/models").json()["data"][0]["object"] == "model"
 
 
-def test_a_status_comes_as_often_as_asked_for_and_then_an_answer(url: str) -> None:
+def test_a_simulated_status_is_sent_as_often_as_requested_and_then_an_answer(url: str) -> None:
     answers = [complete(url, key="twice", status=429, retry_after="3", times=2) for _ in range(3)]
 
     assert [answer.status_code for answer in answers] == [429, 429, 200]
@@ -93,7 +93,7 @@ def test_a_hang_hangs(url: str, fault: str) -> None:
         httpx.post(f"{url}/v1/completions", json=payload, timeout=0.3)
 
 
-def test_odd_answers_are_as_odd_as_asked_for(url: str) -> None:
+def test_odd_answers_have_the_requested_oddity(url: str) -> None:
     assert complete(url, fault="redirect").status_code == 302
     assert complete(url, fault="empty").content == b""
     assert b"\xff" in complete(url, fault="invalid_utf8").content
@@ -142,7 +142,7 @@ async def test_real_time_traffic_evicts_sheddable_requests(url: str) -> None:
         assert (await queued).headers["x-llm-d-request-dropped-reason"].startswith("evicted")
 
 
-def test_faults_come_by_rate_and_unknown_ones_are_refused(url: str) -> None:
+def test_faults_follow_their_rates_and_unknown_faults_are_refused(url: str) -> None:
     assert httpx.post(f"{url}/simulate/faults", json={"503": 1.0}).status_code == 200
     assert complete(url).status_code == 503
     assert httpx.post(f"{url}/simulate/faults", json={"nonsense": 1.0}).status_code == 400

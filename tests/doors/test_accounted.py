@@ -118,7 +118,7 @@ async def test_what_the_poller_counts_is_not_counted_again_but_the_delivery_is()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, TimeoutError])
-async def test_what_breaks_on_the_way_does_not_stay_in_flight(error: type[Exception]) -> None:
+async def test_a_failed_delivery_does_not_stay_in_flight(error: type[Exception]) -> None:
     metrics = Metrics()
     queue, door = metrics.of_queue("sub", "sub", "default"), DoorMetrics(metrics, "dispatch")
 

@@ -54,7 +54,7 @@ async def test_a_final_outcome_is_settled_without_a_call() -> None:
     assert (forwarded, door.settled) == ([], [("context", FINAL)])
 
 
-async def test_an_answer_at_once_ends_the_walk() -> None:
+async def test_an_immediate_answer_skips_the_forward() -> None:
     door = Scripted(Answer(400))
     answer, forwarded = await walked(door)
     assert (answer.status_code, forwarded, door.settled) == (400, [], [])

@@ -156,7 +156,7 @@ async def test_a_slow_client_is_cut_off() -> None:
     assert (response.status_code, response.headers["connection"], rig.walked) == (408, "close", [])
 
 
-async def test_a_client_that_goes_away_in_the_middle_is_no_delivery() -> None:
+async def test_a_client_that_disconnects_inside_the_body_makes_no_delivery() -> None:
     rig = Rig()
     response = await rig.respond(b"x", then="go")
     assert (response.status_code, rig.walked) == (400, [])

@@ -57,7 +57,7 @@ async def test_a_tenant_beyond_ascii_is_utf8_on_the_wire(gateway: Gateway, serve
     assert ": Zoë 團\r\n".encode() in received.head
 
 
-async def test_f8_what_a_stalled_loop_would_send_too_late_is_not_sent(
+async def test_f8_a_request_that_a_stalled_loop_would_send_too_late_is_not_sent(
     gateway: Gateway, server: RawHttp
 ) -> None:
     """I9: the stall, as that of a stopped process, falls between the call and the write."""
@@ -235,7 +235,7 @@ async def test_a_body_of_exactly_the_limit_is_whole(gateway: Gateway, server: Ra
     assert (await sent(gateway, server)).body == b"x" * LIMIT
 
 
-async def test_a_binary_body_comes_through(gateway: Gateway, server: RawHttp) -> None:
+async def test_a_binary_body_is_unchanged(gateway: Gateway, server: RawHttp) -> None:
     server.reply(answer(200, b"\xff\xfe\x00\r\n\r\n"))
     assert (await sent(gateway, server)).body == b"\xff\xfe\x00\r\n\r\n"
 
@@ -270,7 +270,7 @@ async def test_a_certificate_of_our_own_ca_is_trusted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["unknown CA", "expired", "for another host", "no TLS at all"])
-async def test_what_tls_does_not_prove_gets_no_request(tmp_path: Path, case: str) -> None:
+async def test_a_server_without_a_trusted_certificate_gets_no_request(tmp_path: Path, case: str) -> None:
     """F47: refused, with a name, and never tried in the clear."""
     address = "127.0.0.9" if case == "for another host" else "127.0.0.1"
     certificate = self_signed(tmp_path, address, is_expired=case == "expired")

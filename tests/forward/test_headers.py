@@ -107,7 +107,7 @@ def test_only_listed_names_pass_whatever_the_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["x-note", "x-team-name", "x-api-key", "x-gateway-priority", "cookie"])
-def test_the_operator_may_list_any_name_but_what_frames_and_routes_a_message(name: str) -> None:
+def test_the_operator_may_list_any_header_except_framing_and_routing(name: str) -> None:
     listed = (*DEFAULT_HEADERS, name)
     assert allowed_headers({name.upper(): "1"}, listed) == {name: "1"}
     assert (
@@ -123,7 +123,7 @@ def test_a_pattern_does_not_list_credentials_identity_or_routing(name: str) -> N
 
 
 @pytest.mark.parametrize("name", sorted(NEVER))
-def test_what_frames_a_message_passes_in_no_way(name: str) -> None:
+def test_framing_headers_are_never_forwarded(name: str) -> None:
     assert allowed_headers({name: "1"}, [name, "*"]) == {}
 
 

@@ -63,7 +63,7 @@ def test_no_row_of_the_table_hides_behind_a_wider_one() -> None:
     assert hidden == []
 
 
-def test_an_answer_that_cannot_be_used_is_no_failure_to_be_tried_again() -> None:
+def test_an_unusable_answer_is_not_retried() -> None:
     assert not issubclass(UnusableResponse, FAILURES)
 
 

@@ -59,7 +59,7 @@ def _text(part: Message) -> str:
     return payload.decode()
 
 
-def test_the_uri_is_the_forms_url_and_the_other_fields_go_along() -> None:
+def test_the_uri_becomes_the_url_of_the_form_and_the_other_fields_are_kept() -> None:
     body = TRANSFORM.body(
         request(gcs_uri="gs://bucket/a.wav", model="m", temperature=0.5, options={"a": [1]}, stream=False)
     )
@@ -116,7 +116,7 @@ def test_a_fields_name_cannot_begin_a_field_of_its_own() -> None:
     ],
     ids=["no provider", "another provider", "no uri", "empty", "null", "no payload"],
 )
-def test_other_requests_are_left_alone(left_alone: Request) -> None:
+def test_other_requests_are_unchanged(left_alone: Request) -> None:
     assert TRANSFORM.body(left_alone) is None
 
 
@@ -133,7 +133,7 @@ def test_other_requests_are_left_alone(left_alone: Request) -> None:
         ({"gcs_uri": "https://[s/x?Expires=2000000001"}, "payload.gcs_uri"),
     ],
 )
-def test_what_can_never_work_is_refused(payload: dict[str, Any], field: str) -> None:
+def test_a_form_that_cannot_work_is_refused(payload: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         TRANSFORM.body(request(**payload))
     assert caught.value.field == field
@@ -161,7 +161,7 @@ def test_a_url_that_outlives_the_deadline_is_sent(uri: str) -> None:
         max_size=5,
     )
 )
-def test_any_text_comes_through_a_form(fields: dict[str, str]) -> None:
+def test_any_text_is_unchanged_in_a_form(fields: dict[str, str]) -> None:
     body = TRANSFORM.body(request(payload={**fields, "gcs_uri": "gs://b/x"}))
     assert body is not None
     others = {name: value for name, value in fields.items() if name != "gcs_uri"}
@@ -215,7 +215,7 @@ async def test_the_gateway_gets_the_form_and_a_refusal_is_a_final_result() -> No
         ),
     ],
 )
-def test_a_file_that_makes_no_sense_stops_the_start(entries: str, setting: str) -> None:
+def test_an_invalid_file_stops_the_start(entries: str, setting: str) -> None:
     with pytest.raises(InvalidSetting, match=setting):
         parse_config_file(f"requestTransforms: {entries}")
 

@@ -154,7 +154,7 @@ events = st.tuples(
 
 
 @given(st.lists(events, max_size=200), st.floats(1, 4), st.floats(4, 64))
-def test_a_window_stays_within_its_bounds_whatever_comes(
+def test_a_window_stays_within_its_bounds_whatever_the_responses(
     steps: list[tuple[str, int, float, float]], least: float, most: float
 ) -> None:
     found = windows(min_window=least, max_window=most, increase=3)

@@ -48,7 +48,7 @@ def test_an_idle_pool_gets_all_its_slots(slots: int) -> None:
 
 
 @given(SLOTS, st.sampled_from([0.0, -0.5, math.nan]))
-def test_a_closed_gate_lets_nothing_start(slots: int, part: float) -> None:
+def test_a_closed_gate_admits_no_request(slots: int, part: float) -> None:
     for headroom in (None, 0.0, -0.5):
         pool = Pool(slots, Share(part, headroom, at=1_000_000.0))
         assert pool.allowance.room() == 0
@@ -122,7 +122,7 @@ def test_idle_time_saves_up_nothing_for_later() -> None:
     assert pool.allowance.room() == 0
 
 
-def test_headroom_comes_on_top_of_what_the_reading_counted() -> None:
+def test_headroom_is_added_to_the_slots_that_the_reading_counted() -> None:
     pool = Pool(10, Share(0.3, headroom=0.3, at=1_000_000.0))
     pool.allowance.started(pool.allowance.room())
     assert pool.allowance.in_use == 3
@@ -147,7 +147,7 @@ def test_with_headroom_what_finishes_is_replaced_between_readings() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 3), st.integers(-5, 5)), max_size=300), PARTS)
-def test_headroom_never_passes_the_pool_nor_its_reading(steps: list[tuple[float, int]], part: float) -> None:
+def test_headroom_never_exceeds_the_pool_or_its_reading(steps: list[tuple[float, int]], part: float) -> None:
     pool = Pool(20, Share(part, headroom=part, at=1_000_000.0), lag=4)
     history = [(pool.clock.now, 0)]
     for seconds, change in steps:
@@ -182,7 +182,7 @@ def test_a_negative_headroom_does_not_replace_finished_requests_above_the_share(
 
 
 @pytest.mark.parametrize(("is_headroom", "least", "most"), [(True, 0.9, 1.0), (False, 0.4, 0.7)])
-def test_how_much_of_the_idle_places_a_metric_that_counts_ourselves_lets_us_use(
+def test_how_many_idle_slots_are_used_if_the_metric_counts_queued_requests(
     is_headroom: bool, least: float, most: float
 ) -> None:
     """A pool of 100 places, 30 of them busy otherwise; closes at 0.95, read every 5 s, 5 s late."""
@@ -235,7 +235,7 @@ def test_slots_that_the_gateway_took_back_are_not_filled_again() -> None:
 
 
 @given(st.integers(-50, 500), st.sampled_from([0.0, 0.25, 0.5]), st.integers(2, 12))
-def test_the_parts_of_all_pollers_add_up_to_whole_slots(whole: int, fraction: float, pollers: int) -> None:
+def test_the_shares_of_all_pollers_add_up_to_whole_slots(whole: int, fraction: float, pollers: int) -> None:
     parts = [ProcessShare(place, pollers).of(whole + fraction) for place in range(pollers)]
     assert sum(parts) == (whole or fraction), "less than one slot is for one of them"
     assert max(parts) - min(parts) <= 1
@@ -261,7 +261,7 @@ def test_a_poller_waits_for_its_part_while_others_still_use_it() -> None:
     assert allowance.room() == 5
 
 
-def test_a_poller_that_does_not_know_its_part_yet_starts_nothing() -> None:
+def test_a_poller_without_a_known_share_starts_no_request() -> None:
     for shares in ((), (Share(1.0),), (Share(1.0, headroom=1.0),)):
         unknown = ProcessShare(is_known=False)
         assert Allowance(10, lambda: shares, own_share=lambda: unknown).room() == 0  # noqa: B023 - used at once
@@ -291,7 +291,7 @@ def test_slots_in_use_stay_counted_when_the_limits_change() -> None:
     assert pool.allowance.room() == 1
 
 
-def test_a_headroom_that_comes_later_grows_from_the_slots_in_use() -> None:
+def test_a_later_headroom_is_added_to_the_slots_in_use() -> None:
     pool = Pool(10, Share(1.0))
     pool.allowance.started(5)
     pool.allowance.change(10, lambda: (Share(0.0, headroom=0.2, at=1_000_000.0, lag_seconds=0.0),))

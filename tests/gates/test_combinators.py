@@ -63,7 +63,7 @@ async def never(until_at: float) -> bool:
     raise AssertionError("nobody waits here")
 
 
-async def test_all_go_together_and_are_released_together_in_reverse() -> None:
+async def test_later_gates_see_labels_of_earlier_ones_and_release_in_reverse() -> None:
     events: list[str] = []
     gates = [Recorded("a", Go(labels={"classification": "reserved"}), events), Recorded("b", Go(), events)]
     verdict = await admit_all(gates, request(labels={"tier": "batch"}))
@@ -173,7 +173,7 @@ async def test_classification_and_tier_decide_while_the_pool_is_saturated(
 
 
 @pytest.mark.parametrize("labels", [{}, {"classification": "overflow", "tier": "interactive"}])
-async def test_everyone_goes_while_the_pool_is_not_saturated(
+async def test_all_requests_are_admitted_while_the_pool_is_not_saturated(
     from_pages: GateSources, exporter: Exporter, labels: Mapping[str, str]
 ) -> None:
     params = {"saturation_gate": "endpoint-scrape", "saturation_gate_params": publishes(exporter, 1.0)}

@@ -90,7 +90,7 @@ async def test_more_than_may_be_held_are_refused_at_once() -> None:
     await waiting_room.aclose()
 
 
-async def test_of_those_that_are_held_the_earliest_deadline_goes_first() -> None:
+async def test_of_several_held_requests_the_earliest_deadline_is_sent_first() -> None:
     waiting_room = WaitingRoom([], slots=1)
     first = await entered(waiting_room)
     order: list[str] = []
@@ -144,7 +144,7 @@ async def test_a_full_admission_gate_holds_without_holding_a_slot() -> None:
     await waiting_room.aclose()
 
 
-async def test_whatever_becomes_of_them_no_slot_is_lost_nor_used_twice() -> None:
+async def test_no_slot_is_lost_or_used_twice_whatever_the_outcome() -> None:
     """Requests that finish, give up or are cancelled at any moment, while the gate opens and closes."""
     rng = random.Random(7)
     switch = Switch(1.0)
@@ -180,7 +180,7 @@ async def test_whatever_becomes_of_them_no_slot_is_lost_nor_used_twice() -> None
 
 
 @pytest.mark.parametrize("steps", range(10))
-async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_to_the_next(steps: int) -> None:
+async def test_a_slot_granted_during_a_cancellation_is_passed_on(steps: int) -> None:
     waiting_room = WaitingRoom([], slots=1)
     first = await entered(waiting_room)
     cancelled = asyncio.create_task(entered(waiting_room, "cancelled"))

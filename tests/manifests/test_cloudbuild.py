@@ -192,7 +192,7 @@ def test_lint_and_test_run_what_the_makefile_runs(build: dict[str, Any]) -> None
             assert command.strip() in step(build, step_id)["args"][-1], command
 
 
-def test_packages_for_the_checks_come_from_the_lock_files(build: dict[str, Any]) -> None:
+def test_packages_for_the_checks_are_those_of_the_lock_files(build: dict[str, Any]) -> None:
     installs = [
         line
         for step_id in ("environment", "lint", "test")

@@ -49,7 +49,7 @@ def commands(guide: str) -> list[str]:
 
 
 @pytest.mark.parametrize("guide", ["keda/README.md", "knative/README.md"])
-def test_a_guide_goes_the_whole_way(guide: str) -> None:
+def test_a_guide_has_all_steps(guide: str) -> None:
     assert re.findall(r"^## (.+)$", (ROOT / guide).read_text(), re.M) == SECTIONS
 
 
@@ -62,7 +62,7 @@ def test_shell_blocks_are_sound(guide: str) -> None:
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_render_commands_run_as_written(guide: str, tmp_path: Path) -> None:
-    """From the top of a clone, with what they redirect put elsewhere."""
+    """Run from the top of a clone; redirected output goes to another folder."""
     path = f"{Path(kubectls()[0]).parent}:/usr/bin:/bin"
     for command in commands(guide):
         if command.startswith("kubectl kustomize"):

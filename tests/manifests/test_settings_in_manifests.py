@@ -24,7 +24,7 @@ KNOWN = {name.upper(): name for name in Environment.__struct_fields__}
 DEFAULTS = Environment()
 # Read by kustomize, or by the manifests themselves.
 NOT_FOR_THE_APP = {"IMAGE", "GOOGLE_SERVICE_ACCOUNT", "POD_NAMESPACE"}
-# A deployment's own: what the code assumes without them fits a laptop, or nobody.
+# Values of a deployment; the defaults in the code suit a laptop, or no deployment at all.
 OWN_VALUES = NOT_FOR_THE_APP | {
     *(
         "REDIS_URL",

@@ -53,7 +53,7 @@ def running(
 
 
 def answer_of(url: str, host: str = "") -> int:
-    """The status of one request, for `host` where that is given; 0 where nobody listens."""
+    """The status of one request, with the header `host` if given; 0 if no server listens."""
     request = urllib.request.Request(url, headers={"Host": host} if host else {})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:

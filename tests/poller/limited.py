@@ -1,4 +1,4 @@
-"""A poller with little memory, and what it makes of large requests and answers."""
+"""A poller with little memory, and how it handles large requests and answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.waiting import wait_until_async
 from tests.way.breakable import QUEUE, RESULTS
 
 MEMORY_LIMIT = 600 * 2**20
-"""Bytes of address space, from which a poller derives a budget of 117 MB for what it holds."""
+"""Bytes of address space, from which a poller derives a byte budget of 117 MB."""
 _LIMITED = f"""
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({MEMORY_LIMIT}, {MEMORY_LIMIT}))

@@ -93,7 +93,7 @@ async def test_a_settlement_of_a_stale_owner_is_refused_and_reported(store: Redi
     assert await rig.result_count() == 0
 
 
-async def test_while_redis_does_not_answer_nothing_is_given_up(valkey: Valkey, store: Redis) -> None:
+async def test_while_redis_does_not_answer_no_settlement_is_dropped(valkey: Valkey, store: Redis) -> None:
     impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig = Rig(impatient)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(20)))
@@ -108,7 +108,7 @@ async def test_while_redis_does_not_answer_nothing_is_given_up(valkey: Valkey, s
     await impatient.aclose()
 
 
-async def test_large_results_go_in_several_commands(store: Redis) -> None:
+async def test_large_results_are_sent_in_several_commands(store: Redis) -> None:
     """A server disconnects a client that sends a gigabyte in one command, so nothing would ever be recorded."""
     rig = Rig(store)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(10)))
@@ -124,7 +124,7 @@ async def test_large_results_go_in_several_commands(store: Redis) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 256, 700])
-async def test_a_burst_goes_in_few_round_trips(store: Redis, count: int) -> None:
+async def test_a_burst_takes_few_round_trips(store: Redis, count: int) -> None:
     rig = Rig(store)
     claims = await rig.claimed(*(body(f"r-{n}") for n in range(count)))
     for claim in claims:

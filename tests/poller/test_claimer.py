@@ -168,7 +168,7 @@ async def test_an_idle_pool_stops_at_once(store: Redis) -> None:
     await asyncio.wait_for(claiming, IN_TIME)
 
 
-async def test_it_waits_for_redis_with_patience_and_recovers_by_itself(valkey: Valkey, store: Redis) -> None:
+async def test_it_waits_for_redis_with_backoff_and_recovers_by_itself(valkey: Valkey, store: Redis) -> None:
     impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig = Rig(impatient)
     pool = claimer_of(rig, slots=2)
@@ -277,7 +277,7 @@ async def test_retries_take_half_of_the_slots_while_other_requests_wait(store: R
     assert order[:4] == [0, 1, 2, 3]
 
 
-async def test_retries_take_every_slot_where_nothing_else_waits(store: Redis) -> None:
+async def test_retries_use_all_slots_if_no_other_request_waits(store: Redis) -> None:
     handler = Counting()
     rig = Rig(store, handler)
     pool = claimer_of(rig, slots=8)

@@ -78,7 +78,7 @@ async def test_a_request_that_is_not_sent_is_final_once_without_a_call(
     assert value(rig, "dispatched_requests_total") == 0
 
 
-async def test_a_retry_that_could_only_come_too_late_is_a_final_result(store: Redis) -> None:
+async def test_a_retry_that_does_not_fit_before_the_deadline_is_a_final_result(store: Redis) -> None:
     async def busy(_request: Request) -> Outcome:
         return Retry(7_200.0, "rejected")
 
@@ -130,7 +130,7 @@ async def test_a_settlement_that_came_too_late_is_a_lost_lease(store: Redis) -> 
     assert value(rig, "result_publish_time_millis_count") == 0
 
 
-async def test_a_look_counts_by_time_left_and_finds_the_oldest(store: Redis) -> None:
+async def test_depths_are_counted_by_time_left_and_include_the_oldest(store: Redis) -> None:
     rig = Rig(store)
     now = time.time()
     await rig.submit(body("late", created=now - 600), score=now - 10)

@@ -178,7 +178,7 @@ async def test_the_platforms_own_answers_are_no_attempt(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405])
-async def test_a_door_that_does_not_let_us_in_is_asked_less_often(
+async def test_a_door_that_refuses_the_poller_is_called_less_often(
     dispatcher: HttpDispatcher, server: RawHttp, status: int
 ) -> None:
     server.reply(answer(status))
@@ -191,7 +191,7 @@ async def test_a_door_that_does_not_let_us_in_is_asked_less_often(
     ("status", "setting"),
     [(401, "DISPATCH_TOKEN"), (403, "DISPATCH_TOKEN"), (404, "HANDLER_URL"), (405, "HANDLER_URL")],
 )
-async def test_a_refused_poller_logs_the_status_and_the_setting_to_mend_once_a_minute(
+async def test_a_refused_poller_logs_the_status_and_the_setting_to_correct_once_a_minute(
     gateway: Gateway, server: RawHttp, status: int, setting: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusals = RareWarning(get_logger("poller"), "handler refused the poller", clock=lambda: 0.0)
@@ -263,7 +263,7 @@ OUTCOMES = st.builds(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(outcome=OUTCOMES)
-async def test_an_outcome_comes_through_door_and_wire_as_it_was(
+async def test_an_outcome_is_unchanged_after_door_and_wire(
     dispatcher: HttpDispatcher, server: RawHttp, outcome: Outcome
 ) -> None:
     """The poller settles the handler's outcome unchanged."""

@@ -100,12 +100,12 @@ async def test_the_very_same_body_does_not_run_again_once_it_is_finished(store: 
 
 
 async def test_the_same_id_in_another_queue_is_another_request(store: Redis) -> None:
-    """Two teams name tsuccessor requests alike; each has its own result."""
-    ours, tsuccessors = rig_of(store), rig_of(store, name=f"{QUEUE}:b")
+    """Two teams use the same id; each gets its own result."""
+    ours, others = rig_of(store), rig_of(store, name=f"{QUEUE}:b")
     for number in range(3):
-        for rig in (ours, tsuccessors):
+        for rig in (ours, others):
             await carried(rig, json.dumps({**json.loads(body("a")), "id": f"job-{number}"}).encode())
-    assert (len(ours.dispatched), len(tsuccessors.dispatched), await ours.result_count()) == (3, 3, 6)
+    assert (len(ours.dispatched), len(others.dispatched), await ours.result_count()) == (3, 3, 6)
 
 
 async def test_equal_bodies_do_not_run_at_the_same_time(store: Redis) -> None:

@@ -183,7 +183,7 @@ async def test_a_claim_that_another_took_is_given_up_and_its_work_cancelled(stor
     assert await store.hget(f"{QUEUE}:claim-owners", claims[0].claim_key.decode()) == b"another"
 
 
-async def test_with_nothing_held_nothing_is_asked(store: Redis) -> None:
+async def test_without_claims_no_command_is_sent(store: Redis) -> None:
     rig = Rig(store)
     before = (await store.info("stats"))["total_commands_processed"]
     await LeaseRenewal(table_of(rig), 30.0).tick()

@@ -71,13 +71,13 @@ def test_random_robin_gives_each_queue_an_equal_part() -> None:
     assert got == {"a": 3, "b": 3, "c": 3}
 
 
-def test_random_robin_gives_what_one_queue_leaves_to_the_others() -> None:
+def test_random_robin_gives_unused_slots_of_one_queue_to_the_others() -> None:
     merge = RandomRobin(random.Random(1))
     got = claimed(merge, [Candidate(name) for name in "abc"], Counter(a=100, b=1), 9, now=0)
     assert got == {"a": 8, "b": 1, "c": 0}
 
 
-def test_random_robin_prefers_no_queue_when_slots_come_one_at_a_time() -> None:
+def test_random_robin_prefers_no_queue_if_slots_become_free_one_by_one() -> None:
     merge = RandomRobin(random.Random(1))
     total: Counter[str] = Counter()
     for _ in range(3_000):
@@ -85,7 +85,7 @@ def test_random_robin_prefers_no_queue_when_slots_come_one_at_a_time() -> None:
     assert all(900 < total[name] < 1_100 for name in "abc")
 
 
-def test_a_lower_lane_gets_what_the_lanes_above_leave() -> None:
+def test_a_lower_lane_gets_the_slots_that_higher_lanes_leave() -> None:
     candidates = [Candidate("batch", 5), Candidate("now", 0), Candidate("later", 1)]
     got = claimed(TierPriority(), candidates, Counter(batch=100, now=3, later=2), 8, now=0)
     assert got == {"now": 3, "later": 2, "batch": 3}
@@ -118,7 +118,7 @@ def test_queues_within_a_lane_take_turns() -> None:
     assert order == ["a", "b", "c", "a", "b", "c"]
 
 
-def test_a_queue_whose_gate_has_no_room_is_not_asked() -> None:
+def test_a_queue_whose_gate_has_no_room_is_not_polled() -> None:
     for merge in (RandomRobin(), TierPriority()):
         turns = merge.turns([Candidate("a", room=0), Candidate("b", room=2)], 5, now=0)
         assert [(turn.queue, turn.most) for turn in turns] == [("b", 2)]

@@ -78,7 +78,7 @@ async def test_a_look_names_the_queues_that_have_requests(store: Redis, filled: 
     assert await existing(store, [f"q-{n}" for n in range(2_000)]) == filled
 
 
-async def test_an_idle_pool_of_many_queues_asks_no_queue_by_itself(store: Redis) -> None:
+async def test_an_idle_pool_of_many_queues_polls_no_single_queue(store: Redis) -> None:
     scans = Scans()
     watch = QueueWatch(scans, LOG, poll_interval_seconds=0.001)
     rigs = [Rig(store, name=f"q-{n}") for n in range(20)]
@@ -114,7 +114,7 @@ async def test_dormant_queues_are_built_at_their_first_request(store: Redis) -> 
     assert built == ["q-1"]
 
 
-async def test_after_a_long_silence_looks_are_rare_and_a_request_makes_them_frequent_again() -> None:
+async def test_after_a_long_silence_polls_are_rare_until_a_request_arrives() -> None:
     clock, scans = Clock(), Scans()
     pauses: list[float] = []
 
@@ -138,7 +138,7 @@ async def test_after_a_long_silence_looks_are_rare_and_a_request_makes_them_freq
         assert not watch.is_silent
 
 
-async def test_keys_are_empty_once_a_look_after_the_silence_found_none_of_them() -> None:
+async def test_keys_are_empty_once_a_poll_after_the_silence_found_none_of_them() -> None:
     clock, scans = Clock(), Scans()
 
     async def no_promotion() -> int:
@@ -174,7 +174,7 @@ async def test_keys_are_empty_once_a_look_after_the_silence_found_none_of_them()
         waiting.cancel()
 
 
-async def test_a_silent_poller_sends_one_command_for_all_looks_of_a_canceller_and_a_watch(
+async def test_a_silent_poller_sends_one_command_for_all_polls_of_canceller_and_watch(
     store: Redis,
 ) -> None:
     """Every poll is one EXISTS, and the list of cancellations is not read while all queues are empty."""
@@ -204,7 +204,7 @@ async def test_a_silent_poller_sends_one_command_for_all_looks_of_a_canceller_an
     assert called["exists"] <= 20
 
 
-async def test_the_pause_between_looks_grows_with_the_number_of_queues() -> None:
+async def test_the_pause_between_polls_grows_with_the_number_of_queues() -> None:
     scans = Scans()
     pauses: list[float] = []
 

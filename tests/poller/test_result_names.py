@@ -192,7 +192,7 @@ def test_no_request_names_a_key_that_holds_something_else(route: ResultRoute, na
         assert route.name(named, "a", is_resolved=is_resolved) == RESULTS
 
 
-def test_a_wish_that_does_not_count_does_no_harm() -> None:
+def test_an_ignored_result_list_does_no_harm() -> None:
     route = ResultRoute("queues", None, RESULTS, may_name=TEAMS)
     assert taken(route, "another") == "queues"
 

@@ -183,7 +183,7 @@ def test_an_error_is_never_offloaded() -> None:
     assert ack.stored is None
 
 
-def test_a_result_has_details_only_where_they_are_asked_for() -> None:
+def test_a_result_has_details_only_if_they_are_enabled() -> None:
     for has_details in (False, True):
         route = ResultRoute("", None, "result-list", has_details=has_details)
         result = decode_result(acked(settled(ANSWER, route, retry_count=4)).result)
@@ -200,7 +200,7 @@ def test_a_result_has_details_only_where_they_are_asked_for() -> None:
     ],
     ids=["no answer", "last answer", "lost", "not sent"],
 )
-def test_a_retry_that_comes_too_late_counts_the_attempt_that_it_was(
+def test_a_retry_after_the_deadline_counts_its_attempt(
     retry: Retry, attempts: int, seconds: float | None
 ) -> None:
     route = ResultRoute("", None, "result-list", has_details=True)
@@ -236,7 +236,7 @@ def test_no_retry_comes_after_the_deadline(delay: float, left: float) -> None:
     assert isinstance(settlement, Nack) is (NOW + delay < envelope.request.deadline)
 
 
-def test_a_retry_that_would_come_too_late_ends_with_the_last_response_or_without_one() -> None:
+def test_a_retry_after_the_deadline_ends_with_the_last_response_or_without_one() -> None:
     last = Retry(1_000.0, "unavailable", LastResponse(503, b"busy"))
     result = decode_result(acked(settled(last)).result)
     assert (result.status_code, result.payload) == (503, "busy")
@@ -256,7 +256,7 @@ def invalid(request_id: str) -> InvalidRequest:
     )
 
 
-def test_an_invalid_request_with_an_id_gets_a_result_where_it_wished() -> None:
+def test_an_invalid_request_with_an_id_gets_its_result_in_the_list_that_it_names() -> None:
     claim, _ = claim_of()
     ack = refuse(claim, invalid("a"), PLAIN, NOW)
     result = decode_result(ack.result)

@@ -108,7 +108,7 @@ async def test_an_expired_request_gets_a_result_and_is_not_sent(store: Redis) ->
     assert rig.dispatched == []
 
 
-async def test_a_request_gives_itself_no_label_that_ranks_it(store: Redis) -> None:
+async def test_a_request_cannot_set_labels_of_priority(store: Redis) -> None:
     rig = Rig(store, labels={"lane": "batch"}, withheld_labels=frozenset({"classification", "tier", "lane"}))
     internal = (
         b'{"labels":{"classification":"reserved","tier":"interactive","lane":"interactive","team":"x"}}'

@@ -135,7 +135,7 @@ def test_dead_letters_are_pushed_to_the_door_and_kept_but_not_those_of_the_door(
         ({"request_subscription": "x"}, "subscription"),
     ],
 )
-def test_a_wrong_option_is_named(changed: dict[str, Any], setting: str) -> None:
+def test_an_invalid_option_is_named(changed: dict[str, Any], setting: str) -> None:
     with pytest.raises(InvalidSetting) as raised:
         layout(replace(OPTIONS, **changed))
     assert raised.value.setting == setting
@@ -233,7 +233,7 @@ async def test_changed_options_are_updated_and_fields_of_others_stay(
     assert kept["labels"] == {"team": "a"}
 
 
-async def test_a_resource_that_exists_or_is_gone_meanwhile_is_no_error(
+async def test_a_resource_that_was_created_or_deleted_in_the_meantime_is_not_an_error(
     channel: PubSubChannel, wanted: LayoutOptions
 ) -> None:
     changes = await plan_set_up(channel, layout(wanted))

@@ -326,7 +326,7 @@ async def test_close_ends_after_the_grace_period() -> None:
             assert isinstance(outcome, PublishFailed)
 
 
-async def test_callers_that_went_away_are_not_published_and_nothing_is_kept() -> None:
+async def test_publishes_of_cancelled_callers_are_not_sent_or_kept() -> None:
     async with (
         running_broker() as broker,
         PubSubChannel(at(broker.host)) as channel,

@@ -75,7 +75,7 @@ async def test_a_lease_is_the_subscriptions_and_is_extended(channel: PubSubChann
     assert await puller.receive(1) == []
 
 
-async def test_many_acknowledgements_go_in_calls_that_the_service_takes() -> None:
+async def test_many_acknowledgements_are_sent_in_calls_that_the_service_accepts() -> None:
     async with (
         running_broker() as broker,
         PubSubChannel(PubSubOptions(project_id="proj", emulator_host=broker.host)) as counted,

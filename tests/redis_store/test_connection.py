@@ -153,7 +153,7 @@ async def test_each_received_part_of_a_reply_restarts_the_time_limit(
     await server.wait_closed()
 
 
-async def test_large_values_go_and_come_whole(valkey: Valkey) -> None:
+async def test_large_values_are_stored_and_read_completely(valkey: Valkey) -> None:
     redis = connect(RedisOptions(valkey.url))
     for size in (0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 5_000_000):
         value = bytes(range(256)) * (size // 256 + 1)

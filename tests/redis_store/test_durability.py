@@ -72,7 +72,7 @@ async def test_f20_with_every_write_synced_nothing_is_lost(server: Server) -> No
 
 
 @pytest.mark.parametrize("server", [("--appendonly", "yes", "--appendfsync", "everysec")], indirect=True)
-async def test_f22_synced_each_second_a_killed_server_loses_nothing_a_cut_power_line_the_end(
+async def test_f22_with_a_sync_each_second_a_kill_loses_nothing_and_a_power_cut_loses_the_end(
     server: Server,
 ) -> None:
     """SIGKILL keeps the kernel's buffers; cutting the end of the file simulates a power failure.

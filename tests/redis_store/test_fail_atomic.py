@@ -476,7 +476,7 @@ FENCED = [
 
 
 def _is_changed_by_a_foreigner(store: Store, scene: Scene, text: str) -> bool:
-    """Whether a call with tokens that nobody holds changes a claim, a result or a record."""
+    """Whether a call with unknown tokens changes a claim, a result or a record."""
     args = ["ffff:9:s=9" if word in _TOKENS else word for word in scene.args]
     store.fill()
     before = store.contents()
@@ -485,7 +485,7 @@ def _is_changed_by_a_foreigner(store: Store, scene: Scene, text: str) -> bool:
 
 
 @pytest.mark.parametrize("name", FENCED)
-def test_a_call_with_a_token_that_nobody_holds_changes_nothing(name: str, filled: Store) -> None:
+def test_a_call_with_an_unknown_token_changes_nothing(name: str, filled: Store) -> None:
     assert not _is_changed_by_a_foreigner(filled, SCENES[name], script_text(name))
 
 

@@ -377,7 +377,7 @@ async def test_leases_of_results_that_end_or_are_given_back(store: Redis, sizes:
     sizes.bound(BATCH_BYTES)
 
 
-async def test_results_whose_leases_ended_go_back_a_few_at_a_time(store: Redis, sizes: Sizes) -> None:
+async def test_results_with_expired_leases_are_returned_a_few_at_a_time(store: Redis, sizes: Sizes) -> None:
     results = Results(store, "results", owner="a", lease_ms=60_000, tombstone_ms=60_000)
     await _put_results(store, "results", is_offloaded=False)
     while await results.receive(500):

@@ -92,7 +92,7 @@ async def test_more_callers_than_connections_wait_for_their_turn(redis: Store, n
     assert {await record_for_id(redis, mark, until) for mark in other} == {RunState.FINISHED}
 
 
-async def test_a_full_batch_that_stands_for_its_ids_is_settled_at_once(
+async def test_a_full_batch_with_idempotency_records_is_settled_at_once(
     redis: Store, options: RedisOptions, name: str
 ) -> None:
     queue = queue_of(redis, options, name)
@@ -117,7 +117,7 @@ async def test_a_full_batch_that_stands_for_its_ids_is_settled_at_once(
     assert await redis.llen(f"l-{name}") == 100
 
 
-async def test_quotas_count_and_come_back(redis: Store, name: str) -> None:
+async def test_quotas_are_counted_and_returned(redis: Store, name: str) -> None:
     store = RedisGateStore(redis)
     slots = [HeldSlot(f"quota:userid:{name}", f"m{n}") for n in range(3)]
     terms = {"limit": 2, "lease_seconds": 60.0, "counter_seconds": 60.0}

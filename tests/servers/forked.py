@@ -85,7 +85,7 @@ class ForkedChild(Child):
 
     @staticmethod
     def start(command: Sequence[str], environment: Mapping[str, str], output: int) -> subprocess.Popen[bytes]:
-        """Fork the process; `output` is the descriptor that takes what it writes."""
+        """Fork the process; its output is written to the descriptor `output`."""
         return cast("subprocess.Popen[bytes]", _forked(command, environment, output, output))
 
 

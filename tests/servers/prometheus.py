@@ -66,7 +66,7 @@ def running_prometheus(
             f"--config.file={config}",
             f"--storage.tsdb.path={folder}/data",
             f"--web.listen-address={url.removeprefix('http://')}",
-            "--query.lookback-delta=30s",  # a late scrape misses nothing; what an exporter drops goes at once
+            "--query.lookback-delta=30s",  # a dropped series disappears at once
             "--log.level=warn",
         ]
         with (

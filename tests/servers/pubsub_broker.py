@@ -106,7 +106,7 @@ class _AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc has no t
 
 @asynccontextmanager
 async def running_broker(*, keeps: bool = True) -> AsyncIterator[PubSubBroker]:
-    """A broker on a free port; one that does not keep what it gets may run for long."""
+    """A broker on a free port; a broker that does not keep messages may run for long."""
     broker = PubSubBroker(keeps=keeps)
     broker.is_hanging = False
     server = aio.server(

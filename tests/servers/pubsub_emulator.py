@@ -21,5 +21,5 @@ def running_emulator() -> Iterator[PubSubEmulator]:
 
 @pytest.fixture(scope="session")
 def pubsub_emulator() -> Iterator[PubSubEmulator]:
-    """An emulator for all tests of this process; they keep apart by project."""
+    """An emulator for all tests of this process; each test uses its own project."""
     yield from running_emulator()

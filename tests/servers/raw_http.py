@@ -87,7 +87,7 @@ class RawHttp:
     port: int = 0
     is_tls: bool = False
     is_holding: bool = False
-    """Answer nobody until this is False again."""
+    """While True, no request is answered."""
     _served: int = 0
     _open: dict[asyncio.StreamWriter, asyncio.Task[None]] = field(default_factory=dict)
 

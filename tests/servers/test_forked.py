@@ -16,7 +16,7 @@ VARIABLES = {"IGW_BASE_URL": "http://127.0.0.1:9", "HOST": "127.0.0.1", "PORT": 
 _READY = re.compile(r"\bready\b.*")
 
 
-def test_output_errors_and_exit_code_are_kept_apart() -> None:
+def test_output_errors_and_exit_code_are_separate() -> None:
     helped = run_forked([COMMAND, "--help"], {})
     assert (helped.returncode, helped.stderr) == (0, "")
     assert "Usage: async-processor" in helped.stdout

@@ -122,7 +122,7 @@ async def test_a_silent_connection_is_closed(connect: Connect) -> None:
     assert (await client.rest()).startswith(b"HTTP/1.1 408 ")
 
 
-async def test_headers_that_drip_are_cut_however_steadily_they_come(connect: Connect) -> None:
+async def test_slow_headers_are_cut_off_at_the_time_limit(connect: Connect) -> None:
     client = await connect()
     await client.send(b"POST /early HTTP/1.1\r\nhost: x\r\n")
     dripping = asyncio.create_task(client.drip(b"a: b\r\n"))

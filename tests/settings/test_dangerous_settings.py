@@ -68,7 +68,7 @@ def test_two_swapped_letters_are_found_in_a_short_name_too(place: int) -> None:
         *("REQUEST_TOPIC_ID", "REQUEST_TOPIC_NAME", "RESULT_SUBSCRIPTION_ID", "GOOGLE_CLOUD_PROJECT"),
     ],
 )
-def test_other_programs_variables_are_no_misspelt_ones(name: str) -> None:
+def test_variables_of_other_programs_are_not_misspelt_settings(name: str) -> None:
     assert load_settings({name: "tcp://10.0.0.1:6379"}) == load_settings({})
 
 

@@ -62,7 +62,7 @@ def test_a_switch_is_read_as_people_write_it(value: str, expected: bool) -> None
         ("FUNCTION_TARGET", "push", "dispatch or pubsub_push"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_would_do(name: str, value: str, accepted: str) -> None:
+def test_an_invalid_value_is_reported_with_the_accepted_values(name: str, value: str, accepted: str) -> None:
     error = refused(**{name: value})
     assert (error.setting, error.found, error.accepted) == (name, repr(value), accepted)
     assert "\n" not in str(error)

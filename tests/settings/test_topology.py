@@ -68,7 +68,7 @@ def test_the_topology_holds_for_the_environments_url_too(tmp_path: Path) -> None
         ('{"mode": "cluster", "addrs": "h:1"}', "addrs"),
     ],
 )
-def test_a_topology_that_makes_no_sense_is_named(tmp_path: Path, fields: str, message: str) -> None:
+def test_an_inconsistent_topology_is_reported(tmp_path: Path, fields: str, message: str) -> None:
     with pytest.raises(InvalidSetting, match=message) as caught:
         loaded(tmp_path / "transport.json", fields)
     assert "secret" not in str(caught.value)

@@ -52,7 +52,7 @@ def test_loopback_is_always_accepted_and_a_foreign_name_never(listens_on: str) -
         ("page.internal", "10.4.0.7", False),
     ],
 )
-def test_what_it_listens_on_is_ours(listens_on: str, header: str, is_ours: bool) -> None:
+def test_the_listening_address_is_accepted_as_host(listens_on: str, header: str, is_ours: bool) -> None:
     assert OwnHosts(listens_on).has(header) is is_ours
 
 

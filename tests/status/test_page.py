@@ -249,7 +249,7 @@ def test_missing_or_forbidden_topics_are_refused(
     assert _status(f"{base_url}{path}", data) == status
 
 
-def test_a_name_that_was_turned_to_this_machine_reads_nothing(base_url: str) -> None:
+def test_a_foreign_name_that_resolves_to_this_machine_reads_nothing(base_url: str) -> None:
     """DNS rebinding: the browser connects here and sends the foreign name."""
     port = base_url.rpartition(":")[2]
     for path in ("/", "/find?id=hard-1", "/dead", "/style.css", "/dead/change"):

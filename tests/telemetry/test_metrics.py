@@ -346,7 +346,7 @@ def test_a_gate_s_reading_is_shown_as_the_reference_shows_it(metrics: Metrics) -
     assert page.value("gate_closed", **QUEUE, gate_type="prometheus-saturation") == 0
 
 
-def test_the_rule_that_stands_in_for_a_reading_is_shown_until_the_reading_is_back(metrics: Metrics) -> None:
+def test_the_rule_that_replaces_a_reading_is_shown_until_the_reading_is_back(metrics: Metrics) -> None:
     now = [MISSING]
     metrics.watch_gate(*OWNER, lambda: now[0])
     gate = {**QUEUE, "inference_pool": "pool-a"}

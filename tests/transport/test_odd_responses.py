@@ -99,7 +99,7 @@ BROKEN_BODIES = {
 
 
 @pytest.mark.parametrize("name", [*NO_RESPONSE, *BROKEN_BODIES])
-async def test_what_is_no_response_is_told_and_its_connection_closed(
+async def test_an_invalid_response_is_reported_and_its_connection_closed(
     transport: Transport, server: RawHttp, name: str
 ) -> None:
     server.reply(Answer({**NO_RESPONSE, **BROKEN_BODIES}[name]), answer(200, b"next"))
@@ -169,14 +169,14 @@ async def test_a_connection_is_given_up_before_the_server_closes_it(transport: T
 
 
 @pytest.mark.parametrize("coding", ["deflate, gzip", "br, gzip", "zstd, gzip", "gzip, gzip"])
-async def test_nothing_under_two_codings_is_nothing(
+async def test_an_empty_body_with_two_codings_is_empty(
     transport: Transport, server: RawHttp, coding: str
 ) -> None:
     server.reply(answer(200, gzip.compress(b""), {"content-encoding": coding}))
     assert (await post(transport, server.url)).body == b""
 
 
-async def test_an_unknown_coding_below_a_known_one_is_told(transport: Transport, server: RawHttp) -> None:
+async def test_an_unknown_coding_below_a_known_one_is_reported(transport: Transport, server: RawHttp) -> None:
     server.reply(answer(200, gzip.compress(b"abc"), {"content-encoding": "pack200, gzip"}))
     with pytest.raises(UnusableResponse, match="unknown content-encoding 'pack200'"):
         await post(transport, server.url)

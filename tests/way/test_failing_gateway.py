@@ -59,7 +59,7 @@ def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakabl
     assert rig.gateway_state()["peak"] <= WORKERS  # a maximum, which does not change any more
 
 
-def test_a_gateway_that_comes_and_goes_gets_everything_in_the_end(rig: Breakable) -> None:
+def test_an_unstable_gateway_gets_all_requests_in_the_end(rig: Breakable) -> None:
     """F41, I10: flapping."""
     ids, ready = rig.queue(200), []
     for turn in range(6):

@@ -69,7 +69,7 @@ def test_an_offloaded_payload_of_our_client_is_deleted_once_answered(
     wait_until(lambda: no_payload_is_left(store), "no payload left")
 
 
-def test_it_is_there_while_the_request_waits_for_a_retry_and_gone_once_that_is_cancelled(
+def test_the_payload_exists_while_the_request_waits_for_a_retry_and_is_deleted_when_it_is_cancelled(
     client: Client, store: redis.Redis
 ) -> None:
     submission = client.submit(REFUSED, deadline=HOUR, has_own_results=True)
@@ -89,7 +89,7 @@ def test_it_is_there_while_the_request_waits_for_a_retry_and_gone_once_that_is_c
         ({"endpoint": "//evil/x"}, ErrorCode.INVALID_REQUEST),
     ],
 )
-def test_it_is_gone_with_a_request_that_ends_without_an_answer(
+def test_the_payload_is_deleted_with_a_request_that_ends_without_an_answer(
     store: redis.Redis, fields: dict[str, object], error_code: ErrorCode
 ) -> None:
     store.set("request-payload:r:t", "{}", ex=3_600)

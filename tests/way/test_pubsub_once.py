@@ -63,7 +63,7 @@ async def test_a_cancelled_delivery_is_answered_and_the_gateway_is_free(rig: Rig
     await wait_until_async(lambda: rig.gateway.open_connections == 0, "the connection to be closed")
 
 
-async def test_of_two_deliveries_at_once_one_is_answered_and_one_comes_back(rig: Rig) -> None:
+async def test_of_two_concurrent_deliveries_one_is_answered_and_one_is_redelivered(rig: Rig) -> None:
     rig.gateway.is_holding = True
     both = [asyncio.create_task(rig.push("twice")) for _ in range(2)]
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -73,7 +73,7 @@ async def test_of_two_deliveries_at_once_one_is_answered_and_one_comes_back(rig:
     assert rig.asked() == 1
 
 
-async def test_while_a_long_one_is_answered_its_copy_comes_back_however_often_the_lease_ends(
+async def test_during_a_long_answer_the_duplicate_is_redelivered_because_the_lease_is_renewed(
     rig: Rig,
 ) -> None:
     """F61."""

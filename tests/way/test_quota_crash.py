@@ -20,7 +20,7 @@ QUEUE, RESULTS, COUNTER = "request-sortedset", "result-list", "quota:userid:u"
 LIMIT = 3
 
 
-def test_slots_of_a_killed_poller_come_back_and_the_limit_holds_all_the_time(tmp_path: Path) -> None:
+def test_slots_of_a_killed_poller_are_freed_and_the_limit_always_holds(tmp_path: Path) -> None:
     with ExitStack() as stack:
         up = stack.enter_context(gateway("--time-to-first-token", "0.3"))
         server = stack.enter_context(valkey())

@@ -165,7 +165,7 @@ def test_a_request_in_flight_is_cancelled_and_its_result_read(form: Form) -> Non
     assert (reported["id"], reported["error_code"]) == (endless.id, "CANCELLED")
 
 
-def test_a_closed_budget_holds_and_an_open_one_lets_go(form: Form) -> None:
+def test_a_closed_budget_holds_requests_and_an_open_one_admits_them(form: Form) -> None:
     form.write("SET", BUDGET, "0")
     wait_until(lambda: "closed" in form.run("top", "--once"), "the gate to be closed, and shown so")
     with form.client() as client:

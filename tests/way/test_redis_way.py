@@ -51,7 +51,7 @@ def test_the_guides_own_commands_work_as_written(store: redis.Redis) -> None:
     wait_until(lambda: is_clean(store), what="no key left")
 
 
-def test_an_envelope_gives_its_token_back_and_goes_to_its_own_list(store: redis.Redis) -> None:
+def test_the_result_of_an_envelope_has_its_token_and_goes_to_its_own_list(store: redis.Redis) -> None:
     body = '{"id":"e1","created":1700000000,"deadline":1999999999,"payload":{"model":"m"}}'
     envelope = (
         '{"internal":{"request_token":"t-1","result_queue_name":"own-results"},"request_kind":"redis","data":'

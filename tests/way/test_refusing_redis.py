@@ -117,7 +117,7 @@ class Rig(Breakable):
 
     @contextlib.contextmanager
     def without(self, right: str) -> Iterator[None]:
-        """The poller lacks one right meanwhile."""
+        """Context: the poller lacks one right."""
         self.allow([rule for rule in RULES if rule != right])
         try:
             yield
@@ -126,7 +126,7 @@ class Rig(Breakable):
 
     @contextlib.contextmanager
     def of_another_type(self, pattern: str, kind: str) -> Iterator[None]:
-        """The keys of this pattern are not of this `kind` meanwhile, and then what they were."""
+        """Context: the keys of this pattern have another type than `kind`; afterwards they are restored."""
         keys = [key.decode() for key in self._run("KEYS", pattern)] if "*" in pattern else [pattern]
         for key in keys:
             with contextlib.suppress(redis.ResponseError):  # it does not exist now

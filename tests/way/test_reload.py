@@ -215,7 +215,7 @@ def test_fewer_workers_are_in_force_once_requests_in_flight_have_ended(
     wait_until(lambda: state_of(stack)["running"] == 5, "five at the gateway")
 
 
-def test_a_request_that_waits_at_a_gate_goes_by_the_changed_gate(
+def test_a_request_that_waits_at_a_gate_follows_the_changed_gate(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     """Otherwise it would wait at a removed gate until its deadline."""
@@ -259,7 +259,7 @@ def test_pages_and_metrics_report_a_refusal_until_it_is_over(stack: Stack, confi
         wait_until(partial(shows, f"{url}/metrics", "llm_d_async_async_config_refused 0.0"), "/metrics")
 
 
-def test_an_event_held_at_a_gate_goes_by_the_changed_gate_and_counts_against_its_slots(
+def test_an_event_held_at_a_gate_follows_the_changed_gate_and_counts_against_its_slots(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     def pool(**gate: object) -> str:

@@ -173,7 +173,7 @@ class Sink:
         self._server.server_close()
 
 
-def test_results_go_to_the_sink_that_knative_names_and_no_reply_doubles_them(
+def test_results_are_sent_to_the_sink_of_knative_and_not_as_replies_too(
     channel: Any, broker: pika.ConnectionParameters, serve: Serve
 ) -> None:
     sink = Sink(refusals=3)

@@ -193,7 +193,7 @@ async def deliver(
     return lost
 
 
-async def test_every_result_arrives_signed_and_is_then_gone(
+async def test_every_result_arrives_signed_and_is_removed(
     client: AsyncClient, receiver: RawHttp, store: Redis
 ) -> None:
     await queue(store, *(f"r{n}" for n in range(40)))
@@ -229,7 +229,7 @@ async def test_a_result_that_is_never_accepted_is_given_up(
     assert await store.llen("result-list") == 0
 
 
-async def test_a_receiver_that_is_gone_gets_no_more_and_nothing_is_lost(
+async def test_a_receiver_that_answered_410_gets_no_more_results_and_none_is_lost(
     client: AsyncClient, receiver: RawHttp, store: Redis
 ) -> None:
     await queue(store, "r1", "r2")
@@ -283,7 +283,7 @@ async def test_a_request_names_an_allowed_receiver_which_has_secrets_of_its_own(
 
 
 @pytest.mark.parametrize("message", [500, 410, 302])
-async def test_what_a_named_receiver_does_not_take_comes_to_ours_with_the_reason(
+async def test_results_that_a_named_receiver_refuses_go_to_the_default_one_with_the_reason(
     client: AsyncClient, receiver: RawHttp, store: Redis, message: int
 ) -> None:
     async with running_raw_http() as other:

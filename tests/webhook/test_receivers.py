@@ -203,7 +203,7 @@ async def test_all_arrive_when_a_receiver_was_down_for_a_while(
     assert own.received == []
 
 
-async def test_what_a_dead_receiver_does_not_take_comes_to_ours_without_waiting_one_by_one(
+async def test_results_for_a_crashed_receiver_go_to_the_default_one_without_waiting_one_by_one(
     client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
 ) -> None:
     other.reply(answer(503))
@@ -213,7 +213,7 @@ async def test_what_a_dead_receiver_does_not_take_comes_to_ours_without_waiting_
     assert all("not accepted within 0.5 s" in json.loads(one.body)["undelivered"] for one in own.received)
 
 
-async def test_a_receiver_that_is_gone_is_not_called_again_and_ours_has_its_results(
+async def test_a_receiver_that_answered_410_is_not_called_again_and_the_default_one_gets_its_results(
     client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
 ) -> None:
     other.reply(answer(410))
@@ -227,7 +227,7 @@ async def test_a_receiver_that_is_gone_is_not_called_again_and_ours_has_its_resu
 
 
 @pytest.mark.parametrize("status", [429, 503, 502])
-async def test_retry_after_is_honoured_also_by_the_results_that_come_meanwhile(
+async def test_retry_after_also_applies_to_results_that_arrive_during_the_pause(
     client: AsyncClient, own: RawHttp, store: Redis, status: int
 ) -> None:
     own.reply(answer(status, headers={"retry-after": "3600"}), answer(204))

@@ -21,7 +21,7 @@ def test_a_file_without_a_token_stops_the_start(tmp_path: Path, content: bytes) 
 
 
 @pytest.mark.parametrize("content", [*BROKEN, None])
-def test_a_file_that_breaks_later_leaves_the_last_token_in_use(
+def test_if_a_file_breaks_later_the_last_token_stays_in_use(
     tmp_path: Path, content: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(credentials, "TOKEN_CACHE_SECONDS", 0.0)

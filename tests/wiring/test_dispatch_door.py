@@ -37,6 +37,6 @@ def test_a_name_that_no_event_has_is_refused(name: str, value: str) -> None:
         ("K_CA_CERTS", "x"),
     ],
 )
-def test_a_sink_that_makes_no_sense_stops_the_start(name: str, value: str) -> None:
+def test_an_invalid_sink_stops_the_start(name: str, value: str) -> None:
     with pytest.raises(InvalidSetting, match=name):
         event_sink(settings(**{"K_SINK": "http://sink", name: value}), get_logger("test"), [])

@@ -64,7 +64,7 @@ def test_a_layer_is_outside_another_for_a_reason(outer: str, inner: str, reason:
     assert STACK_ORDER.index(outer) < STACK_ORDER.index(inner), reason
 
 
-def test_a_stack_without_layers_is_what_it_is_around() -> None:
+def test_a_stack_without_layers_is_the_inner_function() -> None:
     assert ForwardStack().around(answer) is answer
 
 

@@ -387,7 +387,7 @@ async def test_events_of_other_sources_pass_the_gate_of_the_default_pool_and_the
         await wait_until_async(is_answered, "the gate to read its budget again")
 
 
-async def test_without_a_gate_nothing_stands_between(world: World, tmp_path: Path) -> None:
+async def test_without_a_gate_there_is_no_layer(world: World, tmp_path: Path) -> None:
     behind, parts = Gateway(), parts_of()
     content = {"topics": [{"subscriber_id": "s"}], "pools": [{"id": "default"}]}
     settings = settings_of(world, tmp_path, content, "http://127.0.0.1:1")

@@ -71,7 +71,7 @@ async def test_the_gateways_name_is_asked_for_and_checked(tmp_path: Path) -> Non
     assert server.received == []
 
 
-async def test_a_token_from_a_file_goes_along_and_may_change(
+async def test_a_token_from_a_file_is_sent_and_may_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token, now = tmp_path / "token", [100.0]

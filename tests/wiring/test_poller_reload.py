@@ -131,7 +131,7 @@ async def test_a_gate_without_a_queue_is_logged_at_the_start_and_after_a_reload(
 
 
 @pytest.mark.parametrize("way", ["queue", "pool", "move"])
-async def test_slots_in_use_count_when_a_queue_or_pool_goes_and_returns(
+async def test_slots_in_use_count_when_a_queue_or_pool_is_removed_and_returns(
     reloading: Reloading, way: str
 ) -> None:
     gone: dict[str, tuple[list[Entry], list[Entry]]] = {
@@ -185,7 +185,7 @@ async def test_an_inner_gate_keeps_its_count_when_its_neighbour_changes(reloadin
     assert reloading.gateway.peak == 2
 
 
-async def test_a_queue_finishes_what_it_sent_and_releases_the_rest_when_it_goes(reloading: Reloading) -> None:
+async def test_a_removed_queue_finishes_sent_requests_and_releases_the_others(reloading: Reloading) -> None:
     closed = {"gate_type": LOCAL, "gate_params": {"limit": 1, "gating_mode": "blocking"}}
     async with reloading.running([A], [{"id": "default", "workers": 4, **closed}]):
         await reloading.submit("a", 4)

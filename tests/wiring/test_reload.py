@@ -61,7 +61,7 @@ async def test_a_file_that_is_empty_while_it_is_written_is_no_change(watched: Wa
     following.cancel()
 
 
-async def test_a_file_that_is_gone_is_refused_and_no_change_when_it_comes_back(watched: Watched) -> None:
+async def test_a_missing_file_is_refused_and_its_return_is_not_a_change(watched: Watched) -> None:
     following = asyncio.create_task(watched.follow())
     away = watched.paths[0].rename(watched.paths[0].with_suffix(".away"))
     await wait_until_async(lambda: watched.watch.is_refused, "the file to be missed")
@@ -86,7 +86,7 @@ async def test_every_one_of_several_files_is_watched(watched: Watched) -> None:
 @pytest.mark.parametrize(
     "text", ["{", "queues: [{queue_name: a, worker_pool_id: gone}]", "\x00", "\ud83d", "- 1"]
 )
-async def test_a_wrong_file_is_refused_until_a_good_one_comes(watched: Watched, text: str) -> None:
+async def test_an_invalid_file_is_refused_until_a_valid_one_replaces_it(watched: Watched, text: str) -> None:
     following = asyncio.create_task(watched.follow())
     watched.paths[0].write_bytes(text.encode("utf-8", "surrogatepass"))
     await wait_until_async(lambda: watched.watch.is_refused, "the refusal")

@@ -91,7 +91,7 @@ def _evictions(refused: Iterable[WitnessLine]) -> int:
 
 
 def _until(queued: list[int], profile: Profile, name: str, *, is_up: bool) -> float | None:
-    """Seconds from a step until the smoothed use of queued requests matches what the new load leaves over."""
+    """Seconds from a step until the smoothed use of queued requests matches the slots that the new load leaves."""
     if all(phase.name != name for phase in profile.phases):
         return None
     at = profile.start_of(name)

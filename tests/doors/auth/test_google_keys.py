@@ -75,7 +75,7 @@ async def test_fresh_keys_are_not_fetched_again(keys: SigningKeys, server: KeySe
     assert server.asked == 1
 
 
-async def test_stale_keys_are_used_at_once_while_new_ones_come(
+async def test_stale_keys_are_used_while_new_keys_are_fetched(
     keys: SigningKeys, server: KeyServer, clock: Clock
 ) -> None:
     await keys.key("one")
@@ -103,7 +103,7 @@ async def test_an_outage_is_bridged_and_ends_by_itself(
     assert is_key_one(await keys.key("one"))
 
 
-async def test_an_unavailable_server_is_asked_once_in_ten_seconds(
+async def test_an_unavailable_key_server_is_called_once_in_ten_seconds(
     keys: SigningKeys, server: KeyServer, clock: Clock
 ) -> None:
     server.status = 500
@@ -192,7 +192,7 @@ async def test_a_server_that_is_not_there_is_an_outage(clock: Clock) -> None:
         await keys.key("one")
 
 
-async def test_a_caller_that_goes_away_does_not_end_the_fetch(keys: SigningKeys, server: KeyServer) -> None:
+async def test_a_caller_that_disconnects_does_not_end_the_fetch(keys: SigningKeys, server: KeyServer) -> None:
     server.open.clear()
     first, second = (asyncio.create_task(keys.key("one")) for _ in range(2))
     await wait_until_async(lambda: server.asked == 1, "the fetch")
@@ -245,6 +245,6 @@ def test_one_odd_key_does_not_take_the_others_with_it() -> None:
 @pytest.mark.parametrize(
     "url", ["", "certs", "http://www.googleapis.com/certs", "ftp://127.0.0.1/", "https:///x"]
 )
-def test_keys_come_over_tls_or_from_this_machine(url: str) -> None:
+def test_keys_are_fetched_over_tls_or_from_loopback_only(url: str) -> None:
     with pytest.raises(InvalidSetting, match="https"):
         SigningKeysOptions(url)

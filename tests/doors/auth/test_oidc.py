@@ -277,7 +277,7 @@ async def test_a_thousand_first_deliveries_fetch_the_keys_once(
     assert server.asked == 1
 
 
-async def test_mode_none_lets_anyone_in_and_fetches_nothing(server: KeyServer) -> None:
+async def test_mode_none_accepts_any_caller_and_fetches_no_keys(server: KeyServer) -> None:
     options = PushIdentityOptions(mode="none", keys=SigningKeysOptions(server.url))
     identity = PushIdentity(options)
     identity.start()

@@ -94,14 +94,14 @@ async def test_an_event_of_any_source_needs_nothing_but_a_request() -> None:
     assert (request.queue, request.attempt, request.labels, request.priority) == ("", 0, {}, None)
 
 
-async def test_an_extension_whose_bytes_are_no_text_makes_the_event_none() -> None:
+async def test_an_extension_that_is_not_text_makes_the_event_invalid() -> None:
     """The HTTP binding requires a refusal (section 3.1.3.2)."""
     answer = await walked(delivery(attempt="%FF"))
     assert (answer.status_code, b"attempt" in answer.body) == (400, True)
 
 
 @pytest.mark.parametrize("junk", ["x", "-1", "1.5", "9" * 30, "%D9%A3", "[1]", '{"a":1}', "{"])
-async def test_an_extension_that_makes_no_sense_is_as_if_absent(junk: str) -> None:
+async def test_an_invalid_extension_counts_as_absent(junk: str) -> None:
     request = await decoded(delivery(attempt=junk, labels=junk, priority=junk))
     assert (request.attempt, request.labels, request.priority) == (0, {}, None)
 
@@ -133,7 +133,7 @@ async def test_a_result_is_a_cloud_event() -> None:
     assert decode_result(event.data).status_code == 404
 
 
-async def test_results_of_two_sources_that_number_alike_are_two_events() -> None:
+async def test_results_of_two_sources_with_equal_ids_are_two_events() -> None:
     """A consumer that takes one for a copy of the other would lose a result."""
     outcome = Answered(answered_result("a", "", 200, b"{}"))
     answers = [await walked(delivery(source=f"/kafka#{topic}"), outcome) for topic in ("one", "two")]

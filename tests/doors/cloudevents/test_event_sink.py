@@ -50,7 +50,9 @@ async def test_an_event_arrives_whole_with_the_operators_extensions(
 
 
 @pytest.mark.parametrize("status", [404, 408, 409, 425, 429, 500, 503])
-async def test_a_sink_that_cannot_now_is_asked_again(gateway: Gateway, server: RawHttp, status: int) -> None:
+async def test_a_sink_that_is_unavailable_is_called_again(
+    gateway: Gateway, server: RawHttp, status: int
+) -> None:
     server.reply(answer(status), answer(status, end=End.RESET), answer(200))
     await sink(gateway, server).send(EVENT)
     assert len(server.received) == 3
@@ -58,7 +60,7 @@ async def test_a_sink_that_cannot_now_is_asked_again(gateway: Gateway, server: R
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 413, 422, 301])
-async def test_a_sink_that_never_will_is_not_asked_again(
+async def test_a_sink_that_refuses_is_not_called_again(
     gateway: Gateway, server: RawHttp, status: int
 ) -> None:
     server.reply(answer(status))

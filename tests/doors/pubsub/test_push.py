@@ -129,7 +129,7 @@ async def test_a_request_was_created_in_the_moment_of_its_publication_if_in_the_
     assert request.created == 2_000_000_000.25
 
 
-async def test_a_published_result_has_details_where_they_are_asked_for(
+async def test_a_published_result_has_details_if_they_are_enabled(
     publisher: Publisher, broker: PubSubBroker
 ) -> None:
     await Door(publisher, has_details=True).push(attempt=3, userid="me")
@@ -268,7 +268,7 @@ async def test_an_invalid_request_gets_its_result_and_is_acked(
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b"{}", b"\xff\xfe", b'{"deadline":5}'])
-async def test_what_has_no_id_goes_to_the_dead_letter_topic_as_it_came(
+async def test_a_body_without_an_id_is_published_unchanged_to_the_dead_letter_topic(
     publisher: Publisher, broker: PubSubBroker, body: bytes
 ) -> None:
     assert (await Door(publisher, "dead").push(body)).status_code == 204
@@ -331,7 +331,7 @@ async def test_time_spent_before_forwarding_is_taken_from_the_ack_deadline(publi
         assert door.door.limits(decoded[1]).seconds == left
 
 
-async def test_a_dead_letter_without_an_id_does_not_go_round_in_a_circle(
+async def test_a_dead_letter_without_an_id_is_not_dead_lettered_again(
     publisher: Publisher, broker: PubSubBroker
 ) -> None:
     door = Door(publisher, "dead")

@@ -125,7 +125,7 @@ def test_an_unwrapped_push_is_refused_where_wrapped_ones_are_expected(delivery: 
     assert refused(delivery).field == "push"
 
 
-def test_written_metadata_names_an_unwrapped_push_and_no_header_else_is_believed() -> None:
+def test_only_written_metadata_headers_identify_an_unwrapped_push() -> None:
     push = decode_push(
         pushed(
             BODY,
@@ -185,7 +185,7 @@ def test_an_unwrapped_push_with_any_body_is_a_request(body: bytes) -> None:
 
 
 @given(data=st.binary(max_size=50), attributes=STRINGS, attempt=st.none() | st.integers(1, 100))
-def test_what_pubsub_wraps_is_what_comes_out(
+def test_a_wrapped_message_is_unwrapped_unchanged(
     data: bytes, attributes: dict[str, str], attempt: int | None
 ) -> None:
     push = decode_push(pushed({**wrapped(data, attributes=attributes), "deliveryAttempt": attempt}))

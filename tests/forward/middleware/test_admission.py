@@ -59,7 +59,7 @@ def pushed(request_id: str) -> Request:
 
 @pytest.mark.parametrize("rooms", [(Closed(),), (Open(), Closed())], ids=["own", "pool"])
 @pytest.mark.parametrize("change", ["opened", "removed", "renamed"])
-async def test_a_waiting_request_goes_by_the_gates_of_the_changed_configuration(
+async def test_a_waiting_request_follows_the_gates_of_the_changed_configuration(
     rooms: tuple[Gate, ...], change: str
 ) -> None:
     old, new = Gateway(), Gateway()

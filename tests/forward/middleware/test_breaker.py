@@ -86,7 +86,7 @@ def test_which_outcomes_count_as_gateway_failures(outcome: Outcome, verdict: boo
     assert has_failed(outcome) is verdict
 
 
-async def test_while_it_is_open_requests_come_back_uncounted_and_soon() -> None:
+async def test_while_the_circuit_is_open_requests_are_retried_soon_and_no_attempt_is_counted() -> None:
     gateway = Gateway(DOWN)
     forward = guarded(gateway).forward
     outcomes = [await forward(request(), NO_OPTIONS) for _ in range(500)]
@@ -108,7 +108,7 @@ async def test_one_gateways_trouble_is_not_anothers() -> None:
     assert breakers.of("down").circuit.state is CircuitState.OPEN
 
 
-async def test_switched_off_every_call_goes() -> None:
+async def test_with_the_breaker_off_every_call_is_sent() -> None:
     gateway = Gateway(DOWN)
     forward = guarded(gateway, breakers_of(is_breaking=False, retry_share=0)).forward
     for _ in range(500):
@@ -116,7 +116,7 @@ async def test_switched_off_every_call_goes() -> None:
     assert gateway.calls == 500
 
 
-async def test_without_budget_a_retry_waits_and_a_first_attempt_goes() -> None:
+async def test_without_budget_a_retry_waits_and_a_first_attempt_is_sent() -> None:
     gateway = Gateway(BUSY)
     breaker = guarded(gateway)
     outcomes = [await breaker.forward(request(attempt=1), NO_OPTIONS) for _ in range(200)]
@@ -126,7 +126,7 @@ async def test_without_budget_a_retry_waits_and_a_first_attempt_goes() -> None:
     assert await breaker.forward(request(), NO_OPTIONS) == BUSY
 
 
-async def test_a_delivery_that_can_be_held_waits_and_goes_when_the_gateway_is_back() -> None:
+async def test_a_delivery_that_can_be_held_is_sent_when_the_gateway_is_back() -> None:
     gateway = Gateway(DOWN)
     breaker = guarded(gateway)
     for _ in range(20):
@@ -134,10 +134,10 @@ async def test_a_delivery_that_can_be_held_waits_and_goes_when_the_gateway_is_ba
     gateway.outcome = OK
     outcome = await breaker.forward(request(), AttemptOptions(60.0, 10.0))
     assert outcome == OK
-    assert 0 < (gateway.limits[-1].seconds or 0) < 60.0, "what it waited is not there for the attempt"
+    assert 0 < (gateway.limits[-1].seconds or 0) < 60.0, "the time spent waiting is not left for the attempt"
 
 
-async def test_a_retry_that_could_only_come_too_late_is_final() -> None:
+async def test_a_retry_that_does_not_fit_before_the_deadline_is_final() -> None:
     gateway = Gateway(DOWN)
     breaker = guarded(gateway)
     for _ in range(20):

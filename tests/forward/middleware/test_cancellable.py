@@ -101,7 +101,7 @@ async def test_a_cancelled_request_in_flight_ends_and_others_continue(bench: Ben
     assert await second == ANSWERED
 
 
-async def test_all_that_is_under_way_is_looked_up_in_one_call(bench: Bench) -> None:
+async def test_all_requests_in_flight_are_looked_up_in_one_call(bench: Bench) -> None:
     tasks = [await bench.begin(request(name)) for name in "abc"]
     bench.lookups.clear()
     await bench.forward.scan()

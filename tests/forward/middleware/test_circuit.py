@@ -102,7 +102,7 @@ def test_failures_among_successes_count_against_the_requests() -> None:
     assert rig.states == []
 
 
-def test_an_outage_amid_such_failures_opens_it_all_the_same() -> None:
+def test_an_outage_among_such_failures_opens_it_too() -> None:
     rig = Rig()
     for number in range(500):
         rig.now += 0.01
@@ -125,7 +125,7 @@ def test_a_poller_claims_no_second_probe_while_the_first_is_on_its_way() -> None
     assert rig.circuit.claimable() == 1
 
 
-def test_it_knows_which_requests_have_just_failed() -> None:
+def test_it_reports_which_requests_have_just_failed() -> None:
     rig = Rig()
     assert rig.call(fails=True, request=1)
     assert rig.circuit.has_just_failed(1)
@@ -160,7 +160,7 @@ def test_a_probe_that_is_given_up_makes_room_for_the_next() -> None:
     assert rig.circuit.state is CircuitState.OPEN
 
 
-def test_it_comes_back_in_rounds_that_double() -> None:
+def test_recovery_doubles_the_calls_in_flight() -> None:
     rig = Rig()
     rig.open()
     rig.now += 1.0
@@ -179,7 +179,7 @@ def test_it_comes_back_in_rounds_that_double() -> None:
     assert len(rounds) <= 8
 
 
-def test_a_slow_trickle_comes_back_too() -> None:
+def test_a_slow_load_recovers_too() -> None:
     rig = Rig()
     rig.open()
     rig.now += 1.0

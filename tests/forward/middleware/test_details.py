@@ -93,7 +93,7 @@ async def test_a_retry_knows_how_long_its_attempt_took() -> None:
     assert found.gateway_seconds == 2.5
 
 
-def test_of_a_request_that_cannot_be_read_the_time_alone_is_known() -> None:
+def test_the_result_of_an_unreadable_request_has_only_the_time() -> None:
     invalid = error_result("a", "", ErrorCode.INVALID_REQUEST, "no payload")
     assert detailed(invalid, None, NOW) == msgspec.structs.replace(invalid, finished_at=NOW)
 
@@ -122,6 +122,6 @@ def test_binary_bodies_are_also_kept_as_base64(body: bytes) -> None:
     assert bool(result.payload_base64) is (body == b"\xff\x00\xfe")
 
 
-def test_unasked_a_result_is_what_the_reference_writes() -> None:
+def test_without_details_a_result_is_that_of_the_reference() -> None:
     written = {"id": "a", "status_code": 200, "payload": "\ufffd", "request_token": "t"}
     assert msgspec.json.decode(encode_result(answered_result("a", "t", 200, b"\xff"))) == written

@@ -127,7 +127,7 @@ async def test_only_a_repeated_submission_is_marked_as_repeated(
 
 
 @pytest.mark.parametrize("junk", ["", "x", "00-0-0-00", "\0", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])
-async def test_junk_for_a_trace_context_is_as_none(
+async def test_an_invalid_trace_context_counts_as_absent(
     tracing: Tracing, receiver: OtlpReceiver, junk: str
 ) -> None:
     request = msgspec.structs.replace(REQUEST, metadata={"traceparent": junk}, previous_traceparent=junk)
@@ -146,7 +146,7 @@ async def test_the_trace_is_current_until_the_requests_task_ends(
     assert found.trace_id == receiver.spans[0].trace_id
 
 
-async def test_a_receiver_that_is_gone_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_receiver_that_is_down_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")  # shorter than the first pause before another try
     tracing = Tracing(TracingOptions("http://127.0.0.1:9", "service", "1"))
     await traced(tracing, ANSWERED)

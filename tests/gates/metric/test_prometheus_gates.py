@@ -105,7 +105,7 @@ async def test_a_missing_metric_is_reported_and_on_missing_holds(
             assert NEW_SATURATION in line["source"], params
 
 
-async def test_a_metric_that_goes_away_is_held_for_a_time_and_then_falls_back(
+async def test_a_metric_that_disappears_is_held_for_a_while_and_then_replaced_by_the_fallback(
     from_prometheus: GateSources, routers: Routers, log: ReadableLog, pool: str
 ) -> None:
     routers[0].set(NEW_SATURATION, 0.5, inference_pool=pool, namespace="a")

@@ -41,7 +41,9 @@ async def admitted(built: Gate, count: int) -> int:
     return sum(isinstance(verdict, Go) for verdict in verdicts)
 
 
-async def test_a_burst_goes_at_once_and_the_rest_gets_a_time(redis: Redis, from_redis: GateSources) -> None:
+async def test_a_burst_is_sent_at_once_and_the_rest_gets_a_delay(
+    redis: Redis, from_redis: GateSources
+) -> None:
     await lease(redis, "0.1")
     built = gate("redis-leased-rate", {**PARAMS, "burst": "40s"}, from_redis)
     assert await admitted(built, 4) == 4

@@ -38,7 +38,7 @@ async def test_it_never_exceeds_its_limit(limit: int, is_entering: list[bool]) -
         assert built.room() == limit - len(inside)
 
 
-async def test_a_place_is_given_back_once_however_often_asked() -> None:
+async def test_a_slot_is_freed_once_however_often_it_is_released() -> None:
     built = local(2)
     first, second = await built.admit(request("a")), await built.admit(request("b"))
     assert isinstance(first, Go)
@@ -49,7 +49,7 @@ async def test_a_place_is_given_back_once_however_often_asked() -> None:
     assert built.in_use == 1
 
 
-async def test_blocking_holds_and_lets_go_in_the_order_of_asking() -> None:
+async def test_blocking_admits_waiting_requests_in_order() -> None:
     built = local(1, "blocking")
     first = await built.admit(request())
     assert isinstance(first, Go)
@@ -80,7 +80,7 @@ async def test_waiting_ends_at_its_time_limit() -> None:
     assert built.state().figures["waiting"] == 0
 
 
-async def test_a_waiter_that_is_cancelled_passes_its_place_on() -> None:
+async def test_a_cancelled_waiter_passes_its_slot_on() -> None:
     waiters = Waiters()
     woken: Counter[str] = Counter()
 

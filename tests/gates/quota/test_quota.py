@@ -166,7 +166,7 @@ async def test_every_key_of_a_quota_expires(redis: Redis, from_redis: GateSource
 
 @pytest.mark.parametrize("mode", ["rate-limit", "concurrency"])
 @pytest.mark.parametrize("token", ["", "t"])
-async def test_requests_that_share_every_name_pay_each_for_itself(
+async def test_requests_with_equal_names_each_count_against_the_quota(
     from_redis: GateSources, mode: str, token: str
 ) -> None:
     """The producer chooses id, token and deadline; equal ones let any number of requests run on one payment."""
@@ -313,7 +313,7 @@ async def test_a_lost_counter_is_rebuilt_from_the_held_slots(redis: Redis, from_
     assert await redis.get(KEY) == b"3"
 
 
-async def test_a_killed_owners_slots_come_back_with_their_lease(
+async def test_slots_of_a_killed_owner_are_free_when_their_leases_expire(
     redis: Redis, pollers: list[GateSources]
 ) -> None:
     killed, alive = (concurrency(given) for given in pollers[:2])
@@ -438,7 +438,9 @@ async def test_many_processes_and_crashes_never_pass_the_limit_and_leave_nothing
 
 
 @pytest.mark.parametrize("tenant", ["a:b", "{x}", "a b", "ü", "a{b", "*"])
-async def test_tenants_of_any_name_are_kept_apart(redis: Redis, from_redis: GateSources, tenant: str) -> None:
+async def test_tenants_of_any_name_have_separate_quotas(
+    redis: Redis, from_redis: GateSources, tenant: str
+) -> None:
     built = concurrency(from_redis, limit=1)
     assert isinstance(await built.admit(request("a", user=tenant)), Go)
     assert isinstance(await built.admit(request("b", user=tenant)), Refuse)

@@ -37,7 +37,7 @@ async def test_a_record_is_read_as_it_was_written_and_the_latest_of_an_id_counts
     assert await read_finished(bench.redis, "never") is None
 
 
-async def test_the_oldest_records_go_beyond_the_number(bench: Bench) -> None:
+async def test_the_oldest_records_beyond_the_number_are_dropped(bench: Bench) -> None:
     records = FinishedRecords(bench.redis, FinishedLimits(3, 1_000_000, 3_600))
     for number in range(10):
         await records.write([(f"id-{number}", record())])
@@ -53,7 +53,7 @@ async def test_records_stay_within_their_bytes_whatever_is_replaced(bench: Bench
     assert await bench.redis.hlen(FINISHED) > 0
 
 
-async def test_records_beyond_their_age_go_with_the_next_write(bench: Bench) -> None:
+async def test_records_beyond_their_age_are_dropped_at_the_next_write(bench: Bench) -> None:
     records = FinishedRecords(bench.redis, ROOMY)
     await records.write([("old", record())])
     await bench.redis.zadd(f"{FINISHED}-idx", {"old": time.time() - 7_200})

@@ -275,7 +275,7 @@ async def test_submissions_that_share_a_token_as_a_batchs_do_are_all_queued_and_
     assert await bench.redis.zcard(bench.requests) == 3
 
 
-async def test_rights_are_asked_slot_by_slot(bench: ClusterBench) -> None:
+async def test_rights_are_checked_slot_by_slot(bench: ClusterBench) -> None:
     assert (
         await refused_commands(bench.redis, bench.requests, bench.retries, bench.results, cluster=True) == []
     )

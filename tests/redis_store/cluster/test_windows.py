@@ -240,7 +240,7 @@ async def test_a_queued_submission_whose_deadline_passed_is_not_replaced(queue: 
     assert await queue.tokens() == []
 
 
-async def test_an_id_that_stands_in_another_queue_is_not_queued_here(queue: Queue) -> None:
+async def test_an_id_submitted_to_another_queue_is_not_queued_again(queue: Queue) -> None:
     name, other = f"r-{uuid.uuid4().hex}", Queue(queue.redis)
     (first,) = await queue.submit(queue.part(name))
     (second,) = await other.submit(other.part(name))

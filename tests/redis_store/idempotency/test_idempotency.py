@@ -102,7 +102,7 @@ async def test_every_call_may_be_sent_twice(records: DeliveryRecords, key: str) 
     assert await records.begin(key, "b") == AlreadyAnswered(b"1")
 
 
-async def test_a_stale_owner_can_neither_renew_nor_abandon_nor_finish(redis: Redis, key: str) -> None:
+async def test_a_stale_owner_cannot_renew_abandon_or_finish(redis: Redis, key: str) -> None:
     """F7: its lease ended and another took the delivery over."""
     records = DeliveryRecords(redis)
     await records.begin(key, "stale")

@@ -221,7 +221,7 @@ class Walk:
         return encode_retry(claim.member, queue=claim.queue, attempt=attempt, score=claim.score)
 
     async def release(self, pick: int) -> None:
-        """Back to pending, as it was."""
+        """Back to pending, unchanged."""
         claims = self._issued(pick)
         effects = await self._owner(pick).release(claims)
         for claim, effect in zip(claims, effects, strict=True):

@@ -128,11 +128,11 @@ async def test_cancellations_are_returned_again_until_they_are_searched(store: R
     cancellations = Cancellations(store)
     await store.zadd(CANCELLATIONS, {b"50\0r\0t-1": 1})
     assert len(await cancellations.due()) == 1
-    assert len(await cancellations.due()) == 1, "nobody has looked for it yet"
+    assert len(await cancellations.due()) == 1, "no poller has searched for it yet"
 
 
 @pytest.mark.parametrize("entry", [b"9" * 5_000 + b"\0a\0t", b"\xb2\0a\0t", b"1_0\0a\0t", b"", b"\0\0"])
-async def test_an_entry_that_is_none_hides_no_other(store: Redis, entry: bytes) -> None:
+async def test_an_invalid_entry_hides_no_other(store: Redis, entry: bytes) -> None:
     await store.zadd(CANCELLATIONS, {entry: time.time() - 5, b"60\0b\0t": time.time() - 5})
     assert [one.key for one in await Cancellations(store).due()] == [b"b\0t"]
 

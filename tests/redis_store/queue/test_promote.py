@@ -60,7 +60,7 @@ async def test_a_malformed_member_delays_no_other(bench: Bench, member: bytes) -
     assert await bench.redis.zcard(bench.retries) == 0
 
 
-async def test_a_member_that_names_no_queue_goes_to_the_default_queue(bench: Bench) -> None:
+async def test_a_member_without_a_queue_returns_to_the_default_queue(bench: Bench) -> None:
     await bench.redis.set(f"text-{bench.queue_name}", "1")
     names = [f"text-{bench.queue_name}", bench.retries, bench.keys.index, 7, ""]
     members = [

@@ -161,7 +161,7 @@ async def test_f25_an_ack_repeated_after_a_lost_reply_gets_the_same_answer(bench
     assert await bench.all_keys() == {bench.results}
 
 
-async def test_f25_another_batch_learns_nothing_of_it(bench: Bench) -> None:
+async def test_f25_another_batch_does_not_get_that_answer(bench: Bench) -> None:
     ack = bench.ack_of(await bench.claimed(body("r")))
     assert await bench.queue.ack([ack]) == [True]
 

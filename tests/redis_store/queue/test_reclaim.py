@@ -77,7 +77,7 @@ async def test_a_foreign_claim_without_a_score_returns_as_of_now(bench: Bench, m
     assert scores[member] == pytest.approx(now, abs=5) or scores[member] == DEADLINE
 
 
-async def test_a_live_lease_is_left_alone(bench: Bench) -> None:
+async def test_a_claim_with_a_live_lease_is_not_reclaimed(bench: Bench) -> None:
     claim = await bench.claimed(body("r"))
 
     assert (await bench.owner().reclaim(10, max_deliveries=1)).returned == 0
@@ -85,7 +85,7 @@ async def test_a_live_lease_is_left_alone(bench: Bench) -> None:
     assert await bench.queue.renew([claim]) == []
 
 
-async def test_a_renewed_lease_is_left_alone(bench: Bench) -> None:
+async def test_a_claim_with_a_renewed_lease_is_not_reclaimed(bench: Bench) -> None:
     claim = await bench.claimed(body("r"))
     await bench.end_leases()
     before = await bench.now()
