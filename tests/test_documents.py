@@ -190,17 +190,17 @@ SHOWN = {
     },
     "docs/architecture.md": {
         "the poller dies while a request is in flight": (
-            "tests/manifests/test_keda_rehearsal.py: test_claims_of_dead_pollers_wake_a_new_one"
+            "tests/manifests/test_keda_rehearsal.py: test_claims_of_crashed_pollers_start_a_new_one"
         ),
         "the poller dies after the ack": (
-            "tests/chaos/test_crash_points.py: test_f3_a_death_at_any_named_point_loses_and_doubles_nothing"
+            "tests/chaos/test_crash_points.py: test_f3_a_crash_at_any_named_point_loses_and_duplicates_nothing"
         ),
         "the reply to an ack is lost": (
             "tests/way/test_failing_redis.py: "
             "test_connections_that_are_cut_at_any_moment_cost_no_result_and_no_second_one"
         ),
         "Redis is down between answer and ack": (
-            "tests/poller/test_ack_batcher.py: test_while_redis_does_not_answer_nothing_is_given_up"
+            "tests/poller/test_ack_batcher.py: test_while_redis_does_not_answer_no_settlement_is_dropped"
         ),
         "Redis is down between answer and ack, and the lease expires meanwhile": (
             "tests/poller/test_ack_batcher.py: test_a_settlement_of_a_stale_owner_is_refused_and_reported"
@@ -227,7 +227,7 @@ SHOWN = {
         ),
         "The gateway fails or answers 429": (
             "tests/way/test_failing_gateway.py: "
-            "test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back"
+            "test_a_failing_gateway_gets_only_probes_and_all_requests_when_it_is_back"
         ),
         "One request has no result": (
             "tests/way/test_where.py: test_a_request_waits_for_its_retry_then_it_is_cancelled, "
@@ -242,7 +242,7 @@ SHOWN = {
             "test_a_claim_that_another_took_is_given_up_and_its_work_cancelled"
         ),
         "Redis is full, slow or gone": (
-            "tests/way/test_failing_redis.py: test_while_it_is_in_trouble_nothing_is_lost_and_no_socket_leaks"
+            "tests/way/test_failing_redis.py: test_while_redis_fails_nothing_is_lost_and_no_socket_leaks"
         ),
         "Handlers are not reached, callers are refused": (
             "test_a_door_that_is_not_ready_is_in_the_pollers_log, "

@@ -55,11 +55,20 @@ BANNED = {
     r"\b(?:bring|give)s? none\b|\bthat names? none\b": "does not name one, is without",
     r"\bunder way\b": "in flight",
     r"\bdead (?:pollers?|owners?|process)\b": "crashed",
+    r"\bmend(?:s|ed|ing)?\b": "correct, fix",
+    r"\bas (?:it|they) (?:came|went)\b": "unchanged",
+    r"\bin trouble\b": "failing",
+    r"\bwish(?:es|ed)?\b": "request, hint, Retry-After",
+    r"\b(?:comes?|came|goes|go) along\b": "is sent, is included",
+    r"\b(?:goes|went) away\b": "disconnected, was removed",
+    r"\bunasked\b|\bin no way\b|\bleft alone\b": "say what happens",
+    r"\bmakes? no sense\b": "invalid, inconsistent",
+    r"\binferred\b": "sent to the gateway, runs",
 }
 
 
 def words_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines and texts of a file that people read: prose, comments, docstrings and other texts of several words."""
+    """Lines and texts of a file that people read: prose, comments, names of tests, texts of several words."""
     text = text_of(path)
     if path.suffix == ".md":
         text = re.sub(r"^```.*?^```", lambda block: "\n" * block[0].count("\n"), text, flags=re.M | re.S)
@@ -73,6 +82,8 @@ def words_of(path: Path) -> Iterator[tuple[int, str]]:
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
     for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            yield node.lineno, node.name.replace("_", " ")
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.count(" ") > 1:
             yield node.lineno, " ".join(node.value.split())
 
@@ -106,6 +117,7 @@ def test_rewritten_text_stays_plain(name: str) -> None:
         ("Half of it drawn by lot", True),
         ("Members that name none come again", True),
         ("What is under way at a dead poller", True),
+        ("A body that came along as it went", True),
         ("A worker whose lease expired cannot ack", False),
         ("Who can do what", False),
     ],

@@ -97,7 +97,7 @@ async def test_a_delay_that_a_handler_cannot_mean_is_a_lost_answer(text: str) ->
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-async def test_feedback_that_is_no_number_does_not_cost_the_answer(text: str) -> None:
+async def test_invalid_feedback_does_not_lose_the_answer(text: str) -> None:
     headers = {"ce-queuedurationms": text, "ce-bandheadroom": text}
     response = GatewayResponse(200, headers, b'{"id":"r","status_code":200,"payload":"{}"}')
     dispatcher = HttpDispatcher(Handler(response), "http://handler", timeout_seconds=1)

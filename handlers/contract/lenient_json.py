@@ -104,7 +104,7 @@ def _pieces(text: bytes) -> Iterator[bytes]:
     """Cut a deep text into shallow pieces.
 
     A value that is too deep for a piece is replaced by `null` and becomes a piece itself. The levels of the cuts are
-    random, so that nobody can construct a text that is cut at each of its brackets.
+    random, so that a caller cannot construct a text that is cut at each of its brackets.
     """
     first_cut = randrange(1, _PIECE_LEVELS)
     open_pieces: list[tuple[list[bytes], int]] = []

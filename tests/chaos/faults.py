@@ -170,7 +170,7 @@ class Chaos:
 
     def _storm(self) -> None:
         self._fleet.gateway("faults", status_503=0.4, reset=0.1)
-        elapse(STORM_SECONDS, "a gateway in trouble")
+        elapse(STORM_SECONDS, "a failing gateway")
         self._fleet.gateway("faults")
 
     def end(self) -> None:

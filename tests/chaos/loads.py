@@ -83,7 +83,7 @@ def run_memory(requests: int, answers: int) -> str:
             f"{where}: {requests} requests of 9.9 MB in {seconds[0]:.0f} s, "
             f"{answers} answers of 7.9 MB in {seconds[1]:.0f} s"
         )
-    return f"{'; '.join(reported)}; within {MEMORY_LIMIT >> 20} MiB per process: each inferred once"
+    return f"{'; '.join(reported)}; within {MEMORY_LIMIT >> 20} MiB per process: each ran once"
 
 
 async def _run_limited(count: int, request_bytes: int, body: bytes, *, has_handler: bool) -> float:
@@ -134,7 +134,7 @@ def run_failing_tenant(folder: Path, seed: int, seconds: float) -> str:
 
 
 def run_full_redis(folder: Path, seed: int, rounds: int) -> str:
-    """Fill Redis to `maxmemory` for less than a lease; nothing is lost or inferred twice."""
+    """Fill Redis to `maxmemory` for less than a lease; no request is lost or runs twice."""
     deadline, each = float(int(time.time()) + 24 * _HOUR), 100
     names = [f"full-{seed}-{n}" for n in range(rounds * each)]
     with _running(folder, seed, DEFAULT_LEASES) as (fleet, redis):
@@ -151,5 +151,5 @@ def run_full_redis(folder: Path, seed: int, rounds: int) -> str:
     executions = read_executions(fleet.witness)
     judge_results(dict.fromkeys(names, deadline), reader.results, executions)
     again = executed_again(executions)
-    assert not again, f"{again} were inferred again though no owner died"
-    return f"{rounds} times at maxmemory, {len(names)} requests: each answered once, none inferred twice"
+    assert not again, f"{again} ran again although no owner died"
+    return f"{rounds} times at maxmemory, {len(names)} requests: each got one result, none ran twice"

@@ -222,7 +222,7 @@ def test_with_headroom_a_full_pool_continues_less_its_excess() -> None:
     assert pool.allowance.room() == 2
 
 
-def test_slots_that_the_gateway_took_back_are_not_filled_again() -> None:
+def test_slots_that_the_gateway_lost_are_not_filled_again() -> None:
     pool = Pool(10, Share(1.0))
     pool.allowance.started(8)
     pool.clock.now += 20

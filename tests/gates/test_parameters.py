@@ -1,4 +1,4 @@
-"""Parameters arrive as strings or JSON values, and stop the start when they make no sense."""
+"""Parameters arrive as strings or JSON values, and stop the start if they are invalid."""
 
 from __future__ import annotations
 

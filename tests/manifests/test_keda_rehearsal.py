@@ -141,7 +141,9 @@ def test_a_delayed_retry_wakes_a_poller_from_zero(
     assert left_over(store) == []
 
 
-def test_claims_of_dead_pollers_wake_a_new_one(store: redis.Redis, fleet: Fleet, scaler: Autoscaler) -> None:
+def test_claims_of_crashed_pollers_start_a_new_one(
+    store: redis.Redis, fleet: Fleet, scaler: Autoscaler
+) -> None:
     """Nothing is pending and nothing waits for a retry: only the third trigger counts the claims."""
     store.zadd("request-sortedset", {body(f"held-{n}"): time.time() + 300 for n in range(40)})
     rehearse(scaler, fleet, store, until=lambda _: all_are_claimed(store))

@@ -1,4 +1,4 @@
-"""A poller and a handler stay within their memory with large requests and answers, each inferred once.
+"""A poller and a handler stay within their memory with large requests and answers, each sent once.
 
 The limit is the kernel's (`RLIMIT_AS`): a process that holds too much cannot allocate, and ends. `make chaos` runs 64
 requests of 9.9 MB and 256 answers of 7.9 MB (`tests/chaos/loads.py`).
@@ -32,7 +32,7 @@ def valkey() -> Iterator[Server]:
     ids=["large requests", "large answers"],
 )
 @pytest.mark.parametrize("has_handler", [False, True], ids=["in process", "with a handler"])
-async def test_large_bodies_pass_within_the_memory_limit_and_each_is_inferred_once(
+async def test_large_bodies_fit_into_the_memory_limit_and_each_runs_once(
     valkey: Server, store: Redis, *, count: int, request_bytes: int, body: bytes, has_handler: bool
 ) -> None:
     await check_each_is_inferred_once(valkey.url, store, count, request_bytes, body, has_handler=has_handler)

@@ -183,7 +183,7 @@ async def test_retries_that_are_due_or_cancelled(bench: Bench, sizes: Sizes, is_
     sizes.bound(SCRIPT_BYTES, items=BUCKET, item=SMALL)
 
 
-async def test_an_outbox_that_a_dead_poller_left(bench: Bench, sizes: Sizes) -> None:
+async def test_an_outbox_of_a_crashed_poller(bench: Bench, sizes: Sizes) -> None:
     queue = ClusterQueue(bench.redis, "home", QueueOptions(bench.retries, bench.results, cluster=True))
     for number in range(COUNT):
         record = b'{"kind":"list","key":"%s"}\n' % bench.results.encode() + _member(number)

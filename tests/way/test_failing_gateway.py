@@ -38,7 +38,9 @@ def unclaimed(rig: Breakable) -> int:
 
 
 @pytest.mark.parametrize("fault", ["hang", "reset", "garbage", "status_503"])
-def test_a_gateway_in_trouble_is_spared_and_served_when_it_is_back(rig: Breakable, fault: str) -> None:
+def test_a_failing_gateway_gets_only_probes_and_all_requests_when_it_is_back(
+    rig: Breakable, fault: str
+) -> None:
     """F41, F43, F44, F46, F51, I10, L3."""
     opened = openings(rig)
     rig.set_faults(**{fault: 1.0})
@@ -73,7 +75,7 @@ def test_an_unstable_gateway_gets_all_requests_in_the_end(rig: Breakable) -> Non
     assert rig.gateway_state()["peak"] <= WORKERS  # a maximum, which does not change any more
 
 
-def test_a_gateway_in_trouble_is_spared_though_the_configuration_changes(tmp_path: Path) -> None:
+def test_a_failing_gateway_gets_only_probes_although_the_configuration_changes(tmp_path: Path) -> None:
     """The circuit survives the change: a new one would need ten failures to open."""
     config = tmp_path / "config.yaml"
     config.write_text("queues: [{queue_name: request-sortedset}]")

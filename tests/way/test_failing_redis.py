@@ -97,7 +97,7 @@ def black_hole(rig: Breakable) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [down, loading, read_only, full, busy, black_hole])
-def test_while_it_is_in_trouble_nothing_is_lost_and_no_socket_leaks(rig: Breakable, fault: Fault) -> None:
+def test_while_redis_fails_nothing_is_lost_and_no_socket_leaks(rig: Breakable, fault: Fault) -> None:
     """F20, F24, F26, L3: readiness reports it, and work continues without a restart."""
     ids = rig.queue(120)
     wait_until(lambda: rig.store.llen("result-list") > 0, "requests in flight")

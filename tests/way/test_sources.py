@@ -198,4 +198,4 @@ def test_results_are_sent_to_the_sink_of_knative_and_not_as_replies_too(
     assert set(results(events)) == {f"r{number}" for number in range(10)}
     assert {headers["ce-team"] for headers, _ in events} == {"red"}
     assert channel.basic_get("replies")[0] is None
-    assert bridge.posts == 10, "an event whose result waits for the sink is not inferred again"
+    assert bridge.posts == 10, "an event whose result waits for the sink is not sent to the gateway again"

@@ -142,7 +142,7 @@ async def test_start_and_end_of_an_outage_of_the_page_are_logged_once(
         ({"url": "vllm:8000"}, "url"),
     ],
 )
-def test_settings_that_make_no_sense_together_stop_the_start(params: dict[str, Any], named: str) -> None:
+def test_inconsistent_settings_stop_the_start(params: dict[str, Any], named: str) -> None:
     with pytest.raises(InvalidSetting) as caught:
         gate("endpoint-scrape", {"url": "http://h/metrics", "metric": "m", **params})
     assert caught.value.setting == f"queues[0].gate_params.{named}"

@@ -348,7 +348,7 @@ async def test_a_living_owner_keeps_its_slots_beyond_their_lease(
         await go(built, "b")
 
 
-async def test_a_request_taken_over_from_a_dead_owner_holds_one_slot_and_the_dead_one_frees_none(
+async def test_a_request_of_a_crashed_owner_holds_one_slot_which_the_old_owner_cannot_free(
     redis: Redis, pollers: list[GateSources]
 ) -> None:
     before, after = (concurrency(given, limit=1) for given in pollers[:2])

@@ -138,7 +138,7 @@ async def test_an_ack_sent_twice_has_one_result_and_a_stale_owners_none(bench: C
 
 
 @pytest.mark.parametrize("dies_before", ["delivery", "forgetting", "removal"])
-async def test_another_poller_delivers_a_dead_pollers_outbox_once(
+async def test_another_poller_delivers_the_outbox_of_a_crashed_poller_once(
     bench: ClusterBench, monkeypatch: pytest.MonkeyPatch, dies_before: str
 ) -> None:
     method = {"delivery": "_delivered", "forgetting": "_forget", "removal": "_remove"}[dies_before]

@@ -236,7 +236,7 @@ async def test_a_retry_that_names_no_queue_of_requests_is_not_lost(bench: Bench)
     assert len(await recalled(bench.redis, bench.owner())) == 2
 
 
-async def test_a_cancelled_claim_of_a_dead_owner_is_found_once_its_lease_has_ended(bench: Bench) -> None:
+async def test_a_cancelled_claim_of_a_crashed_owner_is_found_when_its_lease_expires(bench: Bench) -> None:
     clock = Clock()
     owner = bench.owner()
     cancellations = Cancellations(bench.redis, clock)

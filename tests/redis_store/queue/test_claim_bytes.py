@@ -102,7 +102,7 @@ async def test_a_claim_and_a_scan_take_the_same_lost_claims_back_at_once(
     assert (scan.returned, scan.dead) == (0, [])
 
 
-async def test_claims_of_a_reply_lost_during_take_back_are_returned_next(
+async def test_claims_of_a_reply_lost_during_their_return_are_returned_next(
     bench: Bench, losing: LosingRedis
 ) -> None:
     poller = bench.owner(losing)

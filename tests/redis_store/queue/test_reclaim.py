@@ -19,7 +19,9 @@ from tests.redis_store.queue.queueing import DEADLINE, LEASE_SECONDS, Bench, bod
         (b'{"id": "spaces",   "deadline": 5}\n', float("inf")),
     ],
 )
-async def test_a_dead_owners_request_returns_byte_for_byte(bench: Bench, member: bytes, score: float) -> None:
+async def test_a_request_of_a_crashed_owner_returns_byte_for_byte(
+    bench: Bench, member: bytes, score: float
+) -> None:
     claim = await bench.claimed(member, score)
     await bench.end_leases()
 
@@ -152,7 +154,7 @@ async def test_i14_a_scanner_that_dies_with_poison_in_hand_loses_nothing(bench: 
     assert (claim.member, claim.delivery_count) == (body("poison"), 2)
 
 
-async def test_deaths_are_forgotten_with_the_result_or_after_a_week(bench: Bench) -> None:
+async def test_delivery_counts_are_deleted_with_the_result_or_after_a_week(bench: Bench) -> None:
     await bench.claimed(body("r"))
     await bench.end_leases()
     await bench.queue.reclaim(10, max_deliveries=5)
@@ -164,7 +166,7 @@ async def test_deaths_are_forgotten_with_the_result_or_after_a_week(bench: Bench
     assert await bench.all_keys() == {bench.results}
 
 
-async def test_deaths_of_one_id_queued_twice_are_forgotten_too(bench: Bench) -> None:
+async def test_delivery_counts_of_one_id_queued_twice_are_deleted_too(bench: Bench) -> None:
     await bench.put(body("same", n=1), 1)
     await bench.put(body("same", n=2), 2)
     await bench.queue.claim(2)
@@ -188,7 +190,7 @@ async def test_a_claim_without_an_index_entry_is_indexed_again(bench: Bench) -> 
     assert await bench.pending() == [(claim.member, DEADLINE)]
 
 
-async def test_one_missing_entry_among_thousands_is_mended(bench: Bench) -> None:
+async def test_one_missing_entry_among_thousands_is_added(bench: Bench) -> None:
     await bench.redis.zadd(bench.queue_name, {body(f"r-{n}"): n for n in range(5_000)})
     claims = await bench.queue.claim(5_000)
     lost = [claim.claim_key for claim in claims[::500]]
