@@ -17,6 +17,7 @@ from handlers.cancellation import end_if_cancelled
 from handlers.client.broker import Submission
 from handlers.client.errors import (
     BrokerUnreachable,
+    ClientError,
     IdempotencyConflict,
     NoOwnResults,
     NoResultYet,
@@ -353,10 +354,13 @@ class RedisBroker:
 
         return await self._retry.run(submit)
 
-    async def _peek(self, lists: Sequence[str]) -> AsyncIterator[tuple[str, bytes]]:
+    async def _peek(self, lists: Sequence[str]) -> AsyncIterator[tuple[str, bytes | ClientError]]:
         with store_errors():
-            async for name, text in peek_results(self._redis, lists):
-                yield name, (await whole_result(self._redis, text)).text
+            async for name, found in peek_results(self._redis, lists):
+                if isinstance(found, bytes):
+                    yield name, (await whole_result(self._redis, found)).text
+                else:
+                    yield name, BrokerUnreachable(f"Redis: {name}: {explained(found)}")
 
 
 class RedisResults:

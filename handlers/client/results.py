@@ -196,7 +196,8 @@ PEEKED_LISTS = 500
 """Most lists read in one round trip."""
 
 
-Peek = Callable[[Sequence[str]], AsyncIterator[tuple[str, bytes]]]
+Peek = Callable[[Sequence[str]], AsyncIterator[tuple[str, bytes | ClientError]]]
+"""Reads the newest results of lists; yields the error of a list that cannot be read."""
 
 
 class _Wait:
@@ -265,15 +266,21 @@ class OwnResults:
             for wait in self._waits.get(name, []):
                 wait.put_off(now)
         try:
-            async for name, text in self._peek(lists):
-                self._match(name, text)
+            async for name, found in self._peek(lists):
+                if isinstance(found, bytes):
+                    self._match(name, found)
+                else:
+                    self._fail(name, found)
         except Exception as error:  # noqa: BLE001 - every error is raised in the waiting callers
             for name in lists:
-                for wait in self._waits.get(name, []):
-                    if not wait.result.done():
-                        wait.result.set_exception(error)
+                self._fail(name, error)
             return
         await asyncio.sleep(0)  # finished waits are removed before the next poll
+
+    def _fail(self, name: str, error: Exception) -> None:
+        for wait in self._waits.get(name, []):
+            if not wait.result.done():
+                wait.result.set_exception(error)
 
     def _match(self, name: str, text: bytes) -> None:
         waits = [wait for wait in self._waits.get(name, []) if not wait.result.done()]

@@ -16,6 +16,7 @@ from redis import Redis
 
 from handlers.client import (
     AsyncClient,
+    BrokerUnreachable,
     ClientOptions,
     LeaseLost,
     NoOwnResults,
@@ -203,6 +204,21 @@ async def test_a_result_in_its_own_list_can_be_waited_for_by_many(client: AsyncC
     assert by_token.payload == again.payload == "new"
     assert by_id.payload in ("old", "new")
     assert (await client.wait(submission, within=5)).payload == "new", "it is not consumed"
+
+
+async def test_a_result_list_of_another_type_fails_only_its_own_wait(
+    client: AsyncClient, redis: Redis
+) -> None:
+    """One loop waits for all callers of a client."""
+    broken, sound = [
+        await client.submit({"a": n}, deadline=timedelta(hours=1), has_own_results=True) for n in range(2)
+    ]
+    redis.set(broken.results, "not a list")
+    waits = [asyncio.create_task(client.wait(submission, within=20)) for submission in (broken, sound)]
+    with pytest.raises(BrokerUnreachable, match=f"{broken.id}: a key has another type"):
+        await waits[0]
+    redis.lpush(sound.results, encode_result(Result(sound.id, 200, "new", request_token=sound.token)))
+    assert (await waits[1]).payload == "new"
 
 
 async def test_a_wait_ends_in_time(client: AsyncClient) -> None:

@@ -40,13 +40,18 @@ async def test_a_returned_result_is_unchanged(
         assert redis.exists(KEY)
 
 
+@pytest.mark.parametrize("is_of_another_type", [False, True])
 async def test_a_missing_answer_gives_payload_unavailable(
-    client: AsyncClient, options: ClientOptions, redis: Redis
+    client: AsyncClient, options: ClientOptions, redis: Redis, is_of_another_type: bool
 ) -> None:
     redis.delete(KEY)
+    if is_of_another_type:
+        redis.rpush(KEY, "not a string")
     redis.lpush(options.results, REFERENCE)
-    async with client.results(limit=1) as stream:
+    redis.lpush(options.results, b'{"id":"b","status_code":200,"payload":"small"}')
+    async with client.results(limit=2) as stream:
         result = (await anext(stream)).result
+        assert (await anext(stream)).result.payload == "small"
     assert (result.id, result.status_code, result.error_code) == ("a", 0, ErrorCode.PAYLOAD_UNAVAILABLE)
 
 

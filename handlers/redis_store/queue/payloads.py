@@ -86,11 +86,19 @@ async def delete_payloads(redis: Store, keys: Sequence[str]) -> None:
 
 
 async def whole_result(redis: Store, text: bytes) -> WholeResult:
-    """Read a result's offloaded payload. Costs a round trip only if there is one."""
+    """Read a result's offloaded payload. Costs a round trip only if there is one.
+
+    A key of another type counts as a missing one: it must not keep its reader from other results.
+    """
     key = _payload_key(text)
     if not key:
         return WholeResult(text)
-    payload: Any = await redis.get(key)
+    payload: Any = None
+    try:
+        payload = await redis.get(key)
+    except ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
     return WholeResult(encode_result(filled_result(decode_result(text), payload)), key)
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import msgspec
 from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import ResponseError
 
 from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.faults import refusal
 from handlers.redis_store.keys import result_claim_keys
 from handlers.redis_store.scripts import BATCH_BYTES, lua_script, read_only
 
@@ -111,16 +113,22 @@ class Results:
             await self._redis.unlink(key)
 
 
-async def peek_results(redis: Store, lists: Sequence[str]) -> AsyncIterator[tuple[str, bytes]]:
+async def peek_results(
+    redis: Store, lists: Sequence[str]
+) -> AsyncIterator[tuple[str, bytes | ResponseError]]:
     """Yield (list name, result) for the newest results of many lists.
 
     They stay in their lists. Small results of all lists are read in one round trip, larger ones in one each, so that no
-    reply exceeds a few MB or one result.
+    reply exceeds a few MB or one result. A list that cannot be read (a key of another type, a missing right) yields its
+    error, and the others are read.
     """
     counting = redis.pipeline(transaction=False)
     for name in lists:
         counting.llen(name)
-    filled = [name for name, count in zip(lists, await executed(redis, counting), strict=True) if count]
+    counts, faults = _parted(lists, await executed(redis, counting, raise_on_error=False))
+    for fault in faults:
+        yield fault
+    filled = [name for name, count in counts if count]
     if not filled:
         return
     script = str(
@@ -129,13 +137,31 @@ async def peek_results(redis: Store, lists: Sequence[str]) -> AsyncIterator[tupl
     reading = redis.pipeline(transaction=False)
     for name in filled:
         reading.eval(script, 1, name, PEEKED_RESULTS, BATCH_BYTES // len(filled))
-    for name, (has_more, *texts) in zip(filled, await executed(redis, reading), strict=True):
+    answers, faults = _parted(filled, await executed(redis, reading, raise_on_error=False))
+    for fault in faults:
+        yield fault
+    for name, (has_more, *texts) in answers:
         for text in texts:
             yield name, text
         for at in range(len(texts), PEEKED_RESULTS if has_more else 0):
             rest: Any = await redis.lrange(name, at, at)
             for text in rest:
                 yield name, text
+
+
+def _parted(
+    lists: Sequence[str], answers: Sequence[Any]
+) -> tuple[list[tuple[str, Any]], list[tuple[str, ResponseError]]]:
+    """Part answers from refusals, each with its list. Raises an error that concerns the whole server."""
+    found, refused = [], []
+    for name, answer in zip(lists, answers, strict=True):
+        if isinstance(answer, ResponseError) and refusal(answer):
+            refused.append((name, answer))
+        elif isinstance(answer, Exception):
+            raise answer
+        else:
+            found.append((name, answer))
+    return found, refused
 
 
 async def oldest_results(redis: Store, name: str, count: int, *, skipped: int = 0) -> list[bytes]:
