@@ -167,6 +167,7 @@ _ATTRIBUTE_FRAME_BYTES: Final = 12
 CERTAIN_BYTES: Final = 9_000_000
 """A larger publish that is refused when sent alone counts as too large, because the service may count differently."""
 
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0
 _BAD_REQUEST: Final = 400
 _TOO_LARGE_STATUSES: Final = (_BAD_REQUEST, 413)
 
@@ -186,8 +187,6 @@ class PublisherOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int = 200
     max_batch_bytes: int = 1_000_000
     max_calls: int = 4
-    first_pause_seconds: float = 0.1
-    longest_pause_seconds: float = 2.0
 
 
 class TopicState(Enum):
@@ -302,8 +301,8 @@ class Publisher:
 
         retry = AsyncRetry(
             predicate=is_wanted,
-            initial=self._options.first_pause_seconds,
-            maximum=self._options.longest_pause_seconds,
+            initial=_FIRST_PAUSE_SECONDS,
+            maximum=_LONGEST_PAUSE_SECONDS,
             timeout=None,  # the callers' timeouts end this loop
         )
         try:

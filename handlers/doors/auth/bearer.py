@@ -41,6 +41,8 @@ WRONG_TOKEN: Final = Refusal(401, "wrong token")
 
 _MOST_TOKENS: Final = 8
 _SHORTEST_BYTES: Final = 16
+_REREAD_SECONDS: Final = 5.0
+"""Interval at which the file is read again; Kubernetes takes about a minute to update a mounted Secret."""
 
 
 def bearer_token(headers: Sequence[tuple[bytes, bytes]]) -> bytes | Refusal:
@@ -62,14 +64,12 @@ def bearer_token(headers: Sequence[tuple[bytes, bytes]]) -> bytes | Refusal:
 class DispatchTokenOptions(msgspec.Struct, frozen=True):
     """Tokens, given as `tokens` or in the file `path` (one per line).
 
-    `setting` is the variable that errors name; for the file it is `setting`_FILE. The file is read again every
-    `reread_seconds`; Kubernetes takes about a minute to update a mounted Secret.
+    `setting` is the variable that errors name; for the file it is `setting`_FILE.
     """
 
     path: Path | None = None
     tokens: tuple[str, ...] = ()
     setting: str = "DISPATCH_TOKEN"
-    reread_seconds: float = 5.0
 
     def __repr__(self) -> str:
         return f"DispatchTokenOptions(path={self.path!r}, tokens=<{len(self.tokens)}>)"
@@ -86,7 +86,7 @@ class DispatchToken:
         self._clock = clock
         self._log = get_logger("doors")
         self._tokens = _tokens_of(options)
-        self._reread_at = clock() + options.reread_seconds
+        self._reread_at = clock() + _REREAD_SECONDS
 
     def tokens(self) -> tuple[str, ...]:
         """All valid tokens; a poller sends the first."""
@@ -107,7 +107,7 @@ class DispatchToken:
         now = self._clock()
         if self._options.path is None or now < self._reread_at:
             return
-        self._reread_at = now + self._options.reread_seconds
+        self._reread_at = now + _REREAD_SECONDS
         try:
             self._tokens = _tokens_of(self._options)
         except InvalidSetting as error:

@@ -2,7 +2,7 @@
 
 Fresh keys are used at once. Stale keys are used while a fetch runs in the background. With older keys, callers wait for
 the fetch; if it fails, `KeysUnavailable` is raised. An unknown key id also causes a fetch, since the keys may have been
-rotated. Fetches are at least `retry_seconds` apart.
+rotated. Fetches are at least 10 seconds apart.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ _SMALLEST_KEY_BITS: Final = 2_048
 KeyT = TypeVar("KeyT")
 
 _FRESH_SECONDS: Final = (60.0, 3_600.0, 86_400.0)  # minimum, default without a header, maximum
+_RETRY_SECONDS: Final = 10.0
+"""Shortest time between two fetches."""
+_STALE_SECONDS: Final = 21_600.0
+"""If no fetch succeeds, keys are used for so long after they have become stale."""
 
 
 class KeysUnavailable(AsyncProcessorError):
@@ -45,17 +49,14 @@ class KeysUnavailable(AsyncProcessorError):
 
 
 class SigningKeysOptions(msgspec.Struct, frozen=True):
-    """Where and how often keys are fetched.
+    """Where keys are fetched.
 
     `certs_url` serves `{key id: PEM certificate}` or a JWK set; plain HTTP is allowed on loopback only.
-    `timeout_seconds` bounds one fetch; `retry_seconds` is the shortest time between two. If no fetch succeeds, keys
-    are used for another `stale_seconds` after they have become stale.
+    `timeout_seconds` bounds one fetch.
     """
 
     certs_url: str = GOOGLE_CERTS_URL
     timeout_seconds: float = 5.0
-    retry_seconds: float = 10.0
-    stale_seconds: float = 21_600.0
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.certs_url)
@@ -129,9 +130,9 @@ class SigningKeys:
             self._failure = ""
             self._keys = keys
             self._fresh_until = self._clock() + fresh_seconds
-            self._usable_until = self._fresh_until + self._options.stale_seconds
+            self._usable_until = self._fresh_until + _STALE_SECONDS
         finally:
-            self._retry_at = self._clock() + self._options.retry_seconds
+            self._retry_at = self._clock() + _RETRY_SECONDS
             self._fetching = None
 
     def _failed(self, failure: str) -> None:
