@@ -11,6 +11,7 @@ import math
 import re
 import select
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from functools import partial
@@ -262,8 +263,17 @@ class Connection(asyncio.Protocol):
 
         That ends a body without a length. After any other response, `connection_lost` follows.
         """
-        if self._waiter is not None and self._has_headers and self._ends_with_connection:
+        is_awaited = self._waiter is not None and self._has_headers
+        if is_awaited and self._ends_with_connection and self._is_end_announced():
             self._finish()
+
+    def _is_end_announced(self) -> bool:
+        """Whether TLS' close_notify came before the end; without it, the body may be cut (RFC 9112, 9.8)."""
+        tls = self._transport.get_extra_info("ssl_object")
+        try:
+            return tls is None or tls.read(1) == b""
+        except ssl.SSLError:
+            return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail a running exchange and remove the connection from the pool."""

@@ -90,7 +90,10 @@ class Dialer:
         try:
             _, made = await loop.create_connection(lambda: protocol(sock), sock=sock, **tls)
         except BaseException:
-            sock.close()
+            # Ends the connection at once. Its transport closes the socket: closed here, the next socket would get its
+            # number while the loop still watches it.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
             raise
         return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from handlers.transport.connection import Response
@@ -14,7 +15,9 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def serving_raw(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[str]:
+async def serving_raw(
+    serve: Serve, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
     """A server of one coroutine per connection; gives its URL."""
     running: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
 
@@ -24,10 +27,11 @@ async def serving_raw(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[st
             await serve(reader, writer)
         writer.close()
 
-    server = await asyncio.start_server(handle, host, 0, limit=1 << 20)
+    server = await asyncio.start_server(handle, host, 0, limit=1 << 20, ssl=tls)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        yield f"http://[{host}]:{port}/x" if ":" in host else f"http://{host}:{port}/x"
+        scheme = "http" if tls is None else "https"
+        yield f"{scheme}://[{host}]:{port}/x" if ":" in host else f"{scheme}://{host}:{port}/x"
         for writer in running:
             writer.transport.abort()
         await asyncio.gather(*(task for task in running.values() if task is not None))

@@ -472,6 +472,54 @@ async def test_tls_names_the_host_and_shows_our_certificate(tmp_path: Path) -> N
         await transport.aclose()
 
 
+@pytest.mark.parametrize("is_announced", [True, False])
+async def test_over_tls_only_an_announced_end_completes_a_body_without_a_length(
+    tmp_path: Path, is_announced: bool
+) -> None:
+    """Anybody on the way can close the connection, but only the server can send TLS' close_notify."""
+    certificate = self_signed(tmp_path)
+    transport = Transport(TransportOptions(ssl_context=ssl.create_default_context(cafile=str(certificate))))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(OK + b"\r\nhalf")
+        await writer.drain()
+        if not is_announced:
+            raw = writer.get_extra_info("socket")
+            with socket.socket(fileno=socket.dup(raw.fileno())) as direct:
+                direct.shutdown(socket.SHUT_WR)
+            await reader.read()
+
+    async with serving_raw(serve, tls=serving(certificate)) as url:
+        if is_announced:
+            assert (await post(transport, url)).body == b"half"
+        else:
+            with pytest.raises(TruncatedBody):
+                await post(transport, url)
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_caller_cancelled_while_connecting_leaves_nothing_behind(
+    tmp_path: Path, scheme: str
+) -> None:
+    """A socket that is closed below its transport breaks the next connection, which gets the same number."""
+    certificate = self_signed(tmp_path)
+    trusted = ssl.create_default_context(cafile=str(certificate))
+    async with running_raw_http(serving(certificate) if scheme == "https" else None) as server:
+        for turns in range(40):
+            transport = Transport(TransportOptions(ssl_context=trusted))
+            call = asyncio.create_task(post(transport, f"{scheme}://127.0.0.1:{server.port}/"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                assert (await call).status_code == 200
+            await transport.aclose()
+        await wait_until_async(lambda: server.open_connections == 0, "all connections to be closed")
+        await wait_until_async(lambda: not client_sockets(server), "this side's sockets to be closed")
+
+
 async def test_only_the_head_is_waited_for_where_that_is_enough(server: RawHttp) -> None:
     server.reply(Answer(OK + b"content-length: 50\r\n\r\nhalf", end=End.HANG))
     async with http_client(TransportOptions()) as client, asyncio.timeout(60):
