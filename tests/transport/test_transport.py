@@ -500,9 +500,7 @@ async def test_over_tls_only_an_announced_end_completes_a_body_without_a_length(
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_a_caller_cancelled_while_connecting_leaves_nothing_behind(
-    tmp_path: Path, scheme: str
-) -> None:
+async def test_a_caller_cancelled_while_connecting_leaves_nothing_behind(tmp_path: Path, scheme: str) -> None:
     """A socket that is closed below its transport breaks the next connection, which gets the same number."""
     certificate = self_signed(tmp_path)
     trusted = ssl.create_default_context(cafile=str(certificate))
