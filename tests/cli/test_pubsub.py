@@ -52,10 +52,10 @@ def test_setup_twice_is_a_no_op_and_a_change_is_shown_as_a_diff(command: Command
 
 
 def test_setup_warns_of_the_emulators_loss_of_nacked_requests(command: Command) -> None:
-    assert "never push" in command("setup").output
+    assert "never redeliver" in command("setup").output
     without = command("setup", "--min-retry-delay", "0s", "--max-retry-delay", "0s")
     assert without.exit_code == 0, without.output
-    assert "never push" not in without.output
+    assert "never redeliver" not in without.output
 
 
 def test_a_filter_that_cannot_change_exits_2_with_a_fix(command: Command) -> None:

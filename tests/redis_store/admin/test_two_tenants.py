@@ -116,7 +116,7 @@ def test_keys_without_a_tenant_are_reached_by_the_listed_roles(admin: Redis, key
 
 def test_security_md_lists_the_keys_that_tenants_share() -> None:
     paragraphs = Path("SECURITY.md").read_text(encoding="utf-8").split("\n\n")
-    (listed,) = (one for one in paragraphs if "reach these keys of every tenant" in " ".join(one.split()))
+    (listed,) = (one for one in paragraphs if "reach these keys of all tenants" in " ".join(one.split()))
     for key, roles in SHARED.items():
         if roles:
             family = key.removeprefix("{").partition(":")[0].rstrip("}")
