@@ -26,6 +26,7 @@ from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.number_text import decimal
 
 if TYPE_CHECKING:
+    from handlers.client.broker import Submission
     from handlers.client.new_request import Deadline, NewRequest
     from handlers.contract.result import Result
 
@@ -184,9 +185,16 @@ async def _submit(
                 timeout = min(timeout or _FINISHED_WAIT, _FINISHED_WAIT)
         if not is_waiting:
             return ExitCode.DONE
-        left = timeout or timedelta(seconds=max(1.0, submission.deadline + 5 - datetime.now().timestamp()))
+        left = timeout or timedelta(seconds=max(1.0, _seconds_to(request, submission) + 5))
         async with noting(queue, queue.queue):
             return _show(await client.wait(submission, within=left))
+
+
+def _seconds_to(request: NewRequest, submission: Submission) -> float:
+    """Seconds to the deadline; the local clock does not count for a duration."""
+    if isinstance(request.deadline, timedelta):
+        return request.deadline.total_seconds()
+    return submission.deadline - datetime.now().timestamp()
 
 
 def _show(result: Result) -> ExitCode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import secrets
 import time
@@ -26,6 +27,7 @@ from handlers.client.errors import (
 from handlers.client.new_request import CheckedRequest, NewRequest, content_digest, encode_body
 from handlers.client.options import ClientOptions
 from handlers.client.results import OwnResults
+from handlers.clock import FollowedClock
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import Malformed, is_unicode
 from handlers.contract.result import Result, decode_result
@@ -37,7 +39,7 @@ from handlers.redis_store.admin.whereabouts import (
     locate,
     may_be_queued,
 )
-from handlers.redis_store.connection import Store
+from handlers.redis_store.connection import Store, server_time
 from handlers.redis_store.faults import explained
 from handlers.redis_store.idempotency.idempotency import (
     KeyAcknowledgements,
@@ -118,6 +120,10 @@ BATCH_REQUESTS = 500
 
 _PEEKED = 100
 
+_ASK_SECONDS: Final = 600.0
+"""Seconds for which an observation of Redis' clock is used."""
+_ANSWER_SECONDS: Final = 1.0
+
 CHECKED_STEPS = 20
 CHECK_SECONDS = 30.0
 """Seconds between checks whether the result of a waiting call went to another list."""
@@ -131,9 +137,18 @@ MOST_RECEIVED = 1_000
 
 
 class RedisBroker:
-    """The client of one Redis."""
+    """The client of one Redis, whose clock counts for durations from now."""
 
-    def __init__(self, url: str, options: ClientOptions, access: RedisAccess | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        options: ClientOptions,
+        access: RedisAccess | None = None,
+        *,
+        clock: FollowedClock | None = None,
+    ) -> None:
+        self._clock = clock or FollowedClock()
+        self._asked_at = -math.inf
         self._options = options
         self._redis = open_redis(url, access)
         self._is_cluster = client_options(url, access).is_cluster
@@ -146,7 +161,7 @@ class RedisBroker:
 
         After an `IdempotencyConflict`, nothing has been queued, unless another producer used the key at the same time.
         """
-        now = time.time()
+        now = await self._now()
         parts = [self._parts(request, now) for request in requests]
         await self._check_keys(requests, parts)
         queued: list[Queued] = []
@@ -156,6 +171,17 @@ class RedisBroker:
             self._submission(request, part, done)
             for request, part, done in zip(requests, parts, queued, strict=True)
         ]
+
+    async def _now(self) -> float:
+        """Unix seconds of Redis; local ones if it does not tell the time."""
+        started_at = self._clock.started()
+        if started_at - self._asked_at >= _ASK_SECONDS:
+            with contextlib.suppress(*STORE_ERRORS):
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    self._clock.observe(await server_time(self._redis), started_at)
+                self._asked_at = started_at
+            end_if_cancelled()
+        return self._clock.now()
 
     async def _check_keys(self, requests: Sequence[NewRequest], parts: Sequence[MemberParts]) -> None:
         """Raise `IdempotencyConflict` for a key that was used for other content.

@@ -25,7 +25,8 @@ from handlers.client import (
     RequestState,
 )
 from handlers.client.new_request import RequestFields
-from handlers.client.redis_broker import batches
+from handlers.client.redis_broker import RedisBroker, batches
+from handlers.clock import FollowedClock
 from handlers.contract.envelope import decode_member
 from handlers.redis_store.keys import sent_key
 from handlers.redis_store.submit.client_access import open_redis
@@ -116,6 +117,16 @@ async def test_a_deadline_is_a_whole_second_in_the_future(
     submission = await client.submit({"a": 1}, deadline=deadline())
     assert isinstance(submission.deadline, int)
     assert submission.deadline == pytest.approx(time.time() + 3600, abs=120)
+
+
+@pytest.mark.parametrize("ahead_seconds", [-7_200, 7_200])
+async def test_a_duration_begins_at_the_time_of_redis_whatever_the_local_clock_shows(
+    valkey_url: str, options: ClientOptions, ahead_seconds: float
+) -> None:
+    clock = FollowedClock(local=lambda: time.time() + ahead_seconds)
+    async with AsyncClient(RedisBroker(valkey_url, options, clock=clock)) as client:
+        submission = await client.submit({"a": 1}, deadline=timedelta(minutes=10))
+    assert submission.deadline == pytest.approx(time.time() + 600, abs=120)
 
 
 @pytest.mark.parametrize(
