@@ -52,12 +52,11 @@ def dispatch_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticat
         trusts_pollers=authenticator is not None or (fields is None and sink is None),
     )
     forward = event_stack(settings, parts)
-    return accounted_handle(door, _queue_of_event, forward, parts), authenticator
 
+    def queue_name(event: Event) -> str:
+        return event.extensions.get("queue", "")  # empty for an event of another source
 
-def _queue_of_event(event: Event) -> str:
-    """The poller's queue; empty for an event of another source."""
-    return event.extensions.get("queue", "")
+    return accounted_handle(door, queue_name, forward, parts), authenticator
 
 
 def check_event_sources(settings: Settings) -> None:

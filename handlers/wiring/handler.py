@@ -65,7 +65,7 @@ class Handler:
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._is_started = False
-        self._starting: asyncio.Future[None] | None = None
+        self._starting: asyncio.Future[list[Gate]] | None = None
         self._needs_dependencies = settings.env.readiness == "dependencies"
         self._parts = Parts(self._log, [], [], self.shared, self._dependencies, occupied=self._occupying)
         handle_delivery, authenticator = _door_of(target, settings, self._parts)
@@ -188,11 +188,8 @@ class Handler:
         The next request repeats a failed start.
         """
         if self._starting is None or self._starting.done():
-            self._starting = asyncio.ensure_future(self._start_alone())
+            self._starting = asyncio.ensure_future(self.start())
         await asyncio.shield(self._starting)
-
-    async def _start_alone(self) -> None:
-        await self.start()
 
     async def close_own(self) -> None:
         """Close what only this handler uses; published results are flushed first."""

@@ -14,7 +14,6 @@ from handlers.cancellation import Close, close_in_time
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.breaker import GatewayBreakers
 from handlers.forward.route import Routes
-from handlers.gates.allowance import ProcessShare
 from handlers.gates.gate import Gate
 from handlers.gates.labels import band_of
 from handlers.poller.ack_batcher import Settlement
@@ -22,7 +21,7 @@ from handlers.poller.claimer import Claimer, ClaimerOptions
 from handlers.poller.duplicates import Duplicates
 from handlers.poller.maintenance import PeriodicTask
 from handlers.poller.poller import Poller
-from handlers.poller.pool_share import PoolShares, is_pool_shared
+from handlers.poller.pool_share import is_pool_shared
 from handlers.poller.priority import LaneOptions, Merge, build_merge, check_objectives
 from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.poller.worker import WorkerOptions
@@ -230,7 +229,7 @@ class PollerApp:
             worker_options=partial(self._worker_options, plan, entry),
             labels=entry.labels,
             gates=self._gates.at(("queue", entry.queue_name)),
-            share=partial(_queue_share, pool_id=entry.worker_pool_id, is_shared=is_shared),
+            share=lambda shares: shares.of_queue(entry.worker_pool_id, is_shared=is_shared),
             circuit=breaker.circuit,
         )
 
@@ -244,10 +243,11 @@ class PollerApp:
             *self._gates.at(("pool", entry.worker_pool_id)),
         ]
         metrics = self._metrics.of_queue(*plan.labels_of(entry), model_name=model_name)
-        layers = QueueLayers(gates, _lane(settings, plan.pools[entry.worker_pool_id]), metrics)
+        pool = plan.pools[entry.worker_pool_id]
+        lane = LaneOptions(pool.lane_objectives, pool.priority_header, settings.tier_label)
         return WorkerOptions(
             route=route,
-            forward=plan.stack.of_queue(layers),
+            forward=plan.stack.of_queue(QueueLayers(gates, lane, metrics)),
             metrics=metrics,
             max_request_bytes=env.max_request_bytes,
             labels=entry.labels,
@@ -415,11 +415,3 @@ def result_route(settings: Settings, entry: QueueEntry, reserved: ReservedNames)
         may_name=settings.may_name_lists,
         reserved=reserved,
     )
-
-
-def _lane(settings: Settings, pool: PoolEntry) -> LaneOptions:
-    return LaneOptions(pool.lane_objectives, pool.priority_header, settings.tier_label)
-
-
-def _queue_share(shares: PoolShares, *, pool_id: str, is_shared: bool) -> Callable[[], ProcessShare]:
-    return shares.of_queue(pool_id, is_shared=is_shared)
