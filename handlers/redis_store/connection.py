@@ -442,9 +442,9 @@ class WaitingPool(BlockingConnectionPool):
 
     async def release(self, connection: AbstractConnection) -> None:
         """Take back a connection and wake one waiting caller."""
+        self._in_use_connections.remove(connection)
         if connection.should_reconnect():  # type: ignore[no-untyped-call]  # as above
             await connection.disconnect()
-        self._in_use_connections.remove(connection)
         self._available_connections.append(connection)
         async with self._condition:
             self._condition.notify()
