@@ -33,28 +33,31 @@ OF_THE_REFERENCE = frozenset(
 _HEAD = f"""\
 # Metrics
 
-The poller serves its metrics at `/metrics` on `METRICS_PORT`. A handler serves them on its own port and requires the
-bearer token `METRICS_TOKEN`; unset, the page is disabled. [monitoring/](../monitoring) has a dashboard and alert
-rules.
+```sh
+curl http://localhost:9090/metrics                                              # a poller, on METRICS_PORT
+curl -H "Authorization: Bearer $METRICS_TOKEN" http://localhost:8080/metrics    # a handler, on PORT
+```
+
+Without `METRICS_TOKEN`, a handler's page is disabled. [monitoring/](../monitoring) has a dashboard and alert rules.
 
 All names have the prefix `{METRIC_PREFIX}_`. Metrics marked with a dot have the names, labels and meanings of
 `llm-d-async`, so that its dashboards work; their buckets include those of `llm-d-async`. Counters start at 0 when
 the process starts; gauges of gates appear with the gate.
 
-**Sums.** The poller counts the requests of its queues, whether or not a handler forwards them. A handler counts
-pushes (`queue_id` is the subscription), events of other sources (`events`), and its own deliveries. A sum over all
-pods therefore counts nothing twice. Every poller reads the same values from Redis for `broker_backlog`,
-`claimed_requests`, `waiting_retries`, `dead_letters_kept`, `deadline_proximity_millis` and the ages: use `max by
-(queue_id)`.
+**Sums.** The poller counts the requests of its queues, with or without a separate handler. A handler counts pushes
+(`queue_id` is the subscription), events of other sources (`events`), and its own deliveries. So you can add up
+counters over all pods. Some gauges are read from Redis, so all pollers have the same value: `broker_backlog`,
+`claimed_requests`, `waiting_retries`, `dead_letters_kept`, `deadline_proximity_millis` and the ages. For these, use
+`max by (queue_id)`.
 
-**Labels.** Label values come from settings or fixed sets, never from requests. Beyond 500 queues or subscriptions,
-the rest is counted as `other`.
+**Labels.** Label values come from settings or fixed sets, never from requests. After 500 queues or subscriptions,
+further ones are counted as `other`.
 
-**Autoscaler.** `broker_backlog` carries the queue's label `model_name` (`"labels": {{"model_name": "llama"}}` of the
-queue in `CONFIG_FILE`), empty where it has none. The autoscaler of a model reads
+**Autoscaler.** `broker_backlog` has the queue's label `model_name` (`"labels": {{"model_name": "llama"}}` of the
+queue in `CONFIG_FILE`), or an empty one. To scale the servers of a model, use
 `sum(max by (queue_id) (llm_d_async_async_broker_backlog{{model_name="llama"}}))`.
 
-**Snapshot.** `deadline_proximity_millis` holds exact counts, updated every 5 s. Use its buckets directly, without
+**Snapshot.** `deadline_proximity_millis` has exact counts, updated every 5 s. Use its buckets directly, without
 `rate`.
 
 <!-- Made by `python -m tests.telemetry.metrics_page`; change handlers/telemetry/families.py instead. -->
