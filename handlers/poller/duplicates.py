@@ -44,7 +44,7 @@ class Duplicates:
         standing = await self._standing(claim, envelope)
         if standing is RunState.RUNS:
             return None
-        self._log.info("duplicate", id=request.id, queue=claim.queue, first=str(standing))
+        self._log.info("duplicate found", id=request.id, queue=claim.queue, first=str(standing))
         message = f"duplicate of another submission of this id, which is {standing}"
         result = error_result(request.id, request.request_token, ErrorCode.DUPLICATE, message)
         settlement = ack(claim, request, result, self._route, now)

@@ -183,7 +183,7 @@ class TimelyProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _cut(self, why: str) -> None:
-        self._log.debug("connection cut", reason=why)
+        self._log.debug("connection aborted", reason=why)
         self.transport.abort()
 
 
