@@ -148,10 +148,11 @@ def short_leases(text: str, tree: ast.Module) -> Iterator[int]:
 
 def short_waits(tree: ast.AST) -> Iterator[int]:
     """Lines that wait for an event less long than a busy machine may need; under a second is meant to end."""
+    names = ("timeout", "timeout_seconds", "within", "wait_seconds")
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        limits = [keyword.value for keyword in node.keywords if keyword.arg in ("timeout", "timeout_seconds")]
+        limits = [keyword.value for keyword in node.keywords if keyword.arg in names]
         match ast.unparse(node.func).rpartition(".")[2], ast.unparse(node.func):
             case _, "asyncio.timeout":
                 limits = node.args
@@ -159,6 +160,10 @@ def short_waits(tree: ast.AST) -> Iterator[int]:
                 limits += node.args[1:]
             case "communicate" | "wait_until" | "wait_until_async", _:
                 limits += node.args[2:]
+            case "wait", _ if len(node.args) == 1 and not limits:
+                limits = node.args
+            case "ask" | "blpop" | "get" | "join" | "receive" | "result" | "run" | "urlopen" | "wait", _:
+                pass
             case _:
                 continue
         numbers = [
@@ -258,8 +263,15 @@ def test_no_wait_for_an_event_is_short() -> None:
         ("with asyncio.timeout(5): ...", True),
         ("runner.communicate(timeout=20)", True),
         ("wait_until(ready, 'it', timeout_seconds=5)", True),
+        ("process.wait(30)", True),
+        ("client.wait(submission, within=20)", True),
+        ("urlopen(url, timeout=10)", True),
+        ("puller.receive(10, wait_seconds=5)", True),
         ("await wait_until_async(ready, 'it', 5)", True),
         ("await asyncio.wait_for(work, 60)", False),
+        ("process.wait(60)", False),
+        ("client.wait(submission, within=0.02)", False),
+        ("store.wait(1, 5)", False),
         ("with asyncio.timeout(0.01): ...", False),
         ("receiver.wait_for(SPAN, 1)", False),
         ("await asyncio.wait_for(work, IN_TIME)", False),

@@ -53,7 +53,7 @@ async def project(pubsub_emulator: PubSubEmulator) -> AsyncIterator[Project]:
 
 async def test_a_request_is_published_as_the_bare_body(project: Project) -> None:
     submission = await project.client.submit({"n": 1}, deadline=MINUTE, tier="batch", tenant="alice")
-    [pulled] = await Puller(project.channel, "requests-sub").receive(10, wait_seconds=10)
+    [pulled] = await Puller(project.channel, "requests-sub").receive(10, wait_seconds=60)
     request = decode_body(pulled.data)
     assert (request.id, request.payload, request.deadline) == (submission.id, b'{"n":1}', submission.deadline)
     assert request.metadata == {"tier": "batch", "userid": "alice"}
@@ -77,8 +77,8 @@ async def test_waiting_finds_the_own_result_and_leaves_the_others(project: Proje
     submission = await project.client.submit({"n": 1}, deadline=MINUTE)
     for name in ("other", submission.id):
         await project.results.publish("results", encode_result(Result(name, 200, f"of {name}")))
-    assert (await project.client.wait(submission, within=20)).payload == f"of {submission.id}"
-    assert (await project.client.wait("other", within=20)).payload == "of other"
+    assert (await project.client.wait(submission, within=60)).payload == f"of {submission.id}"
+    assert (await project.client.wait("other", within=60)).payload == "of other"
 
 
 async def test_unsupported_operations_on_pubsub_are_reported() -> None:

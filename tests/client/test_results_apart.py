@@ -60,4 +60,4 @@ async def test_waiting_for_one_result_returns_it_whole(
 ) -> None:
     redis.lpush(result_of_key(options.results, "a"), REFERENCE)
     for _ in range(2):
-        assert (await client.wait("a", within=20)).payload == "large"
+        assert (await client.wait("a", within=60)).payload == "large"

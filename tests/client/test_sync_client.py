@@ -31,7 +31,7 @@ def test_ask_submits_and_waits(sync_client: Client, redis: Redis, options: Clien
     poller = threading.Thread(target=lambda: wait_until(lambda: answer(redis, options.queue), "a request"))
     poller.start()
     with sync_client as client:
-        result = client.ask(b'{"prompt":"Hi"}', deadline=timedelta(minutes=1), within=20)
+        result = client.ask(b'{"prompt":"Hi"}', deadline=timedelta(minutes=1), within=60)
     poller.join()
     assert (result.status_code, result.payload) == (200, '{"prompt":"Hi"}')
 

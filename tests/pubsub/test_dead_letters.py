@@ -74,5 +74,5 @@ async def test_a_request_that_is_nacked_to_the_end_is_pushed_as_a_dead_letter_an
     kept = Puller(channel, "sub-async-proc-requests-dlq")
     got: set[bytes] = set()
     while len(got) < 2:
-        got |= {pulled.data for pulled in await kept.receive(10, wait_seconds=5)}
+        got |= {pulled.data for pulled in await kept.receive(10, wait_seconds=60)}
     assert got == {b"put there by the door", b"hopeless"}

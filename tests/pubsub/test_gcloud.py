@@ -66,7 +66,7 @@ async def test_the_guides_commands_pass_as_written(
     await resources.subscription("witness", "async-proc-requests")
 
     await shell(PUBLISH)
-    (pulled,) = await Puller(channel, "witness").receive(1, wait_seconds=20)
+    (pulled,) = await Puller(channel, "witness").receive(1, wait_seconds=60)
     request = decode_body(pulled.data, queue="witness")
     assert (request.id, request.deadline) == ("testmsg", 1999999999.0)
 

@@ -31,7 +31,7 @@ async def published(channel: PubSubChannel, *data: bytes) -> None:
 async def received(puller: Puller, count: int) -> list[Pulled]:
     got: list[Pulled] = []
     while len(got) < count:
-        got += await puller.receive(count - len(got), wait_seconds=5.0)
+        got += await puller.receive(count - len(got), wait_seconds=60.0)
     return got
 
 

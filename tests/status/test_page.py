@@ -122,7 +122,7 @@ def base_url(stack: Stack, folder: Path) -> Iterator[str]:
 
 
 def _read(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         found: str = answer.read().decode()
         return found
 
@@ -135,7 +135,7 @@ def _shows_both(url: str) -> bool:
 def _status(url: str, data: bytes | None = None, host: str = "") -> int:
     request = urllib.request.Request(url, data, {"Host": host} if host else {})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -255,7 +255,7 @@ def test_a_foreign_name_that_resolves_to_this_machine_reads_nothing(base_url: st
     for path in ("/", "/find?id=hard-1", "/dead", "/style.css", "/dead/change"):
         request = urllib.request.Request(f"{base_url}{path}", headers={"Host": f"rebound.example:{port}"})
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, timeout=30)
+            urllib.request.urlopen(request, timeout=60)
         message = caught.value.read().decode()
         assert (caught.value.code, message.count("\n")) == (421, 1)
         assert "STATUS_HOSTS" in message
@@ -265,7 +265,7 @@ def test_a_foreign_name_that_resolves_to_this_machine_reads_nothing(base_url: st
 
 
 def test_the_page_forbids_scripts_and_frames(base_url: str) -> None:
-    with urllib.request.urlopen(base_url, timeout=30) as answer:
+    with urllib.request.urlopen(base_url, timeout=60) as answer:
         policy = answer.headers["Content-Security-Policy"]
         text = answer.read().decode()
     assert "default-src 'none'" in policy

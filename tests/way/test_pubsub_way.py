@@ -37,7 +37,7 @@ async def pulled(channel: PubSubChannel, count: int) -> list[Pulled]:
     puller, found = Puller(channel, RESULT_SUBSCRIPTION), list[Pulled]()
     async with asyncio.timeout(60):
         while len(found) < count:
-            some = await puller.receive(10, wait_seconds=20)
+            some = await puller.receive(10, wait_seconds=60)
             if some:
                 await puller.ack([one.ack_id for one in some])
             found += some

@@ -230,7 +230,7 @@ def test_the_status_page_shows_queue_and_pollers(form: Form) -> None:
 
         def shown() -> str:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
                     return str(answer.read().decode())
             except OSError:
                 return ""

@@ -45,8 +45,8 @@ def test_a_request_in_flight_survives_the_end_of_handler_and_poller() -> None:
         handler.send_signal(signal.SIGTERM)
         poller.send_signal(signal.SIGTERM)
 
-        assert handler.wait(30) == 0
-        assert poller.wait(30) == 0
+        assert handler.wait(60) == 0
+        assert poller.wait(60) == 0
         (text,) = store.lrange(RESULTS, 0, -1)
         assert msgspec.json.decode(text)["status_code"] == 200
         assert store.hlen(f"{QUEUE}:claimed") == 0
@@ -61,7 +61,7 @@ def test_requests_that_outlast_the_grace_period_are_handed_back_at_once() -> Non
 
         poller.send_signal(signal.SIGTERM)
 
-        assert poller.wait(10) == 0
+        assert poller.wait(60) == 0
         # Returned at once, not left to its lease: it is pending as soon as the poller has ended.
         assert store.zcard(QUEUE) == 1
         assert store.hlen(f"{QUEUE}:claimed") == 0
@@ -81,7 +81,7 @@ def test_a_stopping_poller_returns_requests_that_wait_at_a_gate_at_once(tmp_path
 
         poller.send_signal(signal.SIGTERM)
 
-        assert poller.wait(30) == 0
+        assert poller.wait(60) == 0
         assert store.llen(RESULTS) == 1, "the one that had been sent"
         assert store.zcard(QUEUE) == 1
         store.close()
