@@ -24,6 +24,8 @@ STALL_SECONDS = 1.6 * LEASE_SECONDS
 """Seconds of a stall; the stalled owner then finds its requests claimed by another."""
 TROUBLE_SECONDS = 0.8
 """Seconds for which a network path fails."""
+DELAY_SECONDS = 0.1
+"""Seconds by which a slow network delays data."""
 STORM_SECONDS = 1.5
 """Seconds for which the gateway fails, long enough that some retries meet no other fault."""
 _TROUBLES = ("delay", "cut", "black hole")
@@ -93,6 +95,19 @@ class Inflicted:
             if kind != "storm"
         )
 
+    def held_up_seconds(self, at: float) -> float:
+        """The longest time by which a fault may delay a call to the gateway that was decided on at `at`.
+
+        A handler may be stopped between its check of the deadline and its call.
+        """
+        held_up = [0.0]
+        for began, kind in self._between(at - STALL_SECONDS, at):
+            if kind == "stall handler":
+                held_up.append(began + STALL_SECONDS - at)
+            elif kind == "delay gateway" and at <= began + TROUBLE_SECONDS:
+                held_up.append(DELAY_SECONDS)
+        return max(held_up)
+
     def _between(self, since: float, until: float) -> list[tuple[float, str]]:
         return self.at[bisect_left(self.at, (since, "")) : bisect_left(self.at, (until, ""))]
 
@@ -155,7 +170,7 @@ class Chaos:
         self._fleet.scale_up()
 
     def _delay(self, proxy: Proxy) -> None:
-        proxy.delay_seconds = 0.1
+        proxy.delay_seconds = DELAY_SECONDS
         elapse(TROUBLE_SECONDS, "a slow network")
         proxy.delay_seconds = 0.0
 

@@ -19,6 +19,7 @@ from handlers.demo.view import percentile
 from tests.chaos.faults import Inflicted
 
 RESULTS = "result-list"
+NO_FAULTS = Inflicted()
 LATE_SECONDS = 0.05
 """Seconds after its deadline at which a request may reach the gateway, in addition to what `Stalls` measured."""
 PROCESSES_ON_THE_WAY = 3
@@ -103,7 +104,7 @@ def verdict(seed: int, reported: History, executions: list[Execution]) -> Verdic
     assert not reported.keys_left, "keys of finished requests"
     assert reported.refused > 0, "invalid: no stale settlement was refused, so the run proves nothing"
     late_seconds = LATE_SECONDS + PROCESSES_ON_THE_WAY * reported.stall_seconds
-    judge_results(reported.queued, reported.results, executions, late_seconds)
+    judge_results(reported.queued, reported.results, executions, late_seconds, faults)
     duplicates = judge_published(set(reported.pushed), reported.published)
     assert duplicates <= faults.in_flight, "doubled on Pub/Sub only where a fault met a delivery"
     assert {one.key for one in executions} <= {*reported.queued, *reported.pushed}, (
@@ -142,6 +143,7 @@ def judge_results(
     results: list[dict[str, Any]],
     executions: list[Execution],
     late_seconds: float = LATE_SECONDS,
+    faults: Inflicted = NO_FAULTS,
 ) -> None:
     """I1, I2, I3, I4, I9 for results in Redis; `ids` maps to deadlines."""
     assert Counter(result["id"] for result in results) == Counter(ids.keys()), "one result for each, no other"
@@ -153,7 +155,9 @@ def judge_results(
             assert result.get("error_code") or result.get("status_code"), "a recorded reason"
     for one in executions:
         deadline = ids.get(one.key)
-        assert deadline is None or one.started_at <= deadline + late_seconds, "sent after its deadline"
+        if deadline is not None:
+            late = one.started_at - deadline - faults.held_up_seconds(deadline)
+            assert late <= late_seconds, f"sent {late:.2f} s after its deadline: {one}"
 
 
 def judge_published(ids: set[str], published: list[tuple[str, dict[str, str]]]) -> int:

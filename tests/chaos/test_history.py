@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.faults import Inflicted
+from tests.chaos.faults import DELAY_SECONDS, STALL_SECONDS, Inflicted
 from tests.chaos.history import Execution, History, verdict
 
 NOW = 1_000.0
@@ -46,6 +46,29 @@ def test_a_correct_history_is_summarised_in_numbers() -> None:
     reported = verdict(1, _reported(), _executions())
     assert (reported.executions, reported.executed_again, reported.retries_spaced) == (5, 1, 1)
     assert reported.redelivery_worst == 2.0
+
+
+@pytest.mark.parametrize(
+    ("fault", "late_seconds", "is_excused"),
+    [
+        ("stall handler", STALL_SECONDS - 0.5, True),
+        ("stall handler", STALL_SECONDS + 0.5, False),
+        ("delay gateway", DELAY_SECONDS, True),
+        ("kill handler", DELAY_SECONDS, False),
+    ],
+)
+def test_a_call_may_be_late_by_what_a_fault_held_it_up(
+    fault: str, late_seconds: float, is_excused: bool
+) -> None:
+    deadline = NOW + 2 - late_seconds
+    faults = Inflicted([(deadline - 0.1, fault), (NOW, "kill poller")], 1, [NOW])
+    faults.at.sort()
+    reported = _reported(queued={"a": deadline, "b": NOW + 500}, faults=faults)
+    if is_excused:
+        verdict(1, reported, _executions())
+    else:
+        with pytest.raises(AssertionError, match="after its deadline"):
+            verdict(1, reported, _executions())
 
 
 WRONG: dict[str, dict[str, Any]] = {
