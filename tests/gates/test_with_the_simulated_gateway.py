@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -19,6 +19,7 @@ from tests.servers.prometheus import running_prometheus
 from tests.waiting import wait_until_async
 
 CAPACITY = 4
+QUERY = 'max(1 - llm_d_epp_flow_control_pool_saturation{inference_pool="%s"})'
 _LISTENING = re.compile(r"listening on (http://\S+)")
 
 
@@ -52,34 +53,34 @@ async def given(prometheus_url: str) -> AsyncIterator[GateSources]:
     await made.http.aclose()
 
 
-@pytest.mark.parametrize(
-    ("gate_type", "params"),
-    [
-        ("prometheus-saturation", {"pool": "POOL"}),
-        ("prometheus-budget", {"pool": "POOL", "max_concurrency": str(CAPACITY)}),
-        (
-            "prometheus-query",
-            {"query": 'max(1 - llm_d_epp_flow_control_pool_saturation{inference_pool="POOL"})'},
-        ),
-    ],
-)
-async def test_the_gate_follows_the_load_of_the_gateway(
-    given: GateSources, gateway_url: str, pool: str, gate_type: str, params: dict[str, Any]
+async def test_each_gate_follows_the_load_of_the_gateway(
+    given: GateSources, gateway_url: str, pool: str
 ) -> None:
-    filled = {name: value.replace("POOL", pool) for name, value in params.items()}
-    async with started(gate_type, filled, given) as gate:
-        await wait_until_async(lambda: gate.budget() > 0.5, f"open while idle: {gate.state()}")
-        async with aiohttp.ClientSession() as session:
-            body = {"model": "m", "prompt": "x", "max_tokens": 10_000}
-            asking = [
-                asyncio.create_task(_ask(session, f"{gateway_url}/v1/completions", body))
-                for _ in range(3 * CAPACITY)
-            ]
-            await wait_until_async(lambda: gate.budget() == 0, "closed while the gateway is full")
-            for one in asking:
-                one.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
-        await wait_until_async(lambda: gate.budget() > 0.5, "open again")
+    async with (
+        started("prometheus-saturation", {"pool": pool}, given) as by_saturation,
+        started("prometheus-budget", {"pool": pool, "max_concurrency": str(CAPACITY)}, given) as by_budget,
+        started("prometheus-query", {"query": QUERY % pool}, given) as by_query,
+        aiohttp.ClientSession() as session,
+    ):
+        gates = (by_saturation, by_budget, by_query)
+
+        async def until(is_so: Callable[[float], bool], what: str) -> None:
+            await wait_until_async(
+                lambda: all(is_so(gate.budget()) for gate in gates),
+                f"{what}: {[gate.state() for gate in gates]}",
+            )
+
+        await until(lambda budget: budget > 0.5, "open while idle")
+        body = {"model": "m", "prompt": "x", "max_tokens": 10_000}
+        asking = [
+            asyncio.create_task(_ask(session, f"{gateway_url}/v1/completions", body))
+            for _ in range(3 * CAPACITY)
+        ]
+        await until(lambda budget: budget == 0, "closed while the gateway is full")
+        for one in asking:
+            one.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await until(lambda budget: budget > 0.5, "open again")
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> None:
