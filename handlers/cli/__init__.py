@@ -21,7 +21,6 @@ import gc
 import os
 import signal
 import sys
-from typing import Any, cast
 
 SERVICES = ("poll", "serve", "status", "webhook")
 """Commands that run until they are stopped, and then end with 0; so does `dev`."""
@@ -39,7 +38,7 @@ if os.path.basename(sys.argv[0]) == "async-processor":  # noqa: PTH119  # pathli
         gc.disable()
 
 for _unused in ("httpx._main", "opentelemetry.sdk.metrics"):
-    cast("dict[str, Any]", sys.modules).setdefault(_unused, None)  # importing it raises ImportError
+    sys.modules.setdefault(_unused, None)  # type: ignore[arg-type]  # importing it raises ImportError
 
 from handlers.cli.main import main  # noqa: E402  # importing click takes time in which a SIGTERM would be lost
 
