@@ -135,7 +135,7 @@ SHOWN = {
     "keda/README.md": {
         "no poller starts, the queue grows": KEDA,
         "`NOAUTH` or `WRONGPASS` in KEDA's log": "test_missing_and_wrong_passwords_give_the_errors_of_the_table",
-        "`ERR unsupported key type` in KEDA's log, `WRONGTYPE` in the poller's": (
+        "`WRONGTYPE` in the poller's log, `ERR unsupported key type` in KEDA's": (
             "test_a_queue_of_another_type_is_named_in_the_log_of_the_poller"
         ),
         "KEDA still fails after the password was corrected": KEDA,

@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,7 @@ from handlers.redis_store.admin.acl import Role, acl_rules
 from handlers.redis_store.keys import queue_keys
 from tests.manifests.keda_rehearsal import COUNT, Autoscaler, Scaling
 from tests.manifests.rendering import ROOT, Manifest, of_kind, pods, render, render_fresh, render_text
+from tests.redis_store.admin.test_acl import words
 from tests.servers.presence import redis_program
 from tests.servers.process import running_process
 from tests.servers.pubsub_broker import broker_in_threads, refuses
@@ -125,13 +126,40 @@ def test_a_user_without_llen_fails_on_empty_queues_only(server: Valkey) -> None:
 def test_a_queue_of_another_type_is_named_in_the_log_of_the_poller(server: Valkey, tmp_path: Path) -> None:
     with Redis.from_url(server.url) as admin:
         admin.set(QUEUE, "not a sorted set")
-        with pytest.raises(ResponseError, match="unsupported key type"):
-            admin.eval(COUNT, 1, QUEUE)
     variables = {"REDIS_URL": server.url, "METRICS_PORT": "0"}
     with running(["poll"], variables, tmp_path / "log") as log:
         wait_until(lambda: "WRONGTYPE" in log.read_text(), "the error in the poller's log")
     assert QUEUE in next(line for line in log.read_text().splitlines() if "WRONGTYPE" in line)
-    assert "`WRONGTYPE` in the poller's" in README
+    assert "`WRONGTYPE` in the poller's log, `ERR unsupported key type` in KEDA's" in README
+
+
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [
+        (lambda admin: admin.set(QUEUE, "a"), "unsupported key type"),
+        (lambda admin: admin.xadd(QUEUE, {"a": 1}), "unsupported key type"),
+        (
+            lambda admin: admin.sadd(QUEUE, "a"),
+            "can't run this command|no permissions to run the 'scard' command",
+        ),
+        (lambda admin: admin.rpush(QUEUE, "a", "b"), ""),
+    ],
+    ids=["string", "stream", "set", "list"],
+)
+@pytest.mark.parametrize("role", [Role.POLLER, Role.KEDA])
+def test_keda_meets_a_key_of_another_type(
+    server: Valkey, role: Role, write: Callable[[Redis], object], error: str
+) -> None:
+    with Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", role, "on", f">{PASSWORD}", *words(acl_rules(role)))
+        write(admin)
+    with Redis.from_url(server.url, username=role, password=PASSWORD) as user:
+        if error:
+            with pytest.raises(ResponseError, match=error):
+                user.eval(COUNT, 1, QUEUE)
+        else:
+            assert user.eval(COUNT, 1, QUEUE) == 2
+    assert "KEDA counts a list, and its user may not count a set" in README
 
 
 def test_retries_and_claims_keep_one_poller_until_their_deadlines(server: Valkey, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from handlers.redis_store.admin.depths import queue_depths
 from handlers.redis_store.admin.status_board import StatusBoard, read_board, sample_members, search
 from handlers.redis_store.connection import durability_warnings, server_time
 from handlers.redis_store.idempotency.idempotency import key_record_name
-from handlers.redis_store.keys import queue_keys
+from handlers.redis_store.keys import beside, queue_keys
 from handlers.redis_store.limits.limits import RedisPoolSharing
 from handlers.redis_store.queue.cancellations import ForeignCancellations
 from handlers.redis_store.queue.payloads import read_payload
@@ -212,16 +212,23 @@ def test_a_name_that_is_a_pattern_is_refused() -> None:
         acl_rules(Role.CLIENT, queues=["requests-*"])
 
 
+@pytest.mark.parametrize("guarded", ["valkey", "redis"], indirect=True)
 @pytest.mark.parametrize("role", [Role.POLLER, Role.KEDA])
 @pytest.mark.parametrize("is_filled", [False, True])
 async def test_kedas_scaler_reads_every_trigger_as_the_user_it_signs_in_with(
     guarded: Server, users: dict[Role, Redis], role: Role, is_filled: bool
 ) -> None:
-    """By default KEDA uses the poller's user; with the component keda-user its own."""
+    """By default KEDA uses the poller's user; with the component keda-user its own. The last keys are a Cluster's."""
+    tagged = queue_keys(QUEUE, cluster=True).claimed
+    outboxes = [beside(name, "outbox-idx") for name in (QUEUE, RETRIES)]
     if is_filled:
         with guarded.client() as admin:
             admin.zadd(QUEUE, {"a": 1, "b": 2})
-            admin.zadd(RETRIES, {"c": 1})
-            admin.hset(KEYS.claimed, "k", "d")
-    counts = [await users[role].eval(COUNT, 1, key) for key in (QUEUE, RETRIES, KEYS.claimed)]
-    assert counts == ([2, 1, 1] if is_filled else [0, 0, 0])
+            for key in (RETRIES, *outboxes):
+                admin.zadd(key, {"c": 1})
+            for key in (KEYS.claimed, tagged):
+                admin.hset(key, "k", "d")
+    counts = [
+        await users[role].eval(COUNT, 1, key) for key in (QUEUE, RETRIES, KEYS.claimed, tagged, *outboxes)
+    ]
+    assert counts == ([2, 1, 1, 1, 1, 1] if is_filled else [0] * 6)
