@@ -22,6 +22,7 @@ from tests.manifests.rendering import (
     kustomizations,
     load,
     render,
+    render_fresh,
     rendered_text,
 )
 from tests.manifests.test_manifests import FROM_OUTSIDE
@@ -140,6 +141,32 @@ def menus_together(tree: Path, folder: str, menus: dict[int, set[str]]) -> Path:
     names = ", ".join(f"../suffixed-{n}" for n in menus)
     (together / "kustomization.yaml").write_text(f"resources: [{names}]\n")
     return together
+
+
+DELETABLE = [
+    ("gke", "dispatch", "Delete the line of the dispatch door if you do not need it"),
+    ("openshift", "dispatch", "Delete the line of the door that you do not need"),
+    ("openshift", "push", "Delete the line of the door that you do not need"),
+]
+
+
+@pytest.mark.parametrize(("overlay", "door", "comment"), DELETABLE)
+def test_a_line_that_a_comment_lets_one_delete_can_be_deleted(
+    overlay: str, door: str, comment: str, tmp_path: Path
+) -> None:
+    copy_trees(tmp_path, "")
+    menu = tmp_path / "knative/overlays" / overlay / "kustomization.yaml"
+    text = menu.read_text()
+    assert comment in text
+    menu.write_text(text.replace(f"  - ../../base/{door}\n", ""))
+    names = [one["metadata"]["name"] for one in render_fresh(menu.parent)]
+    assert names
+    assert not [name for name in names if door in name]
+
+
+def test_every_line_that_a_comment_lets_one_delete_is_tested() -> None:
+    found = {path.parent.name for path in ROOT.glob("k*/**/*.yaml") if "elete the line" in path.read_text()}
+    assert found == {overlay for overlay, _, _ in DELETABLE}
 
 
 def test_every_kustomization_has_a_comment_about_its_purpose() -> None:
