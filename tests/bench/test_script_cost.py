@@ -16,11 +16,12 @@ from tests.redis_store.test_fail_atomic import SCENES, stored_commands
 from tests.servers.presence import valkey_program
 
 LARGE = 9_900_000
-MOST = 12
-"""A call costs at most this many times a ZADD of one such member, which copies it once.
+MOST = 6
+"""A call costs at most this many times a ZADD of one such member, which takes 5 to 8 ms.
 
-A script that reads a member and stores it elsewhere copies it five times, and its reply once more.
+A script that reads a member, stores it elsewhere and removes it by its rank takes two to three times as long.
 """
+ROUNDS = 7
 _FILL = """
 local large = string.rep('x', tonumber(ARGV[2]))
 for _, command in ipairs(cjson.decode(ARGV[1])) do
@@ -60,11 +61,11 @@ def redis() -> Iterator[Redis]:
 
 
 def _cheapest(redis: Redis, commands: list[list[str]], call: Callable[[], object]) -> float:
-    """The fewest milliseconds of CPU that the server's main thread needs for `call`, of five calls."""
+    """The fewest milliseconds of CPU that the server's main thread needs for `call`."""
     pid = redis.info("server")["process_id"]
     used = Path(f"/proc/{pid}/task/{pid}/schedstat")  # the CPU time so far, in nanoseconds
     found = []
-    for _ in range(5):
+    for _ in range(ROUNDS):
         redis.flushall()
         redis.eval(_FILL, 0, json.dumps(commands), str(LARGE))
         before = int(used.read_text().split()[0])
@@ -80,7 +81,8 @@ def test_a_call_of_a_script_costs_a_bounded_multiple_of_a_plain_write(redis: Red
     scene, member = SCENES[name], b"x" * LARGE
     keys = {*scene.keys, *scene.others}
     commands = [enlarged(words) for words in stored_commands() if words[1] in keys]
-    arguments = [word.replace("@", "x" * LARGE) for word in _at_most_one(enlarged(scene.args))]
+    given = scene.args[:3] if name == "release" else scene.args  # its caller releases one large claim at a time
+    arguments = [word.replace("@", "x" * LARGE) for word in _at_most_one(enlarged(given))]
     sha = redis.script_load(script_text(name))
     plain = _cheapest(redis, [], lambda: redis.zadd("w", {member: 1}))
 

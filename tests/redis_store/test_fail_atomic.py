@@ -80,7 +80,7 @@ SCENES = {
     "claim": Scene(QUEUE, [10, 30, "cd34", 0, 1, 10_000, 10, 0], ("request-cancel:item-1-",)),
     "reclaim": Scene(QUEUE, [10, 2, 30, "cd34", 10_000]),
     "recall": Scene(QUEUE, [30, "cd34", 1, 0, 100, 10_000, 1, "-inf", "+inf", *_CANCELLED]),
-    "recall_retries": Scene(["retry"], ["q", 0, 100, 10_000, *_CANCELLED], ("q",)),
+    "recall_retries": Scene(["retry"], ["q", "-inf", 0, 100, 10_000, *_CANCELLED], ("q",)),
     "promote": Scene(["retry"], [10, "q", 10_000], ("q",)),
     "renew": Scene(["q:owners", "q:idx"], [30, "c4", OWNERS[4]]),
     "requeue_dead": Scene(["q:dead", "q"], ["d6", item(6), 6]),
@@ -98,7 +98,7 @@ SCENES = {
         [1, "c4", OWNERS[4], "post item-4-", "", "c5", OWNERS[5], "post item-5-", "dead item-5-"],
     ),
     "post_due": Scene(["retry", *OUTBOX], ["cd34", "q", 10, 10_000]),
-    "post_cancelled": Scene(["retry", *OUTBOX], ["cd34", "q", 0, 100, 10_000, *_CANCELLED]),
+    "post_cancelled": Scene(["retry", *OUTBOX], ["cd34", "q", "-inf", 0, 100, 10_000, *_CANCELLED]),
     "overdue_posts": Scene(OUTBOX, [5, 10, 10_000]),
     "deliver": Scene(["results", "results:delivered"], ["list", 100, "", "p13", "result item-20-", ""]),
     "submit": Scene(
@@ -126,6 +126,7 @@ SCENES = {
     "is_pending": Scene(["q"], [1, "t-1"]),
     "cancel": Scene(["request-cancellations", "request-active:x", "request-cancel:x"], ["x", ""]),
     "note_cancelled": Scene(["request-cancellations"], [1, 1_000, "x\0t"]),
+    "new_cancellations": Scene(["request-cancellations"], [0, 0, FAR, 100, 10_000, 100]),
     "mark_submission": Scene(["request-submitted:x"], ["t", FAR * 1_000, ""]),
     "confirm_submission": Scene(["request-submitted:x"], ["t", "t"]),
     "forget": Scene(["request-active:x"], ["t"]),
@@ -408,7 +409,7 @@ def test_a_script_that_skips_its_probes_is_found(name: str, filled: Store) -> No
     ), "nobody noticed"
 
 
-_REMOVALS = {"ZREM", "HDEL", "LTRIM", "DEL", "UNLINK", "RPOP", "ZPOPMIN", "ZREMRANGEBYSCORE"}
+_REMOVALS = {"ZREM", "HDEL", "LTRIM", "DEL", "UNLINK", "RPOP", "ZPOPMIN", "ZREMRANGEBYSCORE", "ZREMRANGEBYRANK"}
 _WRITES = {"ZADD", "HSET", "LPUSH", "RPUSH", "SET"}
 _TRACER = """
 local real = redis

@@ -78,7 +78,7 @@ MUTANTS = {
     "poison keeps its crashed owner": Mutant("reclaim", "try('HSET', KEYS[3], key, token)", "1"),
     "a lost index entry stays lost": Mutant("reclaim", "(try('HLEN', KEYS[2]) or 0) >", "0 >"),
     "promote forgets to remove": Mutant(
-        "promote", "run('ZREM', KEYS[1], member)", "run('ZADD', KEYS[1], 9e9, member)"
+        "promote", "    remove_at(rank)\n", "    run('ZADD', KEYS[1], 9e9, member)\n"
     ),
     "promote forgets to queue": Mutant("promote", "pcall(run, 'ZADD', queue, score, member)", "true"),
     "promote ignores the due time": Mutant("promote", "tonumber(due) > now", "false"),
@@ -90,7 +90,7 @@ MUTANTS = {
     ),
     "recall leaves the request in the queue": Mutant(
         "recall",
-        "  run('ZADD', KEYS[4], lease_end, key)\n  run('ZREM', KEYS[1], member)",
+        "  run('ZADD', KEYS[4], lease_end, key)\n  remove_at(rank)",
         "  run('ZADD', KEYS[4], lease_end, key)",
     ),
     "recall loses the request": Mutant("recall", "run('HSET', KEYS[2], key, member)", ""),
@@ -101,7 +101,17 @@ MUTANTS = {
     "recall looks elsewhere": Mutant(
         "recall", "run('ZCOUNT', KEYS[1], low, high)", "run('ZCOUNT', KEYS[1], 1, 2)"
     ),
-    "recall from the retries leaves a copy": Mutant("recall_retries", "run('ZREM', KEYS[1], member)", ""),
+    "recall from the retries leaves a copy": Mutant(
+        "recall_retries", "    remove_at(rank)\n", "    is_added = false\n"
+    ),
+    "claim removes the rank that the request had before": Mutant("claim", "rank_now(rank, at)", "rank"),
+    "claim removes another rank": Mutant("claim", "rank_now(rank, at)", "rank_now(rank, at) + 1"),
+    "recall removes another rank": Mutant("recall", "hold(member, place,", "hold(member, place + 1,"),
+    "promote removes another rank": Mutant("promote", "requeue(member, 0,", "requeue(member, -1,"),
+    "recall from the retries removes another rank": Mutant(
+        "recall_retries", "move(member, rank)", "move(member, 0)"
+    ),
+
     "recall from the retries takes all": Mutant(
         "recall_retries", "if is_named(member, wanted, tokens) then", "if true then"
     ),

@@ -180,7 +180,7 @@ async def test_retries_that_are_due_or_cancelled(bench: Bench, sizes: Sizes, is_
             assert await retries.promote(MANY) == MANY
         assert sizes.count - before >= COUNT * ITEM // SCRIPT_BYTES // 2, "one script moves few bytes"
         await bench.redis.delete(bench.queue_name)
-    sizes.bound(SCRIPT_BYTES, items=BUCKET, item=SMALL)
+    sizes.bound(SCRIPT_BYTES, item=SMALL)
 
 
 async def test_an_outbox_of_a_crashed_poller(bench: Bench, sizes: Sizes) -> None:

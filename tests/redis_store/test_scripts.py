@@ -49,7 +49,7 @@ FIXED_ARGUMENTS = {
     "promote": 3,
     "requeue_dead": 3,
     "recall": 7,
-    "recall_retries": 4,
+    "recall_retries": 5,
     "take_back": 1,
 }
 PER_CLAIM = {

@@ -47,7 +47,8 @@ _SCRIPTS = "+evalsha +eval +script|load +time"
 _POLLER_COMMANDS = (
     "+get +getrange +set +del +unlink +exists +expire +expireat +pexpire +pttl +ttl +type +hget +hmget +hset +hsetnx "
     "+hdel +hlen +hkeys +hincrby +hexists +hgetall +zadd +zrem +zcard +zcount +zscore +zrange +zrevrange "
-    "+zrangebyscore +zremrangebyscore +zpopmin +zscan +scan +lpush +llen +ltrim +wait +info +config|get +subscribe"
+    "+zrangebyscore +zremrangebyscore +zremrangebyrank +zpopmin +zscan +scan +lpush +llen +ltrim +wait +info "
+    "+config|get +subscribe"
 )
 _STATUS_COMMANDS = (
     "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +zscan +hgetall +lrange +get +type +time "
@@ -159,13 +160,14 @@ async def refused_commands(
     needed = [
         (keys.pending, "ZRANGE", "0", "0"),
         (keys.pending, "ZADD", "1", "x"),
-        (keys.pending, "ZREM", "x", ""),
+        (keys.pending, "ZREMRANGEBYRANK", "0", "0"),
         *((key, "HSET", "x", "x") for key in (keys.claimed, keys.owners, keys.dead)),
         *((key, "HDEL", "x", "") for key in (keys.claimed, keys.owners, keys.deaths)),
         (keys.deaths, "HINCRBY", "x", "1"),
         (keys.index, "ZADD", "1", "x"),
         (keys.index, "ZREM", "x", ""),
         (retry_queue_name, "ZADD", "1", "x"),
+        (retry_queue_name, "ZREMRANGEBYRANK", "0", "0"),
         (result_queue_name, "LPUSH", "x", ""),
         (result_queue_name, "EXPIRE", "1", ""),
         *(

@@ -7,6 +7,7 @@
 -- ARGV[4] most bytes of members; the first is moved whatever its size
 -- Returns two values for each: id and record (empty if it is large: the outbox has it).
 -- include _run
+-- include _remove_at
 -- include _member
 -- include _queued_under
 -- include _post_retry
@@ -25,6 +26,6 @@ for at = 1, tonumber(ARGV[3]) do
   end
   local id = ARGV[1] .. ':' .. at
   answer[#answer + 1] = id
-  answer[#answer + 1] = post_retry(member, id, ARGV[2], now)
+  answer[#answer + 1] = post_retry(member, 0, id, ARGV[2], now)
 end
 return answer

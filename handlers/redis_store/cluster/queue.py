@@ -152,21 +152,21 @@ class ClusterRetries(Retries):
         return moved
 
     async def _brought(self, names: Sequence[bytes]) -> int:
-        cursor, brought = b"0", 0
-        while True:
+        brought, low, passed = 0, b"-inf", 0
+        while low:
             answer = await self._post_cancelled(
                 keys=self._posting,
                 args=[
                     secrets.token_hex(16),
                     self.default_queue,
-                    cursor,
+                    low,
+                    passed,
                     SCAN_COUNT,
                     SCRIPT_BYTES,
                     *names,
                 ],
             )
-            cursor, posted = answer[0], pairs(answer[1:])
+            low, passed, posted = answer[0], answer[1], pairs(answer[2:])
             await self._outbox.deliver(posted)
             brought += len(posted)
-            if cursor in (b"0", 0):
-                return brought
+        return brought

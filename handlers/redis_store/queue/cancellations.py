@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 from redis.exceptions import NoPermissionError
@@ -17,7 +17,7 @@ from handlers.contract.envelope import SEQ_STEPS
 from handlers.number_text import whole
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key
-from handlers.redis_store.scripts import lua_script
+from handlers.redis_store.scripts import SCRIPT_BYTES, lua_script
 
 AGAIN_SECONDS: Final = (0.4, 1.0, 5.0, 20.0)
 """Each cancellation is searched again after these seconds; a default lease of a crashed poller ends before the last."""
@@ -27,6 +27,15 @@ AT_ONCE: Final = 500
 
 PAGE_ENTRIES: Final = 1_000
 """Entries of the list in one reply."""
+
+MOST_NEW_BYTES: Final = 4_000_000
+"""Most bytes of new entries at once; the others are read next time. Clients write the list."""
+_MOST_AGAIN_BYTES: Final = 64_000_000
+"""Most bytes of claim keys that are kept to be searched again, each counted for every search."""
+_LONGEST_TOKEN: Final = 4_096
+"""Most bytes of a token that are read, since clients write tokens."""
+_LONGEST_ENTRY: Final = 10_000
+"""Longer than any entry with a valid id (1,024 characters) and such a token."""
 
 _CLOCK_SKEW_SECONDS: Final = 2
 """Allowed difference between a producer's clock and the server's, from which a deadline was computed."""
@@ -98,13 +107,14 @@ class Cancellations:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._redis = redis
+        self._read_new = lua_script(redis, "new_cancellations")
         self._clock = clock
         self._server_now = now
         self._since = 0.0
+        self._passed = 0
         self._again: list[tuple[float, list[Cancellation]]] = []
         self._now = 0.0
-        self._last = 0.0
+        self._next = (0.0, 0)
         self._new: list[Cancellation] = []
         self._moving: list[Cancellation] = []
         self._ahead: set[tuple[bytes, float]] = set()
@@ -119,37 +129,39 @@ class Cancellations:
         rows = await self._rows(server_now)
         self._now = self._clock()
         # A client can write an entry with any time; one in the future must not hide later cancellations.
-        self._last = max([self._since, *(min(score, server_now) for _, score in rows)])
-        self._still_ahead = {row for row in rows if row[1] > self._last}
+        last = max([self._since, *(min(score, server_now) for _, score in rows)])
+        passed = self._passed if last == self._since else 0
+        self._next = last, passed + sum(score == last for _, score in rows)
+        self._still_ahead = {row for row in rows if row[1] > last}
         read = [(one, row[1]) for row in rows if row not in self._ahead and (one := _read(row[0]))]
         self._new = [one for one, _ in read]
         self._moving = [one for one, score in read if score > server_now - _LONG_AGO_SECONDS]
         return self._new + [one for at, some in self._again if at <= self._now for one in some]
 
     async def _rows(self, server_now: float) -> list[tuple[bytes, float]]:
-        """New entries and their times. It reads pages, since an entry may have several KB."""
-        high = repr(server_now + _AHEAD_SECONDS)
+        """New entries and their times."""
         rows: list[tuple[bytes, float]] = []
-        low, skipped, is_full = f"({self._since!r}", 0, True
-        while is_full:
-            page = cast(
-                "list[tuple[bytes, float]]",
-                await self._redis.zrangebyscore(
-                    CANCELLATIONS, low, high, start=skipped, num=PAGE_ENTRIES, withscores=True
-                ),
-            )
+        low, passed, size = self._since, self._passed, 0
+        while size < MOST_NEW_BYTES:
+            high = server_now + _AHEAD_SECONDS
+            args = [repr(low), passed, repr(high), PAGE_ENTRIES, SCRIPT_BYTES, _LONGEST_ENTRY]
+            answer = await self._read_new(keys=[CANCELLATIONS], args=args)
+            page = [(entry, float(score)) for entry, score in zip(answer[::2], answer[1::2], strict=True)]
+            if not page:
+                break
             rows += page
-            is_full = len(page) == PAGE_ENTRIES
-            if is_full:  # entries of one call have the same time, so a page may end among them
-                last = page[-1][1]
-                low, skipped = repr(last), sum(score == last for _, score in rows)
+            size += sum(len(entry) for entry, _ in page)
+            last = page[-1][1]  # entries of one call have the same time, so a page may end among them
+            passed = (passed if last == low else 0) + sum(score == last for _, score in page)
+            low = last
         return rows
 
     def searched(self) -> None:
         self._again = [(at, some) for at, some in self._again if at > self._now]
-        if self._moving:
+        kept = sum(len(one.key) for _, some in self._again for one in some)
+        if self._moving and kept < _MOST_AGAIN_BYTES:
             self._again += [(self._now + seconds, self._moving) for seconds in AGAIN_SECONDS]
-        self._since, self._new, self._moving = self._last, [], []
+        (self._since, self._passed), self._new, self._moving = self._next, [], []
         self._ahead = self._still_ahead
 
 
@@ -168,8 +180,6 @@ _PAUSE_FACTOR: Final = 20
 one of them."""
 _SCAN_COUNT: Final = 1_000
 _BATCH: Final = 500
-_LONGEST_TOKEN: Final = 4_096
-"""Most bytes of a token that are read, since clients write tokens."""
 
 
 class ForeignCancellations:

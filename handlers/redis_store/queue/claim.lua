@@ -14,6 +14,7 @@
 -- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, crashed owners, and 1 if it
 -- was cancelled, else 0.
 -- include _run
+-- include _remove_at
 -- include _bounded
 -- include _counted_as
 -- include _member
@@ -28,11 +29,20 @@ local latest = ARGV[4] == '1' and now or nil
 local chosen = choose(tonumber(ARGV[1]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), latest)
 local answer = { string.format('%.6f', now) }
 
+-- The rank that a chosen member has now: all those before it in `chosen` are removed.
+local function rank_now(rank, place)
+  local now_at = rank
+  for at = 3, place, 3 do
+    now_at = now_at - (chosen[at] < rank and 1 or 0)
+  end
+  return now_at
+end
+
 probe_claims()
-for at = 1, #chosen, 2 do
-  local member, score = chosen[at], chosen[at + 1]
+for at = 1, #chosen, 3 do
+  local member, score, rank = chosen[at], chosen[at + 1], chosen[at + 2]
   local owner = ARGV[3] .. ':' .. at .. ':s=' .. score
-  local is_done, key, deaths = pcall(hold, member, owner, lease_end)
+  local is_done, key, deaths = pcall(hold, member, rank_now(rank, at), owner, lease_end)
   if not is_done then
     if #answer == 1 then
       error({ err = error_text(key) })

@@ -9,7 +9,7 @@ import msgspec
 from redis.exceptions import NoPermissionError, ResponseError
 
 from handlers.contract.lenient_json import Malformed
-from handlers.contract.result import decode_result, encode_result, filled_result
+from handlers.contract.result import Result, decode_result, encode_result, filled_result
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import PAYLOAD_PREFIX, RESULT_PAYLOAD_PREFIX
 from handlers.redis_store.scripts import BATCH_BYTES, naming_key
@@ -42,18 +42,25 @@ async def read_payload(
     """
     if not is_own_payload(payload_ref, request_id, request_token):
         return None
+    return await _first_bytes(redis, payload_ref, max_bytes + 1)
+
+
+async def _first_bytes(redis: Store, key: str, count: int) -> bytes | None:
+    """The first `count` bytes of a string, since a client may write 500 MB. None if it is missing or no string."""
     try:
-        payload = await redis.getrange(payload_ref, 0, max_bytes)
+        found = await redis.getrange(key, 0, count - 1)
     except NoPermissionError as error:
-        raise await naming_key(redis, [payload_ref], error) from error
+        raise await naming_key(redis, [key], error) from error
     except ResponseError as error:
         if not str(error).startswith("WRONGTYPE"):
             raise
         return None
-    return (payload.encode() if isinstance(payload, str) else payload) or None
+    return (found.encode() if isinstance(found, str) else found) or None
 
 
 _MARK: Final = b'"payload_ref"'
+_LARGEST_PAYLOAD: Final = 64_000_000
+"""Bytes that are read of a payload whose result does not name its size."""
 
 
 class StoredPayload(msgspec.Struct, frozen=True):
@@ -90,16 +97,14 @@ async def whole_result(redis: Store, text: bytes) -> WholeResult:
 
     A key of another type counts as a missing one: it must not keep its reader from other results.
     """
-    key = _payload_key(text)
-    if not key:
+    result = _offloaded(text)
+    if not result:
         return WholeResult(text)
-    payload: Any = None
-    try:
-        payload = await redis.get(key)
-    except ResponseError as error:
-        if not str(error).startswith("WRONGTYPE"):
-            raise
-    return WholeResult(encode_result(filled_result(decode_result(text), payload)), key)
+    size = result.payload_size if result.payload_size > 0 else _LARGEST_PAYLOAD
+    payload = await _first_bytes(redis, result.payload_ref, size + 1)
+    if payload and len(payload) > size:
+        payload = None
+    return WholeResult(encode_result(filled_result(result, payload)), result.payload_ref)
 
 
 async def whole_results(redis: Store, texts: Sequence[bytes]) -> list[WholeResult]:
@@ -118,12 +123,12 @@ async def whole_results(redis: Store, texts: Sequence[bytes]) -> list[WholeResul
     return whole
 
 
-def _payload_key(text: bytes) -> str:
-    """The key of a result's offloaded payload, else empty."""
+def _offloaded(text: bytes) -> Result | None:
+    """The result, if its payload is offloaded to Redis."""
     if _MARK not in text:
-        return ""
+        return None
     try:
-        key = decode_result(text).payload_ref
+        result = decode_result(text)
     except Malformed:
-        return ""  # the reader of the result reports the fault
-    return key if key.startswith(RESULT_PAYLOAD_PREFIX) else ""
+        return None  # the reader of the result reports the fault
+    return result if result.payload_ref.startswith(RESULT_PAYLOAD_PREFIX) else None

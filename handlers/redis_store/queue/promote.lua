@@ -5,13 +5,14 @@
 -- ARGV[3] most bytes of members; the first is moved whatever its size
 -- Returns the number of moved members, and 1 if more are due, else 0.
 -- include _run
+-- include _remove_at
 -- include _member
 -- include _queued_under
 -- include _requeue
 local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local moved, room = 0, tonumber(ARGV[3])
-probe('ZREM', KEYS[1], NO_NAME)
+probe_removal()
 for at = 1, tonumber(ARGV[1]) do
   if room <= 0 and at > 1 then
     break
@@ -24,6 +25,10 @@ for at = 1, tonumber(ARGV[1]) do
   if room < 0 and at > 1 then
     break
   end
-  moved = moved + (requeue(member, ARGV[2], now) and 1 or 0)
+  if requeue(member, 0, ARGV[2], now) then
+    moved = moved + 1
+  else
+    run('ZADD', KEYS[1], string.format('%.6f', now + 5), member) -- later, so that it does not block others
+  end
 end
 return { moved, 1 }

@@ -486,11 +486,10 @@ class Retries:
         return await self._brought([one.key for one in cancelled]) if cancelled else 0
 
     async def _brought(self, names: Sequence[bytes]) -> int:
-        cursor, brought = b"0", 0
-        while True:
-            cursor, some = await self._script(
-                keys=[self._name], args=[self.default_queue, cursor, SCAN_COUNT, SCRIPT_BYTES, *names]
+        brought, low, passed = 0, b"-inf", 0
+        while low:
+            low, passed, some = await self._script(
+                keys=[self._name], args=[self.default_queue, low, passed, SCAN_COUNT, SCRIPT_BYTES, *names]
             )
             brought += int(some)
-            if cursor in (b"0", 0):
-                return brought
+        return brought

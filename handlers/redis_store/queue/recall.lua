@@ -14,6 +14,7 @@
 -- Returns this server's Unix seconds, the range to continue with (0: done), its members to skip, then
 -- for each claim: claim key, owner token, member, score, crashed owners, 1.
 -- include _run
+-- include _remove_at
 -- include _counted_as
 -- include _member
 -- include _claim_key
@@ -44,20 +45,21 @@ while range <= ranges do
       answer[2], answer[3] = range, passed
       return answer
     end
-    local member, score = unpack(run('ZRANGE', KEYS[1], rank + passed, rank + passed, 'WITHSCORES'))
+    local place = rank + passed
+    local member, score = unpack(run('ZRANGE', KEYS[1], place, place, 'WITHSCORES'))
     room, looked = room - #member, looked + 1
     if is_named(member, wanted, tokens) then
       local owner = ARGV[2] .. ':' .. looked .. ':s=' .. score
-      local key, deaths = hold(member, owner, lease_end)
+      local key, deaths = hold(member, place, owner, lease_end)
       count = count - 1
       if key then
-        local place = #answer
-        answer[place + 1] = key
-        answer[place + 2] = owner
-        answer[place + 3] = member
-        answer[place + 4] = score
-        answer[place + 5] = deaths
-        answer[place + 6] = '1'
+        local last = #answer
+        answer[last + 1] = key
+        answer[last + 2] = owner
+        answer[last + 3] = member
+        answer[last + 4] = score
+        answer[last + 5] = deaths
+        answer[last + 6] = '1'
       end
     else
       passed = passed + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import pytest
 from redis.asyncio import Redis
@@ -111,7 +112,49 @@ async def test_a_long_list_is_read_in_pages(store: Redis, monkeypatch: pytest.Mo
     assert [one.key for one in await Cancellations(store).due()] == [
         b"r-%02d\0t" % number for number in range(11)
     ]
-    assert (await store.info("commandstats"))["cmdstat_zrangebyscore"]["calls"] == 4
+    assert (await store.info("commandstats"))["cmdstat_evalsha"]["calls"] == 5
+
+
+async def test_of_a_list_that_is_too_long_the_rest_is_read_next_time(
+    store: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.redis_store.queue.cancellations.MOST_NEW_BYTES", 50)
+    monkeypatch.setattr("handlers.redis_store.queue.cancellations.PAGE_ENTRIES", 2)
+    entries = [b"%d\0r-%02d\0t" % (DEADLINE, number) for number in range(11)]
+    await store.zadd(CANCELLATIONS, {entry: 100 + number // 5 for number, entry in enumerate(entries)})
+    cancellations = Cancellations(store)
+    seen: list[bytes] = []
+    while new := await cancellations.due():
+        assert len(new) == min(4, 11 - len(seen))
+        assert new == await cancellations.due(), "until they are searched"
+        cancellations.searched()
+        seen += [one.key for one in new]
+    assert seen == [b"r-%02d\0t" % number for number in range(11)]
+    await store.delete(CANCELLATIONS)
+    await store.zadd(CANCELLATIONS, {b"50\0new\0t": 200})
+    assert [one.key for one in await cancellations.due()] == [b"new\0t"], "those before were removed"
+
+
+async def test_an_entry_of_many_megabytes_stays_in_redis(store: Redis) -> None:
+    now = time.time() - 5
+    await store.zadd(CANCELLATIONS, {b"50\0a\0" + bytes(10_000_000): now, b"60\0b\0t": now + 1})
+    sent = (await store.info("stats"))["total_net_output_bytes"]
+    assert [one.key for one in await Cancellations(store).due()] == [b"b\0t"]
+    assert (await store.info("stats"))["total_net_output_bytes"] - sent < 100_000
+
+
+async def test_a_flood_of_cancellations_is_not_kept_to_be_searched_again(
+    store: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.redis_store.queue.cancellations._MOST_AGAIN_BYTES", 1)
+    clock = Clock()
+    cancellations = Cancellations(store, clock)
+    for number in range(2):
+        await store.zadd(CANCELLATIONS, {b"50\0r-%d\0t-1" % number: time.time()})
+        assert [one.key for one in await cancellations.due()] == [b"r-%d\0t-1" % number]
+        cancellations.searched()
+    clock.seconds += AGAIN_SECONDS[0]
+    assert [one.key for one in await cancellations.due()] == [b"r-0\0t-1"]
 
 
 async def test_an_old_cancellation_is_returned_once(store: Redis) -> None:
@@ -234,6 +277,26 @@ async def test_a_retry_that_names_no_queue_of_requests_is_not_lost(bench: Bench)
         await cancelled(bench, name)
     assert await recalled_retries(bench.redis, Retries(bench.redis, bench.retries, bench.queue_name)) == 2
     assert len(await recalled(bench.redis, bench.owner())) == 2
+
+
+@pytest.mark.parametrize("due", [[DEADLINE] * 9, range(DEADLINE, DEADLINE + 9)])
+async def test_a_retry_that_cannot_move_hides_no_other(
+    bench: Bench, due: Sequence[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.redis_store.queue.queue.SCAN_COUNT", 2)
+    await bench.redis.set("no queue", "x")
+    for number in range(9):
+        queue = "other" if number % 2 else "no queue"
+        member = envelope(f"r-{number}", "t", request_queue_name=queue)
+        await bench.redis.set(active_key(f"r-{number}"), "t", exat=DEADLINE)
+        await bench.redis.zadd(bench.retries, {member: due[number]})
+    await cancelled(bench, *(f"r-{number}" for number in range(9) if number != 3))
+    assert await recalled_retries(bench.redis, Retries(bench.redis, bench.retries, "no queue")) == 3
+    assert await bench.redis.zcard("other") == 3
+    assert dict(await bench.redis.zrange(bench.retries, 0, -1, withscores=True)) == {
+        envelope(f"r-{n}", "t", request_queue_name="other" if n % 2 else "no queue"): due[n]
+        for n in (0, 2, 3, 4, 6, 8)
+    }
 
 
 async def test_a_cancelled_claim_of_a_crashed_owner_is_found_when_its_lease_expires(bench: Bench) -> None:

@@ -99,6 +99,25 @@ async def test_results_are_whole_for_their_readers(store: Redis) -> None:
     assert found == [WholeResult(whole, KEY), WholeResult(plain), WholeResult(b"no json \xff")]
 
 
+@pytest.mark.parametrize("size", [1_000, -1, 0])
+async def test_of_a_payload_that_a_client_has_replaced_only_the_named_size_is_read(
+    store: Redis, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.redis_store.queue.payloads._LARGEST_PAYLOAD", 2_000)
+    await store.set(KEY, bytes(10_000_000))
+    sent = (await store.info("stats"))["total_net_output_bytes"]
+    (found,) = await whole_results(store, [reference()[:-1] + b',"payload_size":%d}' % size])
+    assert b"PAYLOAD_UNAVAILABLE" in found.text
+    assert (await store.info("stats"))["total_net_output_bytes"] - sent < 100_000
+
+
+async def test_a_payload_of_another_type_does_not_hide_later_results(store: Redis) -> None:
+    await store.hset(KEY, "a", "b")
+    found = await whole_results(store, [reference(), b"no json"])
+    assert b"PAYLOAD_UNAVAILABLE" in found[0].text
+    assert found[1:] == [WholeResult(b"no json")]
+
+
 async def test_a_result_can_make_its_reader_touch_no_other_key(store: Redis) -> None:
     await store.set("secret", b"large")
     (found,) = await whole_results(store, [reference("secret")])

@@ -1,7 +1,7 @@
 -- Included after _run by scripts that claim. Reads KEYS[1] of its script and writes nothing.
 -- choose(count, most_bytes, most_retries, position, latest):
--- up to `count` members of KEYS[1], each followed by its score, lowest score first. They have at most `most_bytes`
--- together, but at least one is chosen. At most `most_retries` are retries while other requests wait. `position` is
+-- up to `count` members of KEYS[1], each followed by its score and rank, lowest score first. They have at most
+-- `most_bytes` together, but at least one is chosen. At most `most_retries` are retries while other requests wait. `position` is
 -- where to begin: 0 at the queue's head, 1 at its end, in between by rank. From there it reads to the end, then back to
 -- the head. With `latest`, members with a higher score are skipped.
 -- It reads at most 1,000 members or 2 MB, so requests after more retries than that are not found.
@@ -25,14 +25,17 @@ local function choose(count, most_bytes, most_retries, position, latest)
   end
   local rank, step = first, 1
   local chosen, passed_over, retries, read, bytes = {}, {}, 0, 0, 0
-  local function take(member, score)
+  local function put(into, member, score, place)
+    local last = #into
+    into[last + 1], into[last + 2], into[last + 3] = member, score, place
+  end
+  local function take(member, score, place)
     most_bytes = most_bytes - #member
     if most_bytes >= 0 or #chosen == 0 then
-      chosen[#chosen + 1] = member
-      chosen[#chosen + 1] = score
+      put(chosen, member, score, place)
     end
   end
-  while #chosen < 2 * count and most_bytes > 0 and read < MOST_MEMBERS and bytes < MOST_BYTES do
+  while #chosen < 3 * count and most_bytes > 0 and read < MOST_MEMBERS and bytes < MOST_BYTES do
     -- One by one: sizes are unknown, and a reply with many large members would block the server.
     local member, score = unpack(run('ZRANGE', KEYS[1], rank, rank, 'WITHSCORES'))
     if not member and step == 1 and first > 0 then
@@ -42,23 +45,23 @@ local function choose(count, most_bytes, most_retries, position, latest)
     if not member or latest and tonumber(score) > latest then
       break
     end
+    local place = rank
     rank, read, bytes = rank + step, read + 1, bytes + #member
     if not is_retry(member) then
-      take(member, score)
+      take(member, score, place)
     elseif retries < most_retries then
       retries = retries + 1
-      take(member, score)
+      take(member, score, place)
     else
-      passed_over[#passed_over + 1] = member
-      passed_over[#passed_over + 1] = score
+      put(passed_over, member, score, place)
     end
     if rank < 0 then
       break
     end
   end
-  for at = 1, #passed_over, 2 do
-    if #chosen < 2 * count and most_bytes > 0 then
-      take(passed_over[at], passed_over[at + 1]) -- no other request waits
+  for at = 1, #passed_over, 3 do
+    if #chosen < 3 * count and most_bytes > 0 then
+      take(passed_over[at], passed_over[at + 1], passed_over[at + 2]) -- no other request waits
     end
   end
   return chosen

@@ -1,18 +1,19 @@
--- Included after _run and _same_submission by scripts that claim. Writes KEYS[1] to KEYS[4] and reads KEYS[5] of its
--- script, which are described there.
+-- Included after _run, _remove_at and _same_submission by scripts that claim. Writes KEYS[1] to KEYS[4] and reads KEYS[5]
+-- of its script, which are described there.
 -- probe_claims(): fails if a later command would fail.
--- hold(member, owner, lease_end): claim a pending member for `owner`: write the claim, then remove the member.
+-- hold(member, rank, owner, lease_end): claim the pending member of this rank for `owner`: write the claim, then remove
+-- the member.
 -- Returns the claim key and the number of owners that crashed holding it. Returns nothing for a duplicate of a request
 -- that one of our pollers has claimed: the duplicate is dropped, because that poller will ack, nack or release the claim.
 local function probe_claims()
   probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
   probe('ZREM', KEYS[4], NO_NAME)
-  probe('ZREM', KEYS[1], NO_NAME)
+  probe_removal()
   probe('HDEL', KEYS[2], NO_NAME)
   probe('HDEL', KEYS[3], NO_NAME)
 end
 
-local function hold(member, owner, lease_end)
+local function hold(member, rank, owner, lease_end)
   local key = claim_key(member)
   local deaths = try('HGET', KEYS[5], counted_as(key)) or '0'
   local held = nil
@@ -21,14 +22,14 @@ local function hold(member, owner, lease_end)
     -- their claim while a retry waits. Otherwise the id was queued twice without a token.
     local owned_by = run('HGET', KEYS[3], key)
     if string.find(key, '%z') and is_ours(owned_by) then
-      run('ZREM', KEYS[1], member) -- the same id and token: the claimed member, which may be large, need not be read
+      remove_at(rank) -- the same id and token: the claimed member, which may be large, need not be read
       return nil
     end
     held = run('HGET', KEYS[2], key)
     if not is_same_submission(owned_by, held, member) then
       key, held = key .. '\0' .. owner, nil
     elseif is_ours(owned_by) then
-      run('ZREM', KEYS[1], member)
+      remove_at(rank)
       return nil
     end
   end
@@ -43,6 +44,6 @@ local function hold(member, owner, lease_end)
     run('HSET', KEYS[3], key, owner) -- fails again, with the error
   end
   run('ZADD', KEYS[4], lease_end, key)
-  run('ZREM', KEYS[1], member)
+  remove_at(rank)
   return key, deaths
 end

@@ -1,9 +1,8 @@
--- Included after _run, _member and _queued_under by scripts that send retries back to their queues. Writes
+-- Included after _run, _remove_at, _member and _queued_under by scripts that send retries back to their queues. Writes
 -- KEYS[1], the retry set, and the queues that members name.
--- requeue(member, default_queue, now): queue a member again with the score that it had, then remove it from the retry
--- set. Returns whether it was moved. If its queue refuses it, it stays and is due again in five seconds, so that it does
--- not block others.
-local function requeue(member, default_queue, now)
+-- requeue(member, rank, default_queue, now): queue a member again with the score that it had, then remove it from the
+-- retry set, where it has this rank. Returns whether it was moved; it stays if its queue and the default queue refuse it.
+local function requeue(member, rank, default_queue, now)
   local queue, score = queued_under(member)
   score = string.format('%.17g', score or now)
   if not queue or queue == KEYS[1] or string.find(queue, 'claims%-idx$') then
@@ -14,9 +13,7 @@ local function requeue(member, default_queue, now)
     is_added = try('ZADD', default_queue, score, member) -- it names a key of another type; the default queue takes it
   end
   if is_added then
-    run('ZREM', KEYS[1], member)
-  else
-    run('ZADD', KEYS[1], string.format('%.6f', now + 5), member)
+    remove_at(rank)
   end
   return is_added
 end

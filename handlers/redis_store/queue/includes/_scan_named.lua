@@ -1,19 +1,24 @@
 -- Included after _run and _is_named by scripts that search some requests in a retry set, KEYS[1].
--- scan_named(cursor, count, room, first): search one part of the set for members whose claim keys are in ARGV[first..].
--- It scans about `count` members or `room` bytes. Returns the next cursor ('0': done) and the members found.
-local function scan_named(cursor, count, room, first)
+-- scan_named(low, passed, count, room, first, move): call move(member, rank) for the members whose claim keys are in
+-- ARGV[first..], in order of due time, from the score `low` on, without the first `passed` members of that score. `move`
+-- returns whether it has removed the member. It reads up to `count` members one by one, since each may have ten
+-- megabytes, until they have `room` bytes. Returns the `low` and `passed` to continue with; `low` is empty at the end.
+local function scan_named(low, passed, count, room, first, move)
   local wanted, tokens = named(first)
-  local found = {}
+  passed = math.min(passed, run('ZCOUNT', KEYS[1], low, low)) -- some may have been removed
+  local rank = run('ZCOUNT', KEYS[1], '-inf', '(' .. low) + passed
   repeat
-    local part = run('ZSCAN', KEYS[1], cursor, 'COUNT', 1)
-    cursor = part[1]
-    for at = 1, #part[2], 2 do
-      local member = part[2][at]
-      count, room = count - 1, room - #member
-      if is_named(member, wanted, tokens) then
-        found[#found + 1] = member
-      end
+    local member, score = unpack(run('ZRANGE', KEYS[1], rank, rank, 'WITHSCORES'))
+    if not member then
+      return '', 0
     end
-  until cursor == '0' or count <= 0 or room <= 0
-  return cursor, found
+    if score ~= low then
+      low, passed = score, 0
+    end
+    if not (is_named(member, wanted, tokens) and move(member, rank)) then
+      rank, passed = rank + 1, passed + 1
+    end
+    count, room = count - 1, room - #member
+  until count <= 0 or room <= 0
+  return low, passed
 end
