@@ -12,7 +12,7 @@ from redis import Redis
 
 from handlers.demo.valkey import Valkey
 from handlers.redis_store.scripts import script_text
-from tests.redis_store.test_fail_atomic import SCENES, stored_commands
+from tests.redis_store.test_fail_atomic import SCENES, Scene, stored_commands
 from tests.servers.presence import valkey_program
 
 LARGE = 9_900_000
@@ -74,19 +74,29 @@ def _cheapest(redis: Redis, commands: list[list[str]], call: Callable[[], object
     return min(found) / 1_000_000
 
 
+_READS = {
+    f"read_part {kind}": Scene([key], [kind, 0, 9, 1_000, 9])
+    for kind, key in (("HSCAN", "h"), ("ZREVRANGE", "q"))
+}
+_MANY = [["HSET", "h", f"f{n}", "@"] for n in range(9)]
+"""More values than a bucket of the hash has."""
+
+
 @pytest.mark.bench
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", sorted(SCENES))
-def test_a_call_of_a_script_costs_a_bounded_multiple_of_a_plain_write(redis: Redis, name: str) -> None:
-    scene, member = SCENES[name], b"x" * LARGE
+@pytest.mark.parametrize("call", sorted({**SCENES, **_READS}))
+def test_a_call_of_a_script_costs_a_bounded_multiple_of_a_plain_write(redis: Redis, call: str) -> None:
+    name, scene, member = call.split()[0], {**SCENES, **_READS}[call], b"x" * LARGE
     keys = {*scene.keys, *scene.others}
-    commands = [enlarged(words) for words in stored_commands() if words[1] in keys]
-    given = scene.args[:3] if name == "release" else scene.args  # its caller releases one large claim at a time
+    commands = [enlarged(words) for words in stored_commands() + _MANY if words[1] in keys]
+    given = (
+        scene.args[:3] if name == "release" else scene.args
+    )  # its caller releases one large claim at a time
     arguments = [word.replace("@", "x" * LARGE) for word in _at_most_one(enlarged(given))]
     sha = redis.script_load(script_text(name))
     plain = _cheapest(redis, [], lambda: redis.zadd("w", {member: 1}))
 
     cost = _cheapest(redis, commands, lambda: redis.evalsha(sha, len(scene.keys), *scene.keys, *arguments))
 
-    print(f"{name}: {cost:.1f} ms, {cost / plain:.1f} x ZADD ({plain:.1f} ms)")
+    print(f"{call}: {cost:.1f} ms, {cost / plain:.1f} x ZADD ({plain:.1f} ms)")
     assert cost <= MOST * plain

@@ -409,7 +409,17 @@ def test_a_script_that_skips_its_probes_is_found(name: str, filled: Store) -> No
     ), "nobody noticed"
 
 
-_REMOVALS = {"ZREM", "HDEL", "LTRIM", "DEL", "UNLINK", "RPOP", "ZPOPMIN", "ZREMRANGEBYSCORE", "ZREMRANGEBYRANK"}
+_REMOVALS = {
+    "ZREM",
+    "HDEL",
+    "LTRIM",
+    "DEL",
+    "UNLINK",
+    "RPOP",
+    "ZPOPMIN",
+    "ZREMRANGEBYSCORE",
+    "ZREMRANGEBYRANK",
+}
 _WRITES = {"ZADD", "HSET", "LPUSH", "RPUSH", "SET"}
 _TRACER = """
 local real = redis

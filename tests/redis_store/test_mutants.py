@@ -111,7 +111,6 @@ MUTANTS = {
     "recall from the retries removes another rank": Mutant(
         "recall_retries", "move(member, rank)", "move(member, 0)"
     ),
-
     "recall from the retries takes all": Mutant(
         "recall_retries", "if is_named(member, wanted, tokens) then", "if true then"
     ),

@@ -41,9 +41,9 @@ COUNT = 12
 """Together more than twice the largest bound."""
 TEXT = "x" * ITEM
 SMALL, MANY = 140_000, 60
-"""The same bytes in more items, for SCAN: it returns all items of a hash bucket together."""
+"""The same bytes in more items, for HSCAN: before Redis 7.4, it returns all items of a hash bucket together."""
 BUCKET = 16
-"""More items than a bucket of so many has: Valkey's have up to seven, and longer ones are rare."""
+"""More items than a bucket of so many has."""
 
 
 @pytest.fixture

@@ -137,8 +137,11 @@ def _reads_of_many(code: str) -> list[str]:
     found = []
     for call in re.finditer(MANY_VALUES + r"((?:[^()\n]|\([^()\n]*\))*)\)", code):
         arguments = [part.strip() for part in call[2].split(",") if part.strip()][1:]
-        is_one = arguments[-2:] in (["'COUNT'", "1"], ["0", "1"]) or (
-            "'LIMIT'" in arguments and arguments[-1] == "1"
+        is_page = arguments[-3:] == ["'COUNT'", "1", "'NOVALUES'"]
+        is_one = (
+            is_page
+            or arguments[-2:] in (["'COUNT'", "1"], ["0", "1"])
+            or ("'LIMIT'" in arguments and arguments[-1] == "1")
         )
         ranks = [part for part in arguments if part != "'WITHSCORES'"]
         if not is_one and not (call[1] in ("ZRANGE", "LRANGE") and len(ranks) == 2 and ranks[0] == ranks[1]):

@@ -38,7 +38,6 @@ async def test_a_user_without_the_producers_keys_finds_queued_requests(store: Re
         "+zrange",
         "+hget",
         "+hscan",
-        "+zscan",
         "+hgetall",
         "+lrange",
         "+time",

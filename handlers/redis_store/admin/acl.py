@@ -47,11 +47,11 @@ _SCRIPTS = "+evalsha +eval +script|load +time"
 _POLLER_COMMANDS = (
     "+get +getrange +set +del +unlink +exists +expire +expireat +pexpire +pttl +ttl +type +hget +hmget +hset +hsetnx "
     "+hdel +hlen +hkeys +hincrby +hexists +hgetall +zadd +zrem +zcard +zcount +zscore +zrange +zrevrange "
-    "+zrangebyscore +zremrangebyscore +zremrangebyrank +zpopmin +zscan +scan +lpush +llen +ltrim +wait +info "
+    "+zrangebyscore +zremrangebyscore +zremrangebyrank +zpopmin +scan +lpush +llen +ltrim +wait +info "
     "+config|get +subscribe"
 )
 _STATUS_COMMANDS = (
-    "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +zscan +hgetall +lrange +get +type +time "
+    "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +hgetall +lrange +get +type +time "
     "+eval_ro +evalsha_ro"
 )
 _PRODUCER_COMMANDS = (
@@ -118,7 +118,7 @@ def _client(queues: Sequence[str], results: str) -> str:
     reads = _keys("%R", [*queues, *claimed, *own, "{async-processor}:status:finished"])
     return (
         f"{submits} ({lists} {_SCRIPTS} {_READER_COMMANDS})"
-        f" ({reads} +evalsha_ro +eval_ro +getrange +hget +pttl +hexists +hscan +zscan +zrangebyscore +time)"
+        f" ({reads} +evalsha_ro +eval_ro +getrange +hget +pttl +hexists +hscan +zrange +zrangebyscore +time)"
     )
 
 

@@ -1,12 +1,13 @@
 -- read_part: read a part of a key, bounded by entries and by bytes. Writes nothing; sending it twice does no harm.
 -- KEYS[1] the zset, hash or list
--- ARGV[1] ZSCAN, HSCAN, ZRANGE or LRANGE  ARGV[2] cursor, or the first rank  ARGV[3] most entries
+-- ARGV[1] HSCAN, ZRANGE, ZREVRANGE or LRANGE  ARGV[2] cursor, or the first rank  ARGV[3] most entries
 -- ARGV[4] most bytes (the entry that exceeds them is the last)  ARGV[5] longest entry that is returned
 -- ARGV[6…] texts; only entries that contain one of them are returned (none given: all)
 -- Returns {next cursor or rank, '0' at the end; entries read; bytes read; {name, value or score, bytes of both; …}}.
 -- An entry longer than ARGV[5] is returned empty with its size, in a zset with its score too, in a hash with the first
--- 256 bytes of its name. Entries are read one by one: a page of several hundred entries of several megabytes could
--- exhaust the server's memory.
+-- 256 bytes of its name. Entries are read one by one, since each may have ten megabytes: of a hash, first the names of
+-- one bucket, then their values. Servers that cannot return names alone (before Redis 7.4 and Valkey 8) return a bucket
+-- with its values.
 local kind, cursor = ARGV[1], ARGV[2]
 local most, most_bytes, longest = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local entries, bytes, steps, rows = 0, 0, 0, {}
@@ -20,35 +21,65 @@ local function is_wanted(name, value)
   return #ARGV < 6
 end
 
-local function next_entries()
-  if kind == 'ZSCAN' or kind == 'HSCAN' then
-    local page = redis.call(kind, KEYS[1], cursor, 'COUNT', 1)
-    cursor = page[1]
-    return page[2]
+local function add(name, value)
+  local size = #name + #value
+  entries, bytes = entries + 1, bytes + size
+  if is_wanted(name, value) then
+    local is_shown, is_scored = size <= longest, kind == 'ZRANGE' or kind == 'ZREVRANGE'
+    rows[#rows + 1] = is_shown and name or (kind == 'HSCAN' and string.sub(name, 1, 256) or '')
+    rows[#rows + 1] = (is_shown or is_scored) and value or ''
+    rows[#rows + 1] = size
   end
-  local found
-  if kind == 'ZRANGE' then
-    found = redis.call('ZRANGE', KEYS[1], cursor, cursor, 'WITHSCORES')
-  else
-    found = redis.call('LRANGE', KEYS[1], cursor, cursor)
-  end
-  cursor = #found > 0 and string.format('%.0f', tonumber(cursor) + 1) or '0'
-  return found
 end
 
-repeat
-  steps = steps + 1
-  local found = next_entries()
-  for n = 1, #found, 2 do
-    local name, value = found[n], found[n + 1] or ''
-    local size = #name + #value
-    entries, bytes = entries + 1, bytes + size
-    if is_wanted(name, value) then
-      local is_shown = size <= longest
-      rows[#rows + 1] = is_shown and name or (kind == 'HSCAN' and string.sub(name, 1, 256) or '')
-      rows[#rows + 1] = (is_shown or kind == 'ZSCAN' or kind == 'ZRANGE') and value or ''
-      rows[#rows + 1] = size
+local function is_full()
+  return entries >= most or bytes >= most_bytes
+end
+
+-- A cursor inside a bucket ends with the digest of the name that was read last. Entries before it may be read again if
+-- that one is removed, as with the server's own cursors.
+local function read_bucket()
+  local bucket, last = string.match(cursor, '^(%d+):?(%x*)$')
+  local page = redis.pcall('HSCAN', KEYS[1], bucket, 'COUNT', 1, 'NOVALUES')
+  if page.err then
+    page = redis.call('HSCAN', KEYS[1], bucket, 'COUNT', 1)
+    cursor = page[1]
+    for n = 1, #page[2], 2 do
+      add(page[2][n], page[2][n + 1])
+    end
+    return
+  end
+  local names, first = page[2], 1
+  for n = 1, last ~= '' and #names or 0 do
+    first = redis.sha1hex(names[n]) == last and n + 1 or first
+  end
+  for n = first, #names do
+    add(names[n], redis.call('HGET', KEYS[1], names[n]) or '')
+    if is_full() and n < #names then
+      cursor = bucket .. ':' .. redis.sha1hex(names[n])
+      return
     end
   end
-until cursor == '0' or entries >= most or bytes >= most_bytes or steps >= 2 * most
+  cursor = page[1]
+end
+
+local function read_rank()
+  local found
+  if kind == 'LRANGE' then
+    found = redis.call('LRANGE', KEYS[1], cursor, cursor)
+  else
+    local rank = kind == 'ZRANGE' and cursor or -1 - cursor
+    found = redis.call('ZRANGE', KEYS[1], rank, rank, 'WITHSCORES')
+  end
+  if #found > 0 then
+    add(found[1], found[2] or '')
+  end
+  cursor = #found > 0 and string.format('%.0f', cursor + 1) or '0'
+end
+
+local read = kind == 'HSCAN' and read_bucket or read_rank
+repeat
+  steps = steps + 1
+  read()
+until cursor == '0' or is_full() or steps >= 2 * most
 return {cursor, entries, bytes, rows}

@@ -161,7 +161,7 @@ async def read_part(
 ) -> Part:
     """Read up to `entries` entries and about `PART_BYTES` bytes of a key.
 
-    `command` is ZSCAN, HSCAN, ZRANGE or LRANGE. An entry over `longest` bytes is returned empty, with its size. With
+    `command` is HSCAN, ZRANGE, ZREVRANGE or LRANGE. An entry over `longest` bytes is returned empty, with its size. With
     `needles`, only entries that contain one of them are returned.
     """
     arguments = [command, cursor, str(entries), str(PART_BYTES), str(longest), *needles]
@@ -207,7 +207,8 @@ async def search(
     budget = budget or SearchBudget()
     found: list[Found] = []
     is_partial = False
-    places = [("", "retry", "ZSCAN", retry_queue_name)]
+    # From the end, since requests leave queues and retry sets at the head: those behind would be skipped.
+    places = [("", "retry", "ZREVRANGE", retry_queue_name)]
     for start in range(0, len(queues), SEARCH_ENTRIES):
         places += await _filled_places(redis, queues[start : start + SEARCH_ENTRIES], cluster=cluster)
     for queue, where, command, key in places:
@@ -245,7 +246,7 @@ async def _filled_places(
         pipeline.hlen(keys.claimed)
         pipeline.hlen(keys.dead)
         places += [
-            (name, "pending", "ZSCAN", keys.pending),
+            (name, "pending", "ZREVRANGE", keys.pending),
             (name, "claimed", "HSCAN", keys.claimed),
             (name, "dead", "HSCAN", keys.dead),
         ]
