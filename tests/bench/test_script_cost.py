@@ -86,7 +86,7 @@ _MANY = [["HSET", "h", f"f{n}", "@"] for n in range(9)]
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("call", sorted({**SCENES, **_READS}))
 def test_a_call_of_a_script_costs_a_bounded_multiple_of_a_plain_write(redis: Redis, call: str) -> None:
-    name, scene, member = call.split()[0], {**SCENES, **_READS}[call], b"x" * LARGE
+    name, scene, member = call.split(maxsplit=1)[0], {**SCENES, **_READS}[call], b"x" * LARGE
     keys = {*scene.keys, *scene.others}
     commands = [enlarged(words) for words in stored_commands() + _MANY if words[1] in keys]
     given = (

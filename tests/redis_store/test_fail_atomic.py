@@ -389,9 +389,13 @@ def _is_refused_when_full(store: Store, scene: Scene, text: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize(
-    "name", ["renew", "renew_results", "release", "reclaim", "take_back", "return_results"]
-)
+LEASING = [
+    *("renew", "release", "reclaim", "take_back", "renew_results", "return_results", "renew_delivery"),
+    *("hold_slot", "renew_slots", "free_slot", "share_pool", "leave_pool"),
+]
+
+
+@pytest.mark.parametrize("name", LEASING)
 def test_a_full_memory_ends_no_lease(name: str, filled: Store) -> None:
     assert not _is_refused_when_full(filled, SCENES[name], script_text(name))
 

@@ -161,8 +161,8 @@ async def read_part(
 ) -> Part:
     """Read up to `entries` entries and about `PART_BYTES` bytes of a key.
 
-    `command` is HSCAN, ZRANGE, ZREVRANGE or LRANGE. An entry over `longest` bytes is returned empty, with its size. With
-    `needles`, only entries that contain one of them are returned.
+    `command` is HSCAN, ZRANGE, ZREVRANGE or LRANGE. An entry over `longest` bytes is returned empty, with its size.
+    With `needles`, only entries that contain one of them are returned.
     """
     arguments = [command, cursor, str(entries), str(PART_BYTES), str(longest), *needles]
     answer = await read_only(redis, lua_script(redis, "read_part"), [key], arguments)

@@ -5,8 +5,10 @@
 -- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token
 -- ARGV[1] submission   ARGV[2] owner   ARGV[3] limit   ARGV[4] lease, seconds   ARGV[5] lifetime of the keys, seconds
 -- Returns 1, or 0 if all slots are in use (then only slots of ended leases were freed).
+-- include _run
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+probe('ZREM', KEYS[2], NO_NAME) -- first, so that leases can be renewed when memory is full
 local used = tonumber(redis.call('GET', KEYS[1]) or '0') or 0
 
 for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', string.format('%.6f', now))) do

@@ -5,8 +5,10 @@
 -- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token
 -- ARGV[1] owner   ARGV[2] lease, seconds   ARGV[3] lifetime of the keys, seconds   ARGV[4..] submissions
 -- Returns how many of these this owner holds now; slots of other owners are not changed.
+-- include _run
 local clock = redis.call('TIME')
 local lease_end = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 1000000 + tonumber(ARGV[2]))
+probe('ZREM', KEYS[2], NO_NAME) -- first, so that leases can be renewed when memory is full
 local used = tonumber(redis.call('GET', KEYS[1]) or '0') or 0
 local ours = 0
 for at = 4, #ARGV do

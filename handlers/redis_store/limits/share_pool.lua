@@ -4,8 +4,10 @@
 -- KEYS[2] {async-processor:pool:<pool>}:in-use   hash  poller -> slots in use; expires
 -- ARGV[1] poller   ARGV[2] slots in use   ARGV[3] lease, seconds
 -- Returns {index among all pollers, from 0; number of pollers; slots in use by the others}.
+-- include _run
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+probe('ZREM', KEYS[1], NO_NAME) -- first, so that leases can be renewed when memory is full
 for _, ended in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now))) do
   redis.call('ZREM', KEYS[1], ended)
   redis.call('HDEL', KEYS[2], ended)
