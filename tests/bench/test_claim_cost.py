@@ -74,3 +74,28 @@ def test_a_claim_costs_a_bounded_multiple_of_a_plain_one(
         else:
             most = MOST_SMALL * claim([_member(n, b"1", is_id_first=True) for n in range(count)])
         assert claim(members) <= most
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("end", [b" ", b"}", b"\n", b"\0"])
+def test_a_request_whose_id_is_claimed_costs_a_bounded_multiple_of_a_plain_write(end: bytes) -> None:
+    """Both members without a token are compared, whatever they end with."""
+    with Valkey(valkey_program()) as server, Redis.from_url(server.url) as redis:
+        redis.config_set("slowlog-log-slower-than", 0)
+        sha = redis.script_load(script_text("claim"))
+        arguments = (WORKERS, 30, "ab12", 0, 1, SCRIPT_BYTES, WORKERS, 0)
+
+        def put(retry_count: int) -> None:
+            head = b'{"internal":{"retry_count":%d},"request_kind":"redis","data":' % retry_count
+            data = b'{"id":"r","deadline":1999999999,"payload":{}}}'
+            redis.zadd("q", {head + data + end * LARGE: 1})
+
+        def prepare() -> None:
+            put(0)
+            redis.evalsha(sha, len(CLAIM_KEYS), *CLAIM_KEYS, *arguments)
+            redis.hset(CLAIM_KEYS[2], "r", "another's")
+            put(1)
+
+        plain = _fastest(redis, lambda: None, lambda: redis.zadd("w", {end * LARGE: 1}))
+        cost = _fastest(redis, prepare, lambda: redis.evalsha(sha, len(CLAIM_KEYS), *CLAIM_KEYS, *arguments))
+        assert cost <= MOST_LARGE * plain

@@ -1,16 +1,21 @@
 -- Included by scripts that look for one submission in a queue. Writes nothing.
 -- is_pending(queue, score, token): 1 if a member with that score contains the token, 0 if none does, 2 if there are too
--- many of them to read. Members are read one by one, since each may have ten megabytes.
-local MOST_READ, MOST_READ_BYTES = 100, 2000000
+-- many of them to read, or if the token is too long. Members are read one by one, since each may have ten megabytes.
+-- Producers write the token at the beginning of a member; a search in all of it may block the server.
+local MOST_READ, MOST_READ_BYTES, LONGEST_TOKEN, SEARCHED_BYTES = 100, 2000000, 1024, 65536
 
 local function is_pending(queue, score, token)
-  local bytes = 0
+  if #token > LONGEST_TOKEN then
+    return 2
+  end
+  local bytes, is_cut = 0, false
   for at = 0, MOST_READ - 1 do
     local member = redis.call('ZRANGEBYSCORE', queue, score, score, 'LIMIT', at, 1)[1]
     if not member then
-      return 0
+      return is_cut and 2 or 0
     end
-    if string.find(member, token, 1, true) then
+    is_cut = is_cut or #member > SEARCHED_BYTES
+    if string.find(string.sub(member, 1, SEARCHED_BYTES), token, 1, true) then
       return 1
     end
     bytes = bytes + #member

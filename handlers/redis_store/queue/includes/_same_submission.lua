@@ -23,11 +23,12 @@ local function is_equal(one, other)
   return true
 end
 
--- The text from the first "payload" of a large member on, without the closing brackets.
+-- The text from the first "payload" of a large member on, without the closing brackets. Of those, at most 64 are skipped:
+-- a member may end with ten megabytes of spaces.
 local function payload_of(member)
   local from = string.find(string.sub(member, 1, HEAD), '"payload"', 1, true)
-  local to = #member
-  while to > 0 and string.find(member, '^[}%s]', to) do
+  local to, least = #member, #member - 64
+  while to > least and string.find(member, '^[}%s]', to) do
     to = to - 1
   end
   return from and string.sub(member, from, to)
