@@ -168,11 +168,11 @@ EFFECTS: dict[str, dict[str, str]] = {
     },
     "take_token": {"control:state": "4 expires"},
 }
-"""The keys that a call changes: how many entries they have then, of which items, how many owner tokens of this call (they
-begin with `cd34`), and whether they expire."""
+"""The keys that a call changes: how many entries they have then, of which items, how many owner tokens of this
+call (they begin with `cd34`), and whether they expire."""
 
 
-def _look(store: Store) -> dict[str, list[Any]]:
+def _stored(store: Store) -> dict[str, list[Any]]:
     return {row[0].decode(): row[1:] for row in cast("list[Any]", store.admin.eval(_SUMMARY, 0))}
 
 
@@ -181,9 +181,9 @@ def _effects(store: Store, name: str, text: str) -> dict[str, str]:
     store.fill()
     for command in MORE.get(name, []):
         store.admin.execute_command(*command)  # type: ignore[no-untyped-call]  # untyped
-    before = _look(store)
+    before = _stored(store)
     store.admin.eval(text, len(scene.keys), *scene.keys, *cast("list[Any]", scene.args))
-    after = _look(store)
+    after = _stored(store)
     changed = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
     return {key: _described(after[key]) if key in after else "deleted" for key in changed}
 

@@ -30,7 +30,7 @@ PAGE_ENTRIES: Final = 1_000
 
 MOST_NEW_BYTES: Final = 4_000_000
 """Most bytes of new entries at once; the others are read next time. Clients write the list."""
-_MOST_AGAIN_BYTES: Final = 64_000_000
+MOST_AGAIN_BYTES: Final = 64_000_000
 """Most bytes of claim keys that are kept to be searched again, each counted for every search."""
 _LONGEST_TOKEN: Final = 4_096
 """Most bytes of a token that are read, since clients write tokens."""
@@ -144,7 +144,7 @@ class Cancellations:
         low, passed, size = self._since, self._passed, 0
         while size < MOST_NEW_BYTES:
             high = server_now + _AHEAD_SECONDS
-            args = [repr(low), passed, repr(high), PAGE_ENTRIES, SCRIPT_BYTES, _LONGEST_ENTRY]
+            args: list[str | int] = [str(low), passed, str(high), PAGE_ENTRIES, SCRIPT_BYTES, _LONGEST_ENTRY]
             answer = await self._read_new(keys=[CANCELLATIONS], args=args)
             page = [(entry, float(score)) for entry, score in zip(answer[::2], answer[1::2], strict=True)]
             if not page:
@@ -159,7 +159,7 @@ class Cancellations:
     def searched(self) -> None:
         self._again = [(at, some) for at, some in self._again if at > self._now]
         kept = sum(len(one.key) for _, some in self._again for one in some)
-        if self._moving and kept < _MOST_AGAIN_BYTES:
+        if self._moving and kept < MOST_AGAIN_BYTES:
             self._again += [(self._now + seconds, self._moving) for seconds in AGAIN_SECONDS]
         (self._since, self._passed), self._new, self._moving = self._next, [], []
         self._ahead = self._still_ahead

@@ -46,7 +46,10 @@ async def read_payload(
 
 
 async def _first_bytes(redis: Store, key: str, count: int) -> bytes | None:
-    """The first `count` bytes of a string, since a client may write 500 MB. None if it is missing or no string."""
+    """The first `count` bytes of a string.
+
+    None if it is missing or of another type. A client may write 500 MB there.
+    """
     try:
         found = await redis.getrange(key, 0, count - 1)
     except NoPermissionError as error:
@@ -59,7 +62,7 @@ async def _first_bytes(redis: Store, key: str, count: int) -> bytes | None:
 
 
 _MARK: Final = b'"payload_ref"'
-_LARGEST_PAYLOAD: Final = 64_000_000
+LARGEST_PAYLOAD: Final = 64_000_000
 """Bytes that are read of a payload whose result does not name its size."""
 
 
@@ -100,7 +103,7 @@ async def whole_result(redis: Store, text: bytes) -> WholeResult:
     result = _offloaded(text)
     if not result:
         return WholeResult(text)
-    size = result.payload_size if result.payload_size > 0 else _LARGEST_PAYLOAD
+    size = result.payload_size if result.payload_size > 0 else LARGEST_PAYLOAD
     payload = await _first_bytes(redis, result.payload_ref, size + 1)
     if payload and len(payload) > size:
         payload = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -146,7 +147,7 @@ async def test_an_entry_of_many_megabytes_stays_in_redis(store: Redis) -> None:
 async def test_a_flood_of_cancellations_is_not_kept_to_be_searched_again(
     store: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.redis_store.queue.cancellations._MOST_AGAIN_BYTES", 1)
+    monkeypatch.setattr("handlers.redis_store.queue.cancellations.MOST_AGAIN_BYTES", 1)
     clock = Clock()
     cancellations = Cancellations(store, clock)
     for number in range(2):
@@ -293,7 +294,8 @@ async def test_a_retry_that_cannot_move_hides_no_other(
     await cancelled(bench, *(f"r-{number}" for number in range(9) if number != 3))
     assert await recalled_retries(bench.redis, Retries(bench.redis, bench.retries, "no queue")) == 3
     assert await bench.redis.zcard("other") == 3
-    assert dict(await bench.redis.zrange(bench.retries, 0, -1, withscores=True)) == {
+    left: Any = await bench.redis.zrange(bench.retries, 0, -1, withscores=True)
+    assert dict(left) == {
         envelope(f"r-{n}", "t", request_queue_name="other" if n % 2 else "no queue"): due[n]
         for n in (0, 2, 3, 4, 6, 8)
     }

@@ -103,7 +103,7 @@ async def test_results_are_whole_for_their_readers(store: Redis) -> None:
 async def test_of_a_payload_that_a_client_has_replaced_only_the_named_size_is_read(
     store: Redis, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.redis_store.queue.payloads._LARGEST_PAYLOAD", 2_000)
+    monkeypatch.setattr("handlers.redis_store.queue.payloads.LARGEST_PAYLOAD", 2_000)
     await store.set(KEY, bytes(10_000_000))
     sent = (await store.info("stats"))["total_net_output_bytes"]
     (found,) = await whole_results(store, [reference()[:-1] + b',"payload_size":%d}' % size])
