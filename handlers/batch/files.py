@@ -43,7 +43,8 @@ class BatchState(msgspec.Struct, kw_only=True):
     """Content of the state file.
 
     `deadline` is in Unix seconds; `total` is the number of requests in the input. Lines up to `submitted_through` may
-    have been submitted; later lines have not.
+    have been submitted, later ones have not. `errors` is relative to the output's folder. `given` has the text of each
+    flag that later runs may not change; it is empty in files of earlier versions.
     """
 
     batch: str
@@ -62,6 +63,7 @@ class BatchState(msgspec.Struct, kw_only=True):
     failed: int = 0
     undecodable: int = 0
     kinds: dict[str, int] = msgspec.field(default_factory=dict)
+    given: dict[str, str] = msgspec.field(default_factory=dict)
     outcome: str = "running"
 
 
@@ -132,6 +134,10 @@ class BatchFiles:
             raise BatchConflict(
                 f"{self.state}: expected a batch's state, got another file ({error})"
             ) from None
+
+    def errors_of(self, state: BatchState) -> Path:
+        """The error file of an earlier run."""
+        return self.out.parent / state.errors
 
     def write_state(self, state: BatchState) -> None:
         """Replace the state file atomically and sync it to disk."""

@@ -6,6 +6,8 @@ import codecs
 import hashlib
 import secrets
 import time
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +16,7 @@ import msgspec
 from handlers.batch.files import BatchConflict, BatchFiles, BatchState, numbered_lines, source_print
 from handlers.batch.lines import InvalidLine, decode_line
 from handlers.client.new_request import Deadline, unix_deadline
-from handlers.number_text import counted
+from handlers.number_text import counted, duration_text, parse_duration
 from handlers.redis_store.keys import batch_results_key
 
 
@@ -28,16 +30,20 @@ def begin_or_resume(
     tier: str,
     tenant: str,
     is_checked: bool = True,
+    chosen: Collection[str] = (),
 ) -> BatchState:
     """Read the state of an earlier run, or create a new one.
 
-    The settings of an earlier run are kept. With `is_checked`, every line of a new batch is checked first. Raises
-    `BatchConflict` if the files belong to another batch or the input has changed, `InvalidFile` for an invalid input.
+    The settings of an earlier run are kept, and those named in `chosen` must equal them. With `is_checked`, every line
+    of a new batch is checked first. Raises `BatchConflict` if the files belong to another batch, or the input or a
+    chosen setting has changed, `InvalidFile` for an invalid input.
     """
+    given = {"queue": queue, "results": results, "tier": tier, "tenant": tenant}
+    given["deadline"] = _deadline_text(deadline)
     state = files.read_state()
     if state is not None:
-        if state.source_print != source_print(source):
-            raise files.changed_input(str(source))
+        _check_same(files, state, source, given, chosen)
+        files.errors = files.errors_of(state)
         state.source = str(source.absolute())
         return state
     for path in (files.out, files.errors):
@@ -50,16 +56,49 @@ def begin_or_resume(
         token=secrets.token_hex(16),
         source=str(source.absolute()),
         source_print=source_print(source),
-        errors=str(files.errors),
+        errors=files.errors.name if files.errors.parent == files.out.parent else str(files.errors),
         queue=queue,
         results=batch_results_key(results, name),
         deadline=unix_deadline(deadline, now=time.time()),
         tier=tier,
         tenant=tenant,
         total=total,
+        given=given,
     )
     files.write_state(state)
     return state
+
+
+def _check_same(
+    files: BatchFiles, state: BatchState, source: Path, given: Mapping[str, str], chosen: Collection[str]
+) -> None:
+    """Raise `BatchConflict` if the input or a chosen setting has changed."""
+    if state.source_print != source_print(source):
+        raise files.changed_input(str(source))
+    before = {**state.given, "errors": str(files.errors_of(state))}
+    now = {**given, "errors": str(files.errors)}
+    faults = [
+        f"--{name}: expected {before[name] or repr('')} as in the first run, got {now[name] or repr('')}"
+        for name in now
+        if name in chosen and name in before and now[name] != before[name]
+    ]
+    if faults:
+        faults.append(
+            "A batch keeps its settings: leave these flags out, or give another --out for a new batch"
+        )
+        raise BatchConflict("\n  ".join([f"{files.state}: other settings than in the first run", *faults]))
+
+
+def _deadline_text(deadline: Deadline) -> str:
+    match deadline:
+        case timedelta():
+            seconds = deadline.total_seconds()
+            text = duration_text(seconds)
+            return text if parse_duration(text) == seconds else f"{seconds:g}s"
+        case datetime():
+            return deadline.astimezone(UTC).isoformat()
+        case _:
+            return str(deadline)
 
 
 def _checked_total(source: Path, *, is_checked: bool) -> int:
@@ -74,6 +113,8 @@ def _checked_total(source: Path, *, is_checked: bool) -> int:
             + "\nCorrect the file, or run with --no-check: invalid lines then get error lines; "
             "lines that repeat a custom_id are submitted"
         )
+    if not check.total:
+        raise EmptyInput(str(source))
     return check.total
 
 
@@ -94,6 +135,13 @@ _MARKS: Final = (
 
 class InvalidFile(BatchConflict):
     """The input file is invalid; nothing was queued."""
+
+
+class EmptyInput(InvalidFile):
+    """The input has no request."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(f"{source}: expected at least one request, got an empty input; nothing was queued")
 
 
 class FileCheck(msgspec.Struct, frozen=True):

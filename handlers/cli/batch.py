@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import click
+from click.core import ParameterSource
 
 from handlers.cancellation import end_if_cancelled
 from handlers.cli.flags import (
@@ -126,25 +127,24 @@ def run(
     """Submit a file of requests and collect the answers.
 
     With `-`, requests are read from stdin into a file beside the output. To resume, give the same requests, or none
-    (`</dev/null`).
+    (`</dev/null`). A resumed batch keeps its settings: other values are refused.
     """
     from handlers.batch.files import BatchFiles
     from handlers.batch.start import begin_or_resume
 
     check_names(source, out, errors)
     files = BatchFiles(out, errors)
-    with files.locked():
-        if str(source) == "-":
-            source = _spooled(files)
+    with files.locked(), _spooled(files, source) as requests:
         state = begin_or_resume(
             files,
-            source,
+            requests,
             queue=queue.queue,
             results=queue.results,
             deadline=deadline,
             tier=tier,
             tenant=tenant,
             is_checked=not no_check,
+            chosen=_chosen(),
         )
         if state.outcome == "running":
             options = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
@@ -153,16 +153,37 @@ def run(
     return _exit_code(state)
 
 
-def _spooled(files: BatchFiles) -> Path:
-    """The file with the requests from stdin, also of an earlier run."""
-    from handlers.batch.files import open_private
+def _chosen() -> set[str]:
+    """The flags given on the command line or by variables."""
+    context = click.get_current_context()
+    chosen = {
+        name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    return chosen | ({"queue"} if "queue_name" in chosen else set())
 
+
+@contextlib.contextmanager
+def _spooled(files: BatchFiles, source: Path) -> Iterator[Path]:
+    """The file with the requests; those of stdin are stored in one first.
+
+    An empty one of stdin is removed.
+    """
+    from handlers.batch.files import open_private
+    from handlers.batch.start import EmptyInput
+
+    if str(source) != "-":
+        yield source
+        return
     if files.read_state() is None or not files.input.exists():
         with open_private(files.input, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
     elif not sys.stdin.isatty() and not files.is_input(sys.stdin.buffer):
         raise files.changed_input("stdin")
-    return files.input
+    try:
+        yield files.input
+    except EmptyInput:
+        files.input.unlink()
+        raise EmptyInput("stdin") from None
 
 
 def _queue(queue: QueueFlags, state: BatchState, options: dict[str, Any]) -> BatchQueue:
@@ -361,7 +382,7 @@ def _known_batch(out: Path) -> tuple[BatchFiles, BatchState]:
         raise BatchConflict(
             f"{out}: no batch has written this file; start one with `async-processor batch run`"
         )
-    return BatchFiles(out, Path(state.errors)), state
+    return BatchFiles(out, files.errors_of(state)), state
 
 
 def _summary(files: BatchFiles, state: BatchState) -> None:

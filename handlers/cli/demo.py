@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -16,6 +17,7 @@ from handlers.contract.errors import AsyncProcessorError
 
 if TYPE_CHECKING:
     from handlers.demo.stack import Stack
+    from handlers.settings.settings import Settings
 
 
 @click.command(
@@ -102,12 +104,13 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     """Run a local stack until Ctrl-C.
 
     Starts Valkey, a simulated gateway, a handler and a poller. Prints commands that use them, and commands that make
-    the gateway slow or failing.
+    the gateway slow or failing. Settings of the environment apply to handler and poller, also CONFIG_FILE.
     """
     import handlers.serving.server  # noqa: F401  # a missing extra fails here, and not in a child process
     from handlers.cli.main import fail
     from handlers.cli.services import check_free_port
     from handlers.demo.stack import Stack, StackOptions
+    from handlers.settings.settings import load_settings
 
     stopped = threading.Event()
 
@@ -127,10 +130,11 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
         on_started=started,
     )
     try:
+        settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
         check_free_port("--redis-port", "127.0.0.1", redis_port)
         check_free_port("--gateway-port", "127.0.0.1", gateway_port)
         with Stack(options) as stack:
-            _print_commands(stack, has_pubsub)
+            _print_commands(stack, settings, has_pubsub)
             ended = _wait(stopped, stack)
     except KeyboardInterrupt:
         return
@@ -141,23 +145,53 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
         sys.exit(1)
 
 
-def _print_commands(stack: Stack, has_pubsub: bool) -> None:
-    """Print commands that try the stack or disturb its gateway."""
+def _print_commands(stack: Stack, settings: Settings, has_pubsub: bool) -> None:
+    """Print the configured queues, and commands that try the stack or disturb its gateway."""
     from handlers.demo.pubsub_emulator import NoEmulator
 
+    if settings.env.config_file:
+        names = ", ".join(queue.queue_name for queue in settings.queues)
+        click.echo(f"{'CONFIG_FILE':24} {_files(settings)}: queues {names}")
     click.echo()
     folder = shlex.quote(str(Path(sys.executable).parent))
     click.echo("Paste this into another terminal. Then every command in the README works as written:")
     click.echo(f"  export PATH={folder}:$PATH")
-    for variable, value in variables_of(stack).items():
+    for variable, value in (variables_of(stack) | _queue_variables(settings)).items():
         click.echo(f"  export {variable}={shlex.quote(value)}")
-    click.echo(_TRY)
+    queue, results = map(shlex.quote, _queue(settings))
+    click.echo(_TRY.replace("request-sortedset", queue).replace("result-list", results))
     if stack.emulator_host:
         click.echo(_TRY_PUBSUB)
     elif isinstance(stack.pubsub, NoEmulator) and has_pubsub:
         click.echo(f"\nWithout Pub/Sub: {stack.pubsub.reason}")
     click.echo(_DISTURB)
     click.echo("\nCtrl-C stops everything.")
+
+
+def _files(settings: Settings) -> str:
+    return ",".join(str(Path(name.strip()).absolute()) for name in settings.env.config_file.split(","))
+
+
+def _queue(settings: Settings) -> tuple[str, str]:
+    """The first queue and its result list."""
+    queue = settings.queues[0]
+    return queue.queue_name, queue.result_queue_name or settings.result_queue_name
+
+
+def _queue_variables(settings: Settings) -> dict[str, str]:
+    """Variables that make commands use the first queue."""
+    from handlers.settings.environment import Environment
+
+    defaults = Environment()
+    queue, results = _queue(settings)
+    found = {"CONFIG_FILE": _files(settings)} if settings.env.config_file else {}
+    if queue != defaults.request_queue_name:
+        found["REQUEST_QUEUE_NAME"] = queue
+    if results != defaults.result_queue_name:
+        found["RESULT_QUEUE_NAME"] = results
+    if settings.retry_queue_name != defaults.retry_queue_name:
+        found["RETRY_QUEUE_NAME"] = settings.retry_queue_name
+    return found
 
 
 def variables_of(stack: Stack) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
+from handlers.cli.shell import CREDENTIALS
 from handlers.contract.errors import InvalidSetting
 from handlers.number_text import decimal, parse_duration
 
@@ -38,8 +39,7 @@ class QueueFlags:
         """Credentials and time limit, from the same variables as the poller's."""
         from handlers.redis_store.submit.client_access import RedisAccess
 
-        names = ("username", "password", "password_file", "ca_file", "cert_file", "key_file")
-        given = {name: self.variables.get(f"REDIS_{name.upper()}", "") for name in names}
+        given = {name: self.variables.get(f"REDIS_{name.upper()}", "") for name in CREDENTIALS}
         return RedisAccess(**given, timeout_seconds=_timeout_seconds(self.variables))
 
     def client(self, **options: Any) -> AsyncClient:

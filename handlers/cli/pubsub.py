@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 from msgspec.structs import fields
 
-from handlers.cli.shell import confirm, run_async
+from handlers.cli.shell import confirm, run_async, warn_about_names
 from handlers.contract.errors import AsyncProcessorError
 from handlers.number_text import counted, parse_duration
 from handlers.pubsub.admin import (
@@ -293,6 +293,7 @@ def _channel(flags: dict[str, Any]) -> PubSubChannel:
 
 def _run(command: Callable[[], Coroutine[Any, Any, Exit]]) -> None:
     """Run a call; an error becomes one line and an exit code."""
+    warn_about_names()
     try:
         code = run_async(command())
     except PubSubFailed as error:

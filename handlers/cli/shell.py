@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TextIO, TypeVar
@@ -220,6 +220,7 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
         from handlers.client.errors import BrokerUnreachable, IdempotencyConflict, NoResultYet
 
         try:
+            warn_about_names()
             code = command(*args, **kwargs)
         except KeyboardInterrupt:
             code = ExitCode.INTERRUPTED
@@ -240,6 +241,34 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
         sys.exit(int(code))
 
     return run
+
+
+def warn_about_names() -> None:
+    """Print the `name_warnings` of the current command on stderr."""
+    for text in name_warnings(click.get_current_context().command, os.environ):  # noqa: TID251  # the process's entry
+        print(f"warning: {text}", file=sys.stderr)
+
+
+CREDENTIALS: Final = ("username", "password", "password_file", "ca_file", "cert_file", "key_file")
+_REDIS: Final = frozenset(f"REDIS_{name.upper()}" for name in ("url", "timeout_seconds", *CREDENTIALS))
+
+
+def name_warnings(command: click.Command, variables: Mapping[str, str]) -> list[str]:
+    """Warnings about ignored variables whose names resemble those that a command reads."""
+    from handlers.variable_names import unknown, warning
+
+    own = {str(parameter.envvar) for parameter in command.params if parameter.envvar}
+    if not own:
+        return []
+    # The servers' settings are not imported here, since that takes time. All names that begin with REDIS are known.
+    known = own | _REDIS if "REDIS_URL" in own else own
+    texts = []
+    for name in unknown(variables, known):
+        compared = {one for one in known if one.startswith("REDIS_")} if name.startswith("REDIS_") else own
+        text = warning(name, compared)
+        if text and (name.startswith("REDIS_") or "did you mean" in text):
+            texts.append(text)
+    return texts
 
 
 def _without_python(error: Exception) -> Exception:

@@ -127,7 +127,8 @@ def _head(now: Overview, hint: str) -> Text:
     text.append(f"  {hint}\n" if hint else "\n", style="dim")
     for word, number, style in (
         ("queued", now.total("pending"), "bold"),
-        ("in flight", now.total("claimed"), "bold cyan"),
+        ("in flight", sum(line.in_flight for line in now.queues), "bold cyan"),
+        ("at a gate", sum(line.waiting for line in now.queues), "bold"),
         ("waiting for a retry", now.retrying, "bold yellow" if now.retrying else "bold"),
         ("dead letters", dead, "bold red" if dead else "bold"),
     ):
@@ -156,13 +157,13 @@ def _table(*columns: str, numbers: Sequence[str] = ()) -> Table:
 
 
 def _queues(now: Overview) -> Table:
-    numbers = ("QUEUED", "IN FLIGHT", "DEAD")
+    numbers = ("QUEUED", "IN FLIGHT", "AT GATE", "DEAD")
     table = _table("QUEUE", "POOL", "LANE", *numbers, "DUE IN", "CIRCUIT", numbers=numbers)
     for column in table.columns[:3]:
         column.no_wrap, column.overflow = False, "fold"  # a narrow terminal wraps names; headings stay whole
     for line in now.queues:
         depths = line.depths
-        counts = (depths.pending, depths.claimed, depths.dead)
+        counts = (depths.pending, line.in_flight, line.waiting, depths.dead)
         table.add_row(
             _plain(line.name),
             _plain(line.pool or _NOTHING),

@@ -10,6 +10,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import inspect
 
+from handlers.number_text import whole
+
 NOUN: Final = "noun"
 """Key in `Meta.extra` of a description of valid values, which replaces the one derived from the type."""
 
@@ -51,6 +53,19 @@ def type_at(struct: type[msgspec.Struct], path: str) -> inspect.Type:
 def steps_of(path: str) -> list[str]:
     """The names and indexes of a path such as `queues[0].labels[...]`."""
     return re.findall(r"[^.\[\]]+|\.\.\.", path)
+
+
+def value_at(content: object, path: str) -> object:
+    """The value at a path in decoded JSON; None if it does not exist."""
+    for step in steps_of(path):
+        place = whole(step)
+        if isinstance(content, list) and place is not None and place < len(content):
+            content = content[place]
+        elif isinstance(content, dict) and step in content:
+            content = content[step]
+        else:
+            return None
+    return content
 
 
 def _below(kind: inspect.Type, step: str) -> inspect.Type:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Any, Final
 
@@ -37,6 +38,24 @@ def without_secrets(text: str) -> str:
         text = f"{MASK}@{text.rpartition('@')[2]}"
     text = _QUERY.sub(rf"\1={MASK}", text)
     return _SCHEME.sub(rf"\1 {MASK}", _NAMED.sub(rf"\1{MASK}", text))
+
+
+_LONGEST_SHOWN: Final = 80
+_KINDS: Final = {dict: "a mapping", list: "a list", type(None): "nothing", datetime.date: "a date"}
+
+
+def shown_value(value: object) -> str:
+    """A value of a setting for an error: text in quotes, long values cut, secrets masked."""
+    match value:
+        case str():
+            text = repr(without_secrets(value))
+        case bool():
+            text = str(value).lower()
+        case int() | float():
+            text = str(value)
+        case _:
+            return _KINDS.get(type(value), f"a {type(value).__name__}")
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
 
 
 def _names_alone(value: Any) -> Any:

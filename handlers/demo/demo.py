@@ -68,6 +68,7 @@ def run_demo(options: DemoOptions, console: Console) -> bool:
             has_pubsub=options.has_pubsub,
             gateway_arguments=(*_GATEWAY, "--witness", str(witness)),
             variables=_VARIABLES,
+            is_isolated=True,
             on_started=lambda name, address: console.print(f"  [green]✓[/] {name:24} {address}"),
         )
         console.print("[bold]Starting[/] the whole stack on this machine; only the gateway is simulated:")

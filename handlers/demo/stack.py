@@ -25,6 +25,7 @@ from handlers.demo.pubsub_emulator import (
 )
 from handlers.demo.servers import Child, free_port
 from handlers.demo.valkey import Valkey, find_valkey
+from handlers.settings.environment import Environment
 
 _READY: Final = '"event":"ready"'
 _PORT = re.compile(r'"port":(\d+)')
@@ -36,7 +37,8 @@ class StackOptions(msgspec.Struct, frozen=True):
     """Options of a stack.
 
     `gateway_arguments` go to the simulated gateway, `variables` to handler and poller. Ports of 0 are chosen. With
-    `has_pubsub` False, Pub/Sub is left out even if its emulator is found. `child` starts gateway, handlers and poller.
+    `has_pubsub` False, Pub/Sub is left out even if its emulator is found. `child` starts gateway, handlers and poller,
+    without the settings of this process's environment if `is_isolated`.
     """
 
     redis_port: int = 0
@@ -46,6 +48,7 @@ class StackOptions(msgspec.Struct, frozen=True):
     variables: Mapping[str, str] = msgspec.field(default_factory=dict)
     on_started: Callable[[str, str], None] = lambda _name, _address: None
     child: type[Child] = Child
+    is_isolated: bool = False
 
 
 class Stack:
@@ -116,7 +119,9 @@ class Stack:
         self._options.on_started("handler, push door", push_url)
 
     def _start_child(self, name: str, arguments: Sequence[str], variables: Mapping[str, str]) -> Child:
-        common = {"IGW_BASE_URL": self.gateway_url, "REDIS_URL": self.redis_url, "LOG_FORMAT": "json"}
+        isolated = Environment.__struct_fields__ if self._options.is_isolated else ()
+        common = {name.upper(): "" for name in isolated}
+        common |= {"IGW_BASE_URL": self.gateway_url, "REDIS_URL": self.redis_url, "LOG_FORMAT": "json"}
         command = [str(Path(sys.executable).parent / "async-processor"), *arguments]
         child = self._options.child(name, command, {**common, **self._options.variables, **variables})
         self.children[name] = child

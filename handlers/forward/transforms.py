@@ -176,7 +176,7 @@ def build_transforms(entries: Sequence[TransformEntry], setting: str) -> list[Tr
 
 def _built(entry: TransformEntry, where: str, names: set[str]) -> Transform:
     if not entry.name:
-        raise InvalidSetting(f"{where}.name", found="an empty name", accepted="a unique name")
+        raise InvalidSetting(f"{where}.name", found="''", accepted="a unique name")
     if entry.name in names:
         raise InvalidSetting(f"{where}.name", found=f"{entry.name!r} twice", accepted="each name once")
     kind = entry.type or entry.name
@@ -191,7 +191,5 @@ def _parameters(entry: TransformEntry, where: str) -> tuple[str, Mapping[str, An
     if entry.params is None:
         return "parameters", entry.parameters or {}
     if entry.parameters is not None:
-        raise InvalidSetting(
-            f"{where}.params", found="a second set of parameters", accepted="parameters alone"
-        )
+        raise InvalidSetting(f"{where}.params", found="params beside parameters", accepted="parameters alone")
     return "params", entry.params

@@ -23,17 +23,15 @@ from msgspec import Meta
 
 from handlers.contract.accepted import NOUN, described, extra_of, nearest, types_of
 from handlers.contract.errors import InvalidSetting, SettingFaults
-from handlers.contract.masked_text import without_secrets
+from handlers.contract.masked_text import shown_value
 from handlers.number_text import parse_duration
 
 P = TypeVar("P", bound=msgspec.Struct)
 READ: Final = "read"
 """Key in `Meta.extra` of a function that parses the raw value, or raises `ValueError`."""
 
-_LONGEST_SHOWN: Final = 60
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`(?: - at `\$(.*)`)?")
 """msgspec's message for an incomplete inner gate: its field and its place."""
-_KINDS: Final = {dict: "a mapping", str: "text", type(None): "nothing"}
 
 
 class InconsistentParameters(ValueError):
@@ -93,10 +91,9 @@ def _read(kind: Any, value: Any, setting: str, gate_type: str) -> Any:
             raise InvalidSetting(
                 path, found="nothing", accepted=f"a value (required by {gate_type})"
             ) from None
-        shown = repr(without_secrets(value) if isinstance(value, str) else value)
-        if len(shown) > _LONGEST_SHOWN or not isinstance(value, str | int | float):
-            shown = _KINDS.get(type(value), f"a {type(value).__name__}")
-        raise InvalidSetting(setting, found=shown, accepted=f"{described(info)} ({gate_type})") from None
+        raise InvalidSetting(
+            setting, found=shown_value(value), accepted=f"{described(info)} ({gate_type})"
+        ) from None
     return read
 
 

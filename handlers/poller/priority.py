@@ -168,7 +168,7 @@ def check_objectives(objectives: Mapping[str, str], setting: str) -> None:
     faults = SettingFaults()
     accepted = f"one of {', '.join(BANDS)}"
     for name in (name for name in objectives if name not in BANDS):
-        faults.add(InvalidSetting(f"{setting}.{name}", found="an unknown lane", accepted=accepted))
+        faults.add(InvalidSetting(f"{setting}.{name}", found=f"the unknown lane {name!r}", accepted=accepted))
     faults.raise_all()
 
 

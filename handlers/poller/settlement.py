@@ -271,10 +271,15 @@ def refuse(
 def dead_lettered(claim: Claim, envelope: Envelope, route: ResultRoute, now: float) -> Ack:
     """The final result and dead letter of a request delivered too often."""
     request = envelope.request
-    message = f"{counted(claim.delivery_count, 'owner')} died while holding this request"
+    message = _crashed(claim)
     result = error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message)
     dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
     return ack(claim, request, result, route, now, dead=dead)
+
+
+def _crashed(claim: Claim) -> str:
+    count = counted(claim.delivery_count, "poller")
+    return f"{count} crashed or lost their lease while they held this request (MAX_DEATHS)"
 
 
 def dead_lettered_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
@@ -282,7 +287,7 @@ def dead_lettered_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
 
     It stores a result if an id is found in the first 64 KiB.
     """
-    message = f"{counted(claim.delivery_count, 'owner')} died while holding this request"
+    message = _crashed(claim)
     error = unread(claim.member, message)
     dead = dead_record(claim, ErrorCode.UNDELIVERABLE, message, now)
     return msgspec.structs.replace(

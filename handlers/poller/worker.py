@@ -139,6 +139,11 @@ class Worker:
         return self._options.metrics
 
     @property
+    def waiting(self) -> int:
+        """Number of requests in slots that their gates have not admitted yet."""
+        return sum(held.work is not None and not held.sent_at for held in self._held.values())
+
+    @property
     def is_settling_without_slots(self) -> bool:
         """Whether claims without a slot await settlement.
 

@@ -18,7 +18,7 @@ from redis import __version__ as LIBRARY_VERSION  # noqa: N812  # a constant
 from redis._parsers.hiredis import _AsyncHiredisParser
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, ConnectionPool, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -34,7 +34,7 @@ from redis.exceptions import (
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.number_text import counted
-from handlers.redis_store.faults import explained
+from handlers.redis_store.faults import NO_TLS, explained
 
 STORE_FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
 """Exceptions of a call to Redis while it is down, restarting, failing over, read-only or full."""
@@ -204,7 +204,8 @@ def _through_sentinel(options: RedisOptions, arguments: dict[str, Any]) -> Redis
         max_connections=options.max_connections,
         timeout=options.timeout_seconds,
     )
-    limit_silence(master.connection_pool)
+    for redis in (master, *sentinel.sentinels):
+        limit_silence(redis.connection_pool)
     return master
 
 
@@ -357,6 +358,14 @@ class _ProgressiveSend(AbstractConnection):
     connections that are in use; the library then raises `AttributeError` or `RuntimeError`.
     """
 
+    async def _connect(self) -> None:
+        try:
+            await super()._connect()  # type: ignore[safe-super, no-untyped-call]  # the mixed-in class has it
+        except TimeoutError:
+            if isinstance(self, SSLConnection) and await _is_plain(self.host, self.port):
+                raise ConnectionError(NO_TLS) from None
+            raise
+
     def pack_command(self, *args: Any) -> list[bytes]:
         if args[0] == "EVALSHA" and sum(map(getsizeof, args)) <= PIECE_BYTES:
             return [hiredis.pack_command(args)]
@@ -386,6 +395,23 @@ class _ProgressiveSend(AbstractConnection):
         if self._writer is None or self._writer.is_closing():
             await self.disconnect(nowait=True)
             raise ConnectionError("the connection was closed during the call") from error
+
+
+_PROBE_SECONDS: Final = 1.0
+
+
+async def _is_plain(host: str, port: int) -> bool:
+    """Whether the server speaks Redis without TLS."""
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(b"PING\r\n")
+                return (await reader.read(1)) in (b"+", b"-")
+            finally:
+                writer.close()
+    except OSError:
+        return False
 
 
 def pieces(parts: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -5,8 +5,11 @@ Each explanation is one line without secrets.
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
+import time
+import weakref
 from collections.abc import Iterator
 from typing import Final
 
@@ -42,7 +45,12 @@ _NO_RIGHT_IN_SCRIPT: Final = ("ACL failure", "The user executing the script")
 
 _WRONG_TYPE: Final = "a key has another type than docs/redis.md lists: rename or delete it"
 
+NO_TLS: Final = (
+    "the server does not speak TLS: the URL must begin with redis, not rediss, or its port is wrong"
+)
 _MEANINGS: Final = (
+    (NO_TLS, NO_TLS),
+    ("WRONG_VERSION_NUMBER", NO_TLS),
     ("HELLO must be called", _NOT_SIGNED_IN),
     ("Authentication required", _NOT_SIGNED_IN),
     ("invalid username-password", _REFUSED),
@@ -137,33 +145,74 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+class Outage:
+    """Logs an outage of Redis and its end, once for all parts.
+
+    It lasts while a part has failed and not succeeded since.
+    """
+
+    def __init__(self, log: Logger) -> None:
+        self._log = log
+        self._failing: weakref.WeakSet[StoreBackoff] = (
+            weakref.WeakSet()
+        )  # a part of an earlier configuration may end
+        self._began_at = 0.0
+        self._ended_at = -math.inf
+
+    def failed(self, part: StoreBackoff, error: BaseException) -> None:
+        """Record a failure of a part."""
+        now = time.monotonic()
+        is_late = not part.has_failed and now - self._ended_at < _LATE_SECONDS
+        if is_late and not self._failing:
+            return  # it used a connection from before the end of the outage
+        if not self._failing:
+            self._began_at = now
+            self._log.warning("work paused: Redis unavailable", error=explained(error))
+        self._failing.add(part)
+
+    def succeeded(self, part: StoreBackoff) -> None:
+        """Record a success of a part."""
+        if not self._failing or part not in self._failing:
+            return
+        self._failing.discard(part)
+        if not self._failing:
+            self._ended_at = time.monotonic()
+            self._log.info("Redis available again", seconds=round(self._ended_at - self._began_at, 1))
+
+
+_LATE_SECONDS: Final = 60.0
+_outages: weakref.WeakKeyDictionary[Logger, Outage] = weakref.WeakKeyDictionary()
+
+
 class StoreBackoff(Backoff):
     """Growing pauses for the part `name` of a poller.
 
-    The first of several failures is logged with `fields`. If Redis refuses the calls, `refusal` gives the reason (a
-    missing right, a key of another type) and a fix; otherwise it is empty.
+    Parts with the same `log` share an `Outage`. If Redis refuses the calls, this is logged with `fields`, and `refusal`
+    gives the reason (a missing right, a key of another type) and a fix; otherwise it is empty.
     """
 
-    __slots__ = ("_fields", "_log", "_name", "refusal")
+    __slots__ = ("__weakref__", "_fields", "_log", "_name", "_outage", "refusal")
 
     def __init__(self, name: str, log: Logger, *, first_seconds: float = 0.05, **fields: str) -> None:
         super().__init__(first_seconds)
         self._name = name
         self._log = log
         self._fields = fields
+        self._outage = _outages.setdefault(log, Outage(log))
         self.refusal = ""
 
     def failed(self, error: BaseException) -> float:
         """Record a failure; return the seconds to pause."""
-        if not self.has_failed:
-            self._log.warning(
-                f"{self._name} paused: Redis unavailable", **self._fields, error=explained(error)
-            )
         refused = refusal(error)
+        if not refused:
+            self._outage.failed(self, error)
+        elif not self.refusal:
+            self._log.warning(f"{self._name} refused by Redis", **self._fields, error=refused)
         self.refusal = f"{self._name} is refused: {refused}" if refused else ""
         return self.next_seconds()
 
     def reset(self) -> None:
         """Record a success: the next pause is short again, `refusal` is empty."""
         super().reset()
+        self._outage.succeeded(self)
         self.refusal = ""

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from handlers.contract.accepted import about, known_fields, required_fields, steps_of
 from handlers.contract.errors import InvalidSetting, SettingFaults
+from handlers.contract.masked_text import shown_value
 from handlers.forward.transforms import TransformEntry, build_transforms
 from handlers.number_text import whole
 from handlers.settings.environment import invalid_setting
@@ -324,7 +325,8 @@ def _merged(contents: list[dict[str, Any]], faults: SettingFaults) -> dict[str, 
             if isinstance(value, list) and isinstance(merged.get(name, []), list):
                 merged[name] = [*merged.get(name, []), *value]
             elif name in merged:
-                faults.add(InvalidSetting(str(name), found="two", accepted="one file that sets it"))
+                found = f"{shown_value(merged[name])} and {shown_value(value)}"
+                faults.add(InvalidSetting(str(name), found=found, accepted="one file that sets it"))
             else:
                 merged[name] = value
     return merged
@@ -373,7 +375,7 @@ def _converted(content: dict[str, Any], faults: SettingFaults) -> ConfigFile:
         try:
             return msgspec.convert(content, ConfigFile)
         except msgspec.ValidationError as error:
-            fault = invalid_setting(error, "CONFIG_FILE", ConfigFile)
+            fault = invalid_setting(error, "CONFIG_FILE", ConfigFile, content)
         except UnicodeEncodeError:
             found = "an unpaired surrogate (\\ud800 to \\udfff)"
             fault = InvalidSetting("CONFIG_FILE", found=found, accepted="valid Unicode")

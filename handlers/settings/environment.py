@@ -11,17 +11,15 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from handlers.contract.accepted import about, described, known_fields, nearest, type_at, types_of
+from handlers.contract.accepted import about, described, known_fields, nearest, type_at, types_of, value_at
 from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.json_limits import MAX_REQUEST_BYTES
-from handlers.contract.masked_text import without_secrets
+from handlers.contract.masked_text import shown_value
 from handlers.forward.route import DEFAULT_PATH, FAIRNESS_HEADER, OBJECTIVE_HEADER
 
 DEFAULT_GATEWAY = (
     "http://infra-inference-scheduling-inference-gateway-istio.llm-d-inference-scheduler.svc.cluster.local:80"
 )
-
-_LONGEST_SHOWN = 80
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 
@@ -393,11 +391,7 @@ def _invalid_variable(error: msgspec.ValidationError, given: Mapping[str, str]) 
     if found_error.setting not in given:
         return found_error
     is_secret = found_error.setting.lower() in SECRETS
-    found = (
-        "a value that is kept secret"
-        if is_secret
-        else repr(without_secrets(given[found_error.setting])[:_LONGEST_SHOWN])
-    )
+    found = "a value that is kept secret" if is_secret else shown_value(given[found_error.setting])
     accepted = described(types_of(Environment)[found_error.setting])
     return InvalidSetting(found_error.setting, found=found, accepted=accepted)
 
@@ -409,11 +403,14 @@ def _plain(value: str) -> str:
 
 
 def invalid_setting(
-    error: msgspec.ValidationError, where: str, struct: type[msgspec.Struct] | None = None
+    error: msgspec.ValidationError,
+    where: str,
+    struct: type[msgspec.Struct] | None = None,
+    content: object = None,
 ) -> InvalidSetting:
     """Convert msgspec's "Expected `int`, got `str` - at `$.WORKERS`" to an `InvalidSetting`.
 
-    `struct` gives the known fields and the accepted values.
+    `struct` gives the known fields and the accepted values, `content` the value that was got.
     """
     text, _, path = str(error).partition(" - at `$")
     setting = path.rstrip("`").removeprefix(".") or where
@@ -432,6 +429,9 @@ def invalid_setting(
         return InvalidSetting(setting, found="nothing", accepted=_accepted(struct, setting, "a value"))
     expected, _, got = text.removeprefix("Expected ").partition(", got ")
     found = _NOUNS.get(got.strip("`"), got.replace("`", "")) or "a value out of bounds"
+    value = value_at(content, setting)
+    if value is not None:
+        found = shown_value(value)
     return InvalidSetting(
         setting, found=found, accepted=_accepted(struct, setting, expected.replace("`", ""))
     )

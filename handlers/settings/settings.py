@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 import msgspec
 
 from handlers.byte_budget import derived_budget, memory_limit, needed_memory
-from handlers.contract.accepted import nearest
 from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.lenient_json import is_unicode
 from handlers.contract.masked_text import without_secrets
@@ -31,6 +30,7 @@ from handlers.settings.config_file import (
 from handlers.settings.environment import SECRETS, Environment, read_environment
 from handlers.settings.topology import redis_address
 from handlers.telemetry.logs import LogOptions
+from handlers.variable_names import incomplete, is_shared, misspelt, unknown, warning
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+)(:[0-9]{1,5})?")
 _LAST_PORT = 65_535
@@ -41,10 +41,14 @@ _REDIS_SCHEMES = frozenset(
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """All settings of a process. A field in `file` wins over `env`."""
+    """All settings of a process. A field in `file` wins over `env`.
+
+    `name_warnings` are about ignored variables whose names resemble settings.
+    """
 
     env: Environment
     file: ConfigFile
+    name_warnings: Sequence[str] = ()
 
     def __repr__(self) -> str:
         return "Settings(…)"  # a password must not reach a log through a traceback
@@ -244,10 +248,10 @@ def read_settings(variables: Mapping[str, str], faults: SettingFaults) -> Settin
     Invalid values count as unset, so that later checks do not report consequences of the same fault.
     """
     readable = _readable(variables, faults)
-    _check_names(readable, faults)
+    warnings = _check_names(readable, faults)
     env = read_environment(readable, faults)
     file = ConfigFile() if faults.touch("CONFIG_FILE") else partial_config_file(env.config_file, faults)
-    settings = Settings(env=env, file=file)
+    settings = Settings(env=env, file=file, name_warnings=warnings)
     _check_urls(settings, faults)
     _check_redis(settings, faults)
     _check_bases(settings, faults)
@@ -269,7 +273,7 @@ def without_faulty(settings: Settings, faults: SettingFaults) -> Settings:
     faulty = {name: default for name, default in defaults.items() if faults.touch(name.upper())}
     if faults.touch(*_REDIS_FIELDS):
         file = msgspec.structs.replace(file, url="", mode="", addrs=[], master_name="")
-    return Settings(env=msgspec.structs.replace(env, **faulty), file=file)
+    return msgspec.structs.replace(settings, env=msgspec.structs.replace(env, **faulty), file=file)
 
 
 def unused_gates(settings: Settings) -> dict[str, str]:
@@ -289,7 +293,7 @@ UNUSED_GATE_FIX: Final = "set worker_pool_id of a queue or subscription to this 
 def setting_warnings(settings: Settings) -> list[str]:
     """Warnings about valid settings, for the log of a process that starts."""
     unused = [f"{path}: {text}; {UNUSED_GATE_FIX}" for path, text in unused_gates(settings).items()]
-    return [*memory_warnings(settings), *unused]
+    return [*memory_warnings(settings), *unused, *settings.name_warnings]
 
 
 def memory_warnings(settings: Settings) -> list[str]:
@@ -303,11 +307,9 @@ def memory_warnings(settings: Settings) -> list[str]:
     ]
 
 
+_KNOWN: Final = frozenset(name.upper() for name in Environment.__struct_fields__)
 _OTHERS: Final = frozenset({"REQUEST_TOPIC_ID", "REQUEST_TOPIC_NAME", "RESULT_SUBSCRIPTION_ID"})
 """Variables of the producers' commands. They resemble settings but are not misspelt ones."""
-_LEAST_LIKENESS: Final = 0.88
-_SHORT: Final = 6
-"""Shorter names are not compared, because names such as `PORT` resemble variables of other programs."""
 
 
 def _readable(variables: Mapping[str, str], faults: SettingFaults) -> dict[str, str]:
@@ -315,7 +317,7 @@ def _readable(variables: Mapping[str, str], faults: SettingFaults) -> dict[str, 
 
     The variables of OpenTelemetry's SDK (`OTEL_…`) count as settings, because it cannot encode other bytes.
     """
-    ours = {name.upper() for name in Environment.__struct_fields__} | _OTHERS
+    ours = _KNOWN | _OTHERS
     readable = dict(variables)
     for name in sorted(variables):
         if (name in ours or name.startswith("OTEL_")) and not is_unicode(variables[name]):
@@ -324,17 +326,20 @@ def _readable(variables: Mapping[str, str], faults: SettingFaults) -> dict[str, 
     return readable
 
 
-def _check_names(variables: Mapping[str, str], faults: SettingFaults) -> None:
-    """Refuse variables whose name looks like a misspelt setting."""
-    known = [name.upper() for name in Environment.__struct_fields__ if len(name) > _SHORT]
-    unknown = variables.keys() - _OTHERS - {name.upper() for name in Environment.__struct_fields__}
-    for name in sorted(unknown):
-        swapped = [one for one in known if sorted(one) == sorted(name)]
-        close = next(iter(swapped), None) or nearest(name, known, cutoff=_LEAST_LIKENESS)
-        if variables[name] and close:
+def _check_names(variables: Mapping[str, str], faults: SettingFaults) -> tuple[str, ...]:
+    """Refuse variables whose name looks like a misspelt setting. Returns warnings about less similar ones."""
+    warnings = []
+    for name in unknown(variables, _KNOWN | _OTHERS):
+        close = misspelt(name, _KNOWN)
+        if not close and not is_shared(name):
+            close = incomplete(name, _KNOWN - variables.keys())
+        if close:
             accepted = f"a known variable (did you mean {close}?)"
             meant = "" if close in variables else close
             faults.add(InvalidSetting(name, found="an unknown variable", accepted=accepted, meant=meant))
+        elif text := warning(name, _KNOWN):
+            warnings.append(text)
+    return tuple(warnings)
 
 
 def _check_distinct(settings: Settings, faults: SettingFaults) -> None:

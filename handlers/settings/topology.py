@@ -56,7 +56,7 @@ def redis_address(url: str, mode: str, addrs: Sequence[str], master_name: str) -
 def _check_fields(mode: str, addrs: Sequence[str], master_name: str) -> None:
     if addrs and mode not in ("cluster", "sentinel"):
         accepted = "no addresses unless mode is cluster or sentinel"
-        raise InvalidSetting("addrs", found="addresses", accepted=accepted)
+        raise InvalidSetting("addrs", found=", ".join(addrs)[:80], accepted=accepted)
     if master_name and mode != "sentinel":
         accepted = "no name unless mode is sentinel"
         raise InvalidSetting("master_name", found=repr(master_name), accepted=accepted)

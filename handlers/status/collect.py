@@ -18,6 +18,8 @@ import msgspec
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
+from handlers.forward.middleware.admission import GATE_CLOSED, QUOTA_EXHAUSTED
+from handlers.forward.middleware.breaker import CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import GateState
 from handlers.gates.labels import BANDS
@@ -30,6 +32,11 @@ POST_SECONDS: Final = 5.0
 _MOST_FAILURES: Final = 50
 SHOWN_BYTES: Final = 256
 """Most bytes of an id, tenant or reason on the status board, so that 200 failures take at most 200 KB."""
+
+_NOT_ATTEMPTED: Final = frozenset(
+    {GATE_CLOSED, QUOTA_EXHAUSTED, CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET}
+)
+"""Reasons of retries without an attempt. Gates and circuits show their state themselves."""
 
 
 class Tally(msgspec.Struct):
@@ -53,6 +60,8 @@ class Tally(msgspec.Struct):
                     self._fail(
                         request, now, result.error_code or "answered", result.status_code, is_final=True
                     )
+            case Retry(reason=reason) if reason in _NOT_ATTEMPTED:
+                pass
             case Retry(reason=reason, last=last):
                 self.counts["retried"] += 1
                 self._fail(request, now, reason, last.status_code if last else 0, is_final=False)
@@ -168,6 +177,7 @@ def poller_report(host: str, at: float, claimers: Mapping[str, Claimer]) -> Poll
                 queue.worker.in_flight,
                 queue.circuit.state if queue.circuit else "closed",
                 gate_reports([gate.state() for gate in queue.gates]),
+                queue.worker.waiting if queue.gates or claimer.options.gates else 0,
             )
             for claimer in used
             for name, queue in claimer.queues.items()

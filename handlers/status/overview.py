@@ -44,6 +44,7 @@ class LaneLine(msgspec.Struct, frozen=True):
     name: str
     pending: int
     in_flight: int
+    waiting: int
     dead: int
 
 
@@ -64,11 +65,15 @@ class Tenants(msgspec.Struct, frozen=True):
 
 
 class QueueLine(msgspec.Struct, frozen=True):
-    """One queue, over all pollers."""
+    """One queue, over all pollers.
+
+    Its claimed requests are `waiting` at a gate or `in_flight`.
+    """
 
     name: str
     depths: Depths
     in_flight: int
+    waiting: int
     pool: str
     lane: str
     circuit: str
@@ -170,11 +175,13 @@ def queue_lines(
         reports = by_name[name]
         circuits = {report.circuit for report in reports}
         seen = tenants.get(name, Tenants())
+        waiting = min(depth.claimed, sum(report.waiting for report in reports))
         lines.append(
             QueueLine(
                 name=name,
                 depths=depth,
-                in_flight=sum(report.in_flight for report in reports),
+                in_flight=depth.claimed - waiting,
+                waiting=waiting,
                 pool=reports[0].pool if reports else "",
                 lane=lanes.get(name, ""),
                 circuit="open" if "open" in circuits else min(circuits, default=""),
@@ -189,13 +196,14 @@ def lane_lines(queues: Sequence[QueueLine]) -> list[LaneLine]:
     """The lanes in use."""
     lines = []
     for name in sorted({queue.lane for queue in queues}):
-        own = [queue.depths for queue in queues if queue.lane == name]
+        own = [queue for queue in queues if queue.lane == name]
         lines.append(
             LaneLine(
                 name,
-                sum(depth.pending for depth in own),
-                sum(depth.claimed for depth in own),
-                sum(depth.dead for depth in own),
+                sum(queue.depths.pending for queue in own),
+                sum(queue.in_flight for queue in own),
+                sum(queue.waiting for queue in own),
+                sum(queue.depths.dead for queue in own),
             )
         )
     return lines

@@ -28,7 +28,7 @@ class GateReport(msgspec.Struct, frozen=True):
 
 
 class QueueReport(msgspec.Struct, frozen=True):
-    """The state of one queue in one poller."""
+    """The state of one queue in one poller. Of the requests `in_flight`, `waiting` are at a gate."""
 
     name: str
     pool: str
@@ -36,6 +36,7 @@ class QueueReport(msgspec.Struct, frozen=True):
     in_flight: int
     circuit: str
     gates: list[GateReport]
+    waiting: int = 0
 
 
 class PoolReport(msgspec.Struct, frozen=True):

@@ -82,10 +82,12 @@ class WebhookOptions(msgspec.Struct, frozen=True):
             )
             raise InvalidSetting("url", found=found, accepted=accepted)
         if not self.allow_private and not is_public_host(parts.hostname):
-            raise InvalidSetting("url", found="a private address", accepted="a public host")
+            raise InvalidSetting(
+                "url", found=f"the private address {parts.hostname}", accepted="a public host"
+            )
         for one in self.destinations:
             if not self.allow_private and not is_public_host(one.host.partition(":")[0]):
-                found = "a private address"
+                found = f"the private address {one.host}"
                 raise InvalidSetting("destinations", found=found, accepted="public hosts")
 
     def __repr__(self) -> str:

@@ -74,7 +74,12 @@ async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
     unused = [
         Finding(path, "warning", text, UNUSED_GATE_FIX) for path, text in unused_gates(settings).items()
     ]
-    return [*_tiers(settings), *unused, *(finding for findings in found for finding in findings)]
+    return [
+        *_names(settings),
+        *_tiers(settings),
+        *unused,
+        *(finding for findings in found for finding in findings),
+    ]
 
 
 async def _bounded(part: str, check: Awaitable[list[Finding]], seconds: float) -> list[Finding]:
@@ -83,6 +88,12 @@ async def _bounded(part: str, check: Awaitable[list[Finding]], seconds: float) -
             return await check
     except TimeoutError:
         return [Finding(part, "fault", f"no answer in {seconds:g} s", "check network policies and proxies")]
+
+
+def _names(settings: Settings) -> list[Finding]:
+    """Warnings about ignored variables whose names resemble settings."""
+    parts = [text.replace("; ", ": ").split(": ", 2) for text in settings.name_warnings]
+    return [Finding(name, "warning", found, fix) for name, found, fix in parts]
 
 
 def _tiers(settings: Settings) -> list[Finding]:

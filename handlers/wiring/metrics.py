@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.masked_text import shown_value
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.doors.door import Answer
 from handlers.settings.settings import Settings, check_url
@@ -150,7 +151,9 @@ def tracing_of(settings: Settings) -> Tracing | None:
     except ImportError:
         accepted = "nothing, or the package installed with its extra `otel`"
         raise InvalidSetting(
-            _SETTING, found="a receiver, but no OpenTelemetry SDK", accepted=accepted
+            _SETTING,
+            found=f"{shown_value(env.otel_exporter_otlp_endpoint)} without the OpenTelemetry SDK",
+            accepted=accepted,
         ) from None
     return Tracing(
         TracingOptions(env.otel_exporter_otlp_endpoint, env.otel_service_name, version("async-processor"))

@@ -32,7 +32,6 @@ from handlers.redis_store.connection import (
     connections_in_use,
     durability_warnings,
 )
-from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import ReservedNames
 from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings, setting_warnings
@@ -397,8 +396,8 @@ class PollerApp:
     async def _warnings(self) -> list[str]:
         try:
             return await durability_warnings(self._queues.redis)
-        except STORE_FAILURES as error:
-            return [f"Redis does not answer yet: {explained(error)}"]
+        except STORE_FAILURES:
+            return []  # the parts log it
 
 
 def result_route(settings: Settings, entry: QueueEntry, reserved: ReservedNames) -> ResultRoute:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,70 @@ def test_a_batch_from_stdin_continues_without_its_stdin(shell: Shell, tmp_path: 
     assert shell.run(*arguments, stdin=text).exit_code == 0
     more = shell.run(*arguments, stdin=text + "{}")
     assert (more.exit_code, "got other requests" in more.stderr) == (2, True)
+
+
+def test_a_resumed_batch_refuses_other_flags_than_the_first_run(shell: Shell, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 5)
+    out, errors = tmp_path / "out.jsonl", tmp_path / "other-errors.jsonl"
+    arguments = ["batch", "run", source, "--out", str(out)]
+    first = [*arguments, "--errors", str(errors), "--deadline", "90m", "--tier", "async"]
+    with shell.start(*first) as runner:
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 5, "the lines in the queue")
+        runner.kill()
+        runner.communicate(timeout=60)
+    others = {
+        "--deadline": ("2h", "1h30m"),
+        "--tier": ("batch", "async"),
+        "--tenant": ("alice", "''"),
+        "--queue": ("other", shell.queue),
+        "--results": ("other", shell.results),
+        "--errors": (f"{tmp_path}/third.jsonl", str(errors)),
+    }
+    refused = shell.run(*arguments, *(part for flag, (value, _) in others.items() for part in (flag, value)))
+    assert refused.exit_code == 2, refused.output
+    for flag, (value, kept) in others.items():
+        assert (
+            f"{flag}: expected {kept} as in the first run, got {value.replace('2h', '2h00m')}"
+            in refused.stderr
+        )
+    assert shell.redis.zcard(shell.queue) == 5
+    with shell.echoing():
+        assert shell.run(*first).exit_code == 0, "the same command continues"
+    assert len(out.read_text().splitlines()) == 5
+    assert errors.exists()
+
+
+def test_a_resumed_batch_finds_its_error_file_without_the_flag(shell: Shell, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 3)
+    with Path(source).open("a") as file:
+        file.write("broken\n")
+    out, errors = tmp_path / "out.jsonl", tmp_path / "other-errors.jsonl"
+    arguments = ["batch", "run", source, "--out", str(out)]
+    with shell.start(*arguments, "--no-check", "--errors", str(errors)) as runner:
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 3, "the lines in the queue")
+        runner.send_signal(signal.SIGINT)
+        runner.communicate(timeout=60)
+    with shell.echoing():
+        assert shell.run(*arguments).exit_code == 1
+    assert len(errors.read_text().splitlines()) == 1
+    assert not (tmp_path / "out.errors.jsonl").exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", "\ufeff\n"])
+@pytest.mark.parametrize("is_stdin", [True, False])
+def test_an_empty_input_is_an_error(shell: Shell, tmp_path: Path, content: str, is_stdin: bool) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(content, encoding="utf-8")
+    for _ in range(2):
+        done = shell.run("batch", "run", "-" if is_stdin else str(source), "--out", str(out), stdin=content)
+        name = "stdin" if is_stdin else str(source)
+        assert (done.exit_code, done.stderr) == (
+            2, f"error: {name}: expected at least one request, got an empty input; nothing was queued\n"
+        )  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    text = Path(write_requests(source, 2)).read_text()
+    with shell.echoing():
+        assert shell.run("batch", "run", "-", "--out", str(out), stdin=text).exit_code == 0
 
 
 def test_status_counts_the_answers_of_a_running_batch(shell: Shell, tmp_path: Path) -> None:

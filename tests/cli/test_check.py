@@ -141,7 +141,7 @@ def test_all_mistakes_are_reported_in_one_run(tmp_path: Path) -> None:
     done = check(CONFIG_FILE=str(file))
     named = [line.split(": ")[1] for line in done.stderr.splitlines()]
     assert named == ["queues[0].queue_nam", "queues[1].worker_pool", "pools[0].workers"]
-    assert "expected an integer from 1 to 100000, got text" in done.stderr
+    assert "expected an integer from 1 to 100000, got '64x'" in done.stderr
 
     file.write_text(LATE_MISTAKES)
     done = check(CONFIG_FILE=str(file))

@@ -38,7 +38,7 @@ class Dead:
         return CliRunner().invoke(main, ["dead", *arguments], env=env)
 
     async def dead_letter(
-        self, member: bytes, message: str = "5 owners died", at: float = 1_700_000_000
+        self, member: bytes, message: str = "5 pollers crashed", at: float = 1_700_000_000
     ) -> str:
         """Claim `member` and acknowledge it as dead; returns the dead letter's id."""
         redis = AsyncRedis.from_url(self.url)
@@ -82,7 +82,7 @@ async def test_list_shows_every_letter_with_its_whole_id_the_latest_last(dead: D
     assert done.stdout.index(early) < done.stdout.index(late)
     assert "11-14 22:13:20Z" in done.stdout
     assert "UNDELIVERABLE" in done.stdout
-    assert "5 owners died" in done.stdout
+    assert "5 pollers crashed" in done.stdout
 
 
 async def test_list_and_show_name_the_request(dead: Dead) -> None:
@@ -94,8 +94,8 @@ async def test_list_and_show_name_the_request(dead: Dead) -> None:
 
     header, named, unnamed = sorted(listed.splitlines(), key=lambda line: ("owners" in line, "no id" in line))
     assert named[header.index("REQUEST") : header.index("MESSAGE")].rstrip() == "r1"
-    assert unnamed[header.index("REQUEST") :] == "(no id)  5 owners died"
-    assert named[header.index("MESSAGE") :] == "5 owners died"
+    assert unnamed[header.index("REQUEST") :] == "(no id)  5 pollers crashed"
+    assert named[header.index("MESSAGE") :] == "5 pollers crashed"
     assert shown["request_id"] == "r1"
 
 

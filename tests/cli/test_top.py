@@ -72,7 +72,7 @@ def test_headings_are_whole_and_a_gate_without_budget_is_closed(width: int) -> N
     now = Overview(
         at=1.0,
         queues=[
-            QueueLine("a-queue-with-quite-a-long-name", depths, 3, "default", "overflow-batch", "closed")
+            QueueLine("a-queue-with-quite-a-long-name", depths, 47, 17, "default", "overflow-batch", "closed")
         ],
         gates=[GateLine("pool default", gate)],
         failures=[Failure(1.0, "r1", "q", 0, "timeout")],
@@ -80,10 +80,11 @@ def test_headings_are_whole_and_a_gate_without_budget_is_closed(width: int) -> N
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(frame(now, None))
     text = console.export_text()
-    for heading in ("QUEUED", "IN FLIGHT", "DEAD", "DUE IN", "CIRCUIT"):
+    for heading in ("QUEUED", "IN FLIGHT", "AT GATE", "DEAD", "DUE IN", "CIRCUIT"):
         assert heading in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     assert "its budget is 0" in text
+    assert "47 in flight  17 at a gate" in text
     failure = next(line for line in text.splitlines() if "timeout" in line)
     assert failure.split()[2] == "1", "attempts count from 1"
     assert "p50" in text

@@ -50,6 +50,18 @@ def test_a_demo_in_a_pipe_shows_healthy_latency_then_progress_then_the_outcome()
     assert places == sorted(places), "told in another order"
 
 
+def test_a_demo_ignores_the_settings_of_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {
+        "REQUEST_QUEUE_NAME": "other",
+        "CONFIG_FILE": "/nowhere.yaml",
+        "WORKERS": "many",
+        "REDIS_URL": "redis://x",
+    }
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    run_demo(wanted=0)
+
+
 def test_a_terminated_demo_stops_all_its_processes() -> None:
     with subprocess.Popen(
         [COMMAND, "demo", "--no-pubsub"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -103,6 +115,52 @@ def test_the_export_lines_of_dev_make_the_commands_of_the_readme_work(path: str)
         assert gateway is not None
         assert httpx.get(f"{gateway[1]}/simulate/state").json()["statuses"] == {"200": 1}
         assert '"object":"' in done.stdout
+
+
+CONFIG = """
+queues:
+  - {queue_name: night, result_queue_name: night-results}
+  - {queue_name: day}
+"""
+
+
+def test_dev_names_its_configuration_and_its_lines_use_a_queue_of_it(tmp_path: Path) -> None:
+    (tmp_path / "queues.yaml").write_text(CONFIG)
+    command = ["/bin/sh", "-c", f"cd {tmp_path} && CONFIG_FILE=queues.yaml exec {COMMAND} dev --no-pubsub"]
+    with Child("dev", command) as dev:
+        output = dev.wait_for(lambda text: text if "Ctrl-C stops everything" in text else None)
+        assert f"CONFIG_FILE              {tmp_path}/queues.yaml: queues night, day\n" in output
+        exports = [line for line in output.splitlines() if line.startswith("  export ")]
+        assert "  export REQUEST_QUEUE_NAME=night" in exports
+        assert "  export RESULT_QUEUE_NAME=night-results" in exports
+        assert f"  export CONFIG_FILE={tmp_path}/queues.yaml" in exports
+        assert "ZADD night " in output
+        assert "RPOP night-results" in output
+        script = "\n".join(
+            [*exports, "async-processor submit --prompt hi --model m --wait", "async-processor top --once"]
+        )
+        done = subprocess.run(
+            ["/bin/bash", "-ec", script], capture_output=True, text=True, timeout=110, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert '"object":"' in done.stdout
+        assert "night" in done.stdout
+        assert "day" in done.stdout
+
+
+def test_dev_refuses_an_invalid_configuration_before_it_starts_anything(tmp_path: Path) -> None:
+    for file, expected in (("nowhere.yaml", "expected a readable UTF-8 file"), ("bad.yaml", "got 'often'")):
+        (tmp_path / "bad.yaml").write_text("pools: [{id: a, shared: often}]")
+        done = subprocess.run(
+            [COMMAND, "dev", "--no-pubsub"],
+            env={**os.environ, "CONFIG_FILE": str(tmp_path / file)},
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert expected in done.stderr
 
 
 def test_the_curl_lines_of_dev_change_its_gateway_and_change_it_back() -> None:

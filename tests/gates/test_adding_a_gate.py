@@ -166,10 +166,10 @@ async def test_the_example_of_a_metric_is_a_gate(redis: Redis, from_redis: GateS
     await built.aclose()
 
 
-def example_with(name: str) -> dict[str, Any]:
+def example_with(name: str, page: str = PAGE) -> dict[str, Any]:
     """The names that the page's example with `name` defines."""
     names: dict[str, Any] = {"__name__": __name__}
-    [text] = [one for one in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if name in one]
+    [text] = [one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if name in one]
     exec(compile(text, "docs/adding-a-gate.md", "exec", dont_inherit=True), names)
     return names
 
@@ -185,6 +185,18 @@ async def test_the_example_of_admission_counts_each_tenant_and_its_test_passes(
     assert isinstance(await gate.admit(request("r3", user="b")), Go)
     await first.reservation.release()
     assert isinstance(await gate.admit(request("r4", user="a")), Go)
+    monkeypatch.setitem(sys.modules, "tenant_limit", SimpleNamespace(**example))
+    own_test = example_with("asyncio.run(check_reservations")["test_every_reservation_can_be_undone"]
+    await asyncio.to_thread(own_test)
+
+
+async def test_the_examples_test_also_fits_a_gate_that_reads_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = "self._limit = parameters.limit\n"
+    page = PAGE.replace(line, line + "        self._clock = sources.clock\n")
+    assert page != PAGE
+    example = example_with("class TenantLimitGate", page)
     monkeypatch.setitem(sys.modules, "tenant_limit", SimpleNamespace(**example))
     own_test = example_with("asyncio.run(check_reservations")["test_every_reservation_can_be_undone"]
     await asyncio.to_thread(own_test)

@@ -248,7 +248,11 @@ async def test_a_task_continues_after_a_tick_that_raised(lines: io.StringIO) -> 
     with pytest.raises(asyncio.CancelledError):
         await work
     logged = [json.loads(line) for line in lines.getvalue().splitlines()]
-    assert [line["event"] for line in logged] == ["scan paused: Redis unavailable", "scan failed"]
+    assert [line["event"] for line in logged] == [
+        "work paused: Redis unavailable",
+        "scan failed",
+        "Redis available again",
+    ]
     assert logged[0]["error"] == "ConnectionResetError", "logged once a row, not at every try"
     assert "a defect" in logged[1]["error"]
 

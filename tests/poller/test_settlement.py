@@ -296,5 +296,5 @@ def test_a_request_that_killed_its_owners_gets_a_result_and_a_dead_letter() -> N
     ack = dead_lettered(claim, envelope, PLAIN, NOW)
     result = decode_result(ack.result)
     assert (result.error_code, result.request_token) == (ErrorCode.UNDELIVERABLE, "t")
-    assert "3 owners died while holding" in result.error_message
+    assert "3 pollers crashed or lost their lease while they held this request" in result.error_message
     assert ack.dead is not None

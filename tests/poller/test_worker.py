@@ -14,12 +14,13 @@ from handlers.byte_budget import ByteBudget
 from handlers.contract.envelope import Envelope, encode_retry
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, answered_result
+from handlers.forward.forward import AttemptOptions
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.poller.ack_batcher import size_of
 from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.redis_store.admin.dead_letters import DeadLetters
 from handlers.redis_store.keys import queue_keys
-from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, body, running
+from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, answering, body, running
 from tests.redis_keys import claims_left, end_leases
 from tests.waiting import wait_until_async
 
@@ -248,6 +249,31 @@ async def test_a_request_cancelled_in_flight_was_attempted_and_one_that_waited_w
     assert (found["flying"].attempts, found["waiting"].attempts) == (1, 0)
     assert found["flying"].gateway_seconds is not None
     assert found["waiting"].gateway_seconds is None
+
+
+async def test_requests_that_wait_at_a_gate_are_counted_until_they_are_sent(store: Redis) -> None:
+    opened, answered = asyncio.Event(), asyncio.Event()
+
+    async def forward(request: Request, options: AttemptOptions) -> Outcome:
+        await opened.wait()
+        assert options.on_sending is not None
+        options.on_sending()
+        await answered.wait()
+        return await answering(request)
+
+    rig = Rig(store)
+    rig.change(forward=forward)
+    claims = await rig.claimed(body("a"), body("b"))
+    async with running(rig.ack_batcher.run()):
+        rig.start(claims)
+        await wait_until_async(lambda: rig.worker.waiting == 2, "both to wait")
+        opened.set()
+        await wait_until_async(
+            lambda: (rig.worker.waiting, rig.worker.in_flight) == (0, 2), "both to be sent"
+        )
+        answered.set()
+        await wait_until_async(lambda: rig.worker.held_claims() == [], "both to be answered")
+    assert rig.worker.waiting == 0
 
 
 _GROWING = b"\x01" * 100_000

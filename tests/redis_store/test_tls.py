@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from msgspec.structs import replace
 from redis.exceptions import RedisError
 
 from handlers.demo.servers import free_port
+from handlers.demo.valkey import find_valkey
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
+from handlers.redis_store.faults import explained
 from tests.servers.certificates import self_signed
 from tests.servers.presence import program_path, redis_program
 from tests.servers.redis_topologies import Server
@@ -96,3 +99,35 @@ async def test_user_and_password_of_a_url_are_percent_decoded(guarded: Server) -
     with guarded.client() as admin:
         admin.execute_command("ACL", "SETUSER", "a:b", "on", ">p@ss/word", "~*", "+@all")
     assert await _ping(RedisOptions(f"redis://a%3Ab:p%40ss%2Fword@127.0.0.1:{guarded.own_port}/1"))
+
+
+NO_TLS = "the server does not speak TLS: the URL must begin with redis, not rediss, or its port is wrong"
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster", "rediss+sentinel"])
+@pytest.mark.parametrize("has_password", [False, True])
+async def test_tls_to_a_server_without_it_is_named(scheme: str, has_password: bool) -> None:
+    server = Server(find_valkey(), *(["--requirepass", "p"] if has_password else []))
+    path = "/mymaster" if "sentinel" in scheme else ""
+    redis = connect(RedisOptions(f"{scheme}://127.0.0.1:{server.port}{path}", timeout_seconds=0.5))
+    try:
+        with pytest.raises(STORE_FAILURES) as failure:
+            await redis.ping()
+        assert NO_TLS in explained(failure.value)
+    finally:
+        await redis.aclose()
+        server.stop()
+
+
+async def test_tls_to_a_server_of_another_protocol_is_named() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        redis = connect(RedisOptions(f"rediss://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+        with pytest.raises(STORE_FAILURES) as failure:
+            await redis.ping()
+        await redis.aclose()
+    assert explained(failure.value) == NO_TLS

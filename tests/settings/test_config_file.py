@@ -24,16 +24,16 @@ def refused(text: str) -> InvalidSetting:
     ("text", "message"),
     [
         ("queues: [{}]", "queues[0].queue_name: expected non-empty text, got nothing"),
-        ("queues: [{queue_name: 7}]", "queues[0].queue_name: expected non-empty text, got an integer"),
+        ("queues: [{queue_name: 7}]", "queues[0].queue_name: expected non-empty text, got 7"),
         ("queues: {a: 1}", "queues: expected a list, got a mapping"),
         (
             "queues: [{queue_name: a, labels: {tier: 3}}]",
             "queues[0].labels[...]: expected text, got an integer",
         ),
-        ("pools: [{id: a, shared: often}]", "pools[0].shared: expected true or false, got text"),
+        ("pools: [{id: a, shared: often}]", "pools[0].shared: expected true or false, got 'often'"),
         (
             "pools: [{id: a, workers: 0}]",
-            "pools[0].workers: expected an integer from 1 to 100000, got a value out of bounds",
+            "pools[0].workers: expected an integer from 1 to 100000, got 0",
         ),
         (
             "a: 1\n b: 2",

@@ -8,7 +8,7 @@ import pytest
 
 from handlers.contract.errors import InvalidSetting
 from handlers.settings.environment import Environment
-from handlers.settings.settings import load_settings
+from handlers.settings.settings import load_settings, setting_warnings
 
 NAMES = [name.upper() for name in Environment.__struct_fields__ if len(name) >= 8]
 
@@ -64,12 +64,66 @@ def test_two_swapped_letters_are_found_in_a_short_name_too(place: int) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("REDIS_PORT", "REDIS_SERVICE_HOST", "PATH", "HOME", "HOSTNAME", "K_SERVICE", "OTEL_TRACES_SAMPLER"),
+        *(
+            "REDIS_PORT",
+            "REDIS_PORT_6379_TCP",
+            "IGW_SERVICE_PORT_HTTP",
+            "REDIS_SERVICE_HOST",
+            "LOG_DIR",
+            "PATH",
+            "HOME",
+            "HOSTNAME",
+            "K_SERVICE",
+            "OTEL_TRACES_SAMPLER",
+        ),
         *("REQUEST_TOPIC_ID", "REQUEST_TOPIC_NAME", "RESULT_SUBSCRIPTION_ID", "GOOGLE_CLOUD_PROJECT"),
     ],
 )
 def test_variables_of_other_programs_are_not_misspelt_settings(name: str) -> None:
-    assert load_settings({name: "tcp://10.0.0.1:6379"}) == load_settings({})
+    settings = load_settings({name: "tcp://10.0.0.1:6379"})
+    assert settings == load_settings({})
+    assert setting_warnings(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("IGW_URL", "IGW_BASE_URL"),
+        ("REQUEST_QUEUE", "REQUEST_QUEUE_NAME"),
+        ("RESULT_QUEUE", "RESULT_QUEUE_NAME"),
+        ("RETRY_NAME", "RETRY_QUEUE_NAME"),
+        ("REQUEST_TIMEOUT", "REQUEST_TIMEOUT_SECONDS"),
+        ("REDIS_TIMEOUT", "REDIS_TIMEOUT_SECONDS"),
+        ("ALLOWED_REQUEST_HEADERS", "ALLOWED_HEADERS"),
+    ],
+)
+def test_a_name_with_a_word_too_few_or_too_many_is_refused(name: str, meant: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        load_settings({name: "http://gateway"})
+    assert str(refused.value) == (
+        f"{name}: expected a known variable (did you mean {meant}?), got an unknown variable"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("IGW_ADDRESS", "known are IGW_BASE_URL"),
+        ("REDIS_HOST", "known are REDIS_CA_FILE, "),
+        ("RESULT_LIST", "known are RESULT_APART_BYTES, "),
+        ("MAX_DEADLINE", "did you mean MAX_DEADLINE_SECONDS?"),
+        ("GATEWAY_CA", "did you mean GATEWAY_CA_FILE?"),
+    ],
+)
+def test_a_name_that_resembles_a_setting_less_is_a_warning(name: str, meant: str) -> None:
+    [warning] = setting_warnings(load_settings({name: "x"}))
+    assert warning.startswith(f"{name}: unknown variable, ignored; {meant}")
+
+
+def test_beside_the_right_variable_a_similar_one_is_a_warning() -> None:
+    right = {"IGW_BASE_URL": "http://gateway"}
+    [warning] = setting_warnings(load_settings({**right, "IGW_URL": "http://gateway"}))
+    assert warning.startswith("IGW_URL: ")
 
 
 @pytest.mark.parametrize("base", ["http://gateway/v1", "http://gateway/v1/", "http://gateway/prefix/v1"])

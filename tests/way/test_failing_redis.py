@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from contextlib import AbstractContextManager
 import pytest
 import redis
 
+from handlers.demo.servers import free_port
 from handlers.demo.valkey import Valkey, find_valkey
+from tests.servers.forked import COMMAND, ForkedChild
 from tests.waiting import elapse, wait_until
 from tests.way.breakable import Breakable
 
@@ -142,6 +145,39 @@ def test_scripts_that_it_forgot_are_loaded_again(rig: Breakable) -> None:
 
     rig.wait_for_results(ids)
     rig.wait_until_ready()
+
+
+@pytest.mark.parametrize("fault", [down, black_hole])
+def test_an_outage_is_one_line_in_the_log_and_its_end_another(fault: Fault) -> None:
+    with Breakable() as own:
+        ids = own.queue(40)
+        own.wait_for_results(ids)
+        with fault(own):
+            wait_until(lambda: own.ready()[0] == 503, "not ready")
+            elapse(3, "every part to fail")
+        own.poller.wait_for(lambda output: output if "Redis available again" in output else None)
+        ids = own.queue(40)
+        own.wait_for_results(ids)
+        events = [json.loads(line) for line in own.poller.output().splitlines() if line.startswith("{")]
+    lines = [line for line in events if "Redis" in line["event"]]
+    assert [line["event"] for line in lines] == ["work paused: Redis unavailable", "Redis available again"]
+    assert lines[0]["error"]
+    assert lines[1]["seconds"] > 0
+
+
+def test_a_poller_that_starts_without_redis_logs_one_line() -> None:
+    variables = {
+        "REDIS_URL": f"redis://127.0.0.1:{free_port()}",
+        "IGW_BASE_URL": "http://x",
+        "METRICS_PORT": "0",
+    }
+    with ForkedChild("poller", [COMMAND, "poll"], variables) as poller:
+        poller.wait_for(lambda output: output if '"polling"' in output else None)
+        elapse(3, "every part to fail")
+        events = [json.loads(line) for line in poller.output().splitlines() if line.startswith("{")]
+    assert [line["event"] for line in events if "Redis" in line["event"]] == [
+        "work paused: Redis unavailable"
+    ]
 
 
 def test_a_promoted_replica_continues_where_its_master_died() -> None:

@@ -75,9 +75,8 @@ class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if bool(self.pods_url) != bool(self.pods_metric):
-            raise InconsistentParameters(
-                "pods_url", found="one of pods_url and pods_metric", accepted="both, or neither"
-            )
+            given = f"pods_url {self.pods_url!r}" if self.pods_url else f"pods_metric {self.pods_metric!r}"
+            raise InconsistentParameters("pods_url", found=f"{given} alone", accepted="both, or neither")
         if self.pods_url and not self.max_count_per_pod:
             raise InconsistentParameters(
                 "max_count_per_pod", found="0 with pods_url", accepted="a number above 0"

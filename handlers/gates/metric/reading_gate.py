@@ -160,7 +160,6 @@ class ReadingGate(Gate):
         self._log.info(
             "gate started",
             gate=self.gate_type,
-            pool=self._label,
             source=self._source.name,
             closes_at=self._rule.threshold,
             value=now.value,
@@ -275,7 +274,11 @@ class ReadingGate(Gate):
             return ""
         if now.value is None:
             return f"source missing: {self._source.failure or 'no sample'}"
-        return f"value {now.value:.4g}, threshold {self._rule.threshold:.4g}"
+        value, threshold = f"{now.value:.4g}", f"{self._rule.threshold:.4g}"
+        if self._rule.published(self._rule.threshold + 1) <= 0:
+            return f"value {value} has reached the threshold {threshold}"
+        is_budget = self._rule.threshold == 0
+        return f"the published budget is {value}" if is_budget else f"value {value}, opens above {threshold}"
 
     def _tell_changes(self) -> None:
         """Log that `on_missing` applies or ends, or that the source has changed."""
@@ -288,7 +291,7 @@ class ReadingGate(Gate):
             log(
                 "gate on_missing applied" if now.in_force else "gate source restored",
                 gate=self.gate_type,
-                pool=self._label,
+                source=self._source.name,
                 in_force=now.in_force,
                 budget=now.published,
                 reason=self._source.failure or "no sample",
@@ -296,6 +299,4 @@ class ReadingGate(Gate):
         reading = self._source.reading
         if reading is not None and not now.in_force and reading.value.detail != self._reported_detail:
             self._reported_detail = reading.value.detail
-            self._log.info(
-                "gate source selected", gate=self.gate_type, pool=self._label, source=self._reported_detail
-            )
+            self._log.info("gate source selected", gate=self.gate_type, source=self._reported_detail)

@@ -60,10 +60,14 @@ class LeasedRateParameters(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.pool and self.pool_id:
-            raise InconsistentParameters("pool_id", found="pool and pool_id", accepted="one of the two")
+            raise InconsistentParameters(
+                "pool_id", found=f"pool {self.pool!r} and pool_id {self.pool_id!r}", accepted="one of the two"
+            )
         if self.burst is not None and self.burst_seconds is not None:
             raise InconsistentParameters(
-                "burst_seconds", found="burst and burst_seconds", accepted="one of the two"
+                "burst_seconds",
+                found=f"burst {self.burst} and burst_seconds {self.burst_seconds}",
+                accepted="one of the two",
             )
 
 

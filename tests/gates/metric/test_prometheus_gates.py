@@ -54,7 +54,7 @@ async def fullest_replica_counts(
         routers[1].set(metric, 0.8, inference_pool=pool, namespace="a")
         await until_budget(built, 0.0, "closed at the threshold")
         assert isinstance(await built.admit(request()), Refuse)
-        await wait_until_async(lambda: "threshold 0.8" in built.state().why_closed, "its reason")
+        assert built.state().why_closed == "value 0.8 has reached the threshold 0.8"
         routers[0].set(metric, 0.0, inference_pool=pool, namespace="a")
         routers[1].set(metric, 0.0, inference_pool=pool, namespace="a")
         await until_budget(built, 0.8, "idle: the contract's figure")
@@ -103,6 +103,7 @@ async def test_a_missing_metric_is_reported_and_on_missing_holds(
             (line,) = log.lines_of("gate started")
             assert line["in_force"] == in_force, params
             assert NEW_SATURATION in line["source"], params
+            assert "pool" not in line, "the gate's log names what it reads"
 
 
 async def test_a_metric_that_disappears_is_held_for_a_while_and_then_replaced_by_the_fallback(

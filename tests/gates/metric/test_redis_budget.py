@@ -67,6 +67,15 @@ async def test_an_unavailable_redis_is_reported_and_on_missing_holds(
     assert from_redis.log.lines_of("gate source lost")[0]["reason"] == "TimeoutError"
 
 
+@pytest.mark.parametrize("value", ["0", "-0.5"])
+async def test_a_budget_of_zero_is_the_reason_of_a_closed_gate(
+    redis: Redis, from_redis: GateSources, value: str
+) -> None:
+    await redis.set(KEY, value)
+    async with started("redis", {"address": "a"}, from_redis) as built:
+        assert built.state().why_closed == f"the published budget is {value}"
+
+
 async def test_a_key_that_holds_no_number_is_missing(redis: Redis, from_redis: GateSources) -> None:
     await redis.set(KEY, "lots")
     async with started("redis", {"address": "a"}, from_redis) as built:
