@@ -28,7 +28,8 @@ from handlers.cli.flags import (
     QueueFlags,
     redis_flags,
 )
-from handlers.cli.shell import ExitCode, check_names, exit_codes_help, exits, for_output, run_async
+from handlers.cli.shell import ExitCode, IdType, check_names, exit_codes_help, exits, for_output, run_async
+from handlers.contract.errors import InvalidSetting
 from handlers.number_text import counted, duration_text
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def run(
     from handlers.batch.start import begin_or_resume
 
     check_names(source, out, errors)
+    _check_outputs(source, {"--out": out, "--errors": errors})
     files = BatchFiles(out, errors)
     with files.locked(), _spooled(files, source) as requests:
         state = begin_or_resume(
@@ -151,6 +153,14 @@ def run(
             state = run_async(_run(files, state, queue, options, window=window, retry_queue=retry_queue))
     _summary(files, state)
     return _exit_code(state)
+
+
+def _check_outputs(source: Path, outputs: dict[str, Path | None]) -> None:
+    for flag, path in outputs.items():
+        if path is not None and not path.parent.is_dir():
+            raise InvalidSetting(flag, found=str(path), accepted="a file in an existing folder")
+        if path is not None and path.exists() and source.exists() and path.samefile(source):
+            raise InvalidSetting(flag, found=str(path), accepted="another file than the input")
 
 
 def _chosen() -> set[str]:
@@ -257,7 +267,7 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
 Exit codes: 0 all were found; 1 a custom_id is unknown; 2 wrong flags; 4 Redis does not answer.""",
 )
 @OUT
-@click.argument("custom_ids", nargs=-1, required=True, metavar="CUSTOM_ID...")
+@click.argument("custom_ids", nargs=-1, required=True, metavar="CUSTOM_ID...", type=IdType())
 @RETRY_QUEUE_FLAG
 @redis_flags
 @exits
@@ -310,7 +320,7 @@ Examples:
 {exit_codes_help(ExitCode.NOT_YET, ExitCode.CONFLICT)}""",
 )
 @OUT
-@click.argument("custom_ids", nargs=-1, metavar="[CUSTOM_ID]...")
+@click.argument("custom_ids", nargs=-1, metavar="[CUSTOM_ID]...", type=IdType())
 @redis_flags
 @exits
 def cancel(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags) -> ExitCode:

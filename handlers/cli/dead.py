@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from handlers.cli.flags import QueueFlags, redis_flags
-from handlers.cli.shell import ExitCode, confirm, exits, for_output, run_async
+from handlers.cli.shell import ExitCode, IdType, confirm, exits, for_output, run_async
 from handlers.number_text import counted
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def list_letters(queue: QueueFlags, is_json: bool) -> ExitCode:
 
 
 @dead.command("show")
-@click.argument("dead_id")
+@click.argument("dead_id", type=IdType())
 @redis_flags
 @exits
 def show(dead_id: str, queue: QueueFlags) -> ExitCode:
@@ -91,7 +91,7 @@ def _as_json(letter: DeadLetter) -> bytes:
 
 
 @dead.command("requeue")
-@click.argument("dead_ids", nargs=-1)
+@click.argument("dead_ids", nargs=-1, type=IdType())
 @click.option("--all", "is_all", is_flag=True, help="Requeue all dead letters.")
 @redis_flags
 @exits
@@ -108,7 +108,7 @@ def requeue(dead_ids: tuple[str, ...], is_all: bool, queue: QueueFlags) -> ExitC
 
 
 @dead.command("drop")
-@click.argument("dead_ids", nargs=-1)
+@click.argument("dead_ids", nargs=-1, type=IdType())
 @click.option("--all", "is_all", is_flag=True, help="Drop all dead letters, after a confirmation.")
 @click.option("--yes", "is_confirmed", is_flag=True, help="With --all: do not ask for confirmation.")
 @redis_flags
@@ -131,6 +131,9 @@ def drop(dead_ids: tuple[str, ...], is_all: bool, is_confirmed: bool, queue: Que
 
 def _confirmed(count: int, queue: str) -> bool:
     """Ask for confirmation. Without a terminal, only `--yes` confirms."""
+    if not count:
+        click.echo("no dead letters", err=True)
+        return False
     if sys.stdin.isatty():
         return confirm(f"Drop {counted(count, 'dead letter')} of {queue}?")
     click.echo(f"nothing dropped: pass --yes to drop {counted(count, 'dead letter')} of {queue}", err=True)

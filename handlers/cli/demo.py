@@ -146,7 +146,7 @@ def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
 
 
 def _print_commands(stack: Stack, settings: Settings, has_pubsub: bool) -> None:
-    """Print the configured queues, and commands that try the stack or disturb its gateway."""
+    """Print the configured queues, and commands that use the stack."""
     from handlers.demo.pubsub_emulator import NoEmulator
 
     if settings.env.config_file:

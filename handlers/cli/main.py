@@ -49,6 +49,20 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return check_text(command)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. For an unknown name, suggest the nearest one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, 1)
+            if not close:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) from None
+
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; characters that stdout or stderr cannot encode are escaped."""
         escape_unencodable()

@@ -106,6 +106,19 @@ class TextType(click.types.StringParamType):
         return text
 
 
+class IdType(TextType):
+    """The id of a request, a line or a dead letter."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text; fails if it is empty."""
+        text = super().convert(value, param, ctx)
+        if not text.strip():
+            self.fail(f"expected an id, got {text!r}", param, ctx)
+        return text
+
+
 def check_names(*paths: Path | None) -> None:
     """Raise `InvalidSetting` for a file name that is not UTF-8.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from handlers.cli.flags import RETRY_QUEUE_FLAG, QueueFlags, queue_flags, redis_flags
-from handlers.cli.shell import ExitCode, exits, for_output, run_async
+from handlers.cli.shell import ExitCode, IdType, exits, for_output, run_async
 from handlers.contract.errors import InvalidSetting
 from handlers.number_text import counted, duration_text
 
@@ -43,7 +43,7 @@ FINISHED_RECORDS_SECONDS of the poller). The result list is searched too, up to 
 
 Exit codes: 0 all were found; 1 an id is unknown; 2 wrong flags; 4 Redis does not answer.""",
 )
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", type=IdType())
 @RETRY_QUEUE_FLAG
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object per id.")
 @redis_flags
@@ -145,8 +145,7 @@ def _place_text(place: Place, now: float) -> str:
 
 def _result_text(found: Whereabouts) -> str:
     if found.result:
-        state = "leased to a consumer" if found.result.is_held else "waiting to be read"
-        return f"its result ({found.result.outcome}) is in {found.result.results}, {state}"
+        return f"its result ({found.result.outcome}) is in {found.result.results}, {found.result.state}"
     if found.finished and found.finished.results:
         searched = "the part of it that was searched" if found.is_partial else "it"
         return f"its result was written to {found.finished.results} and is no longer in {searched}"
@@ -178,7 +177,7 @@ message is delivered, and the command does not know whether an id was live.
 
 Exit codes: 0 done; 1 an id was not live; 2 wrong flags; 4 the broker does not answer.""",
 )
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", type=IdType())
 @click.option(
     "--dedupe-redis-url",
     envvar="DEDUPE_REDIS_URL",

@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.request import MAX_ID_LENGTH
 from handlers.number_text import counted
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.status.overview import Overview, lived_minutes
@@ -106,7 +107,6 @@ _HEADERS: Final = {
 _MISDIRECTED: Final = (
     "Host: expected localhost, the address this page listens on, or a name of STATUS_HOSTS or --allow-host\n"
 )
-_LONGEST_ID: Final = 512
 _REFRESH_SECONDS: Final = 10
 
 
@@ -252,7 +252,7 @@ class StatusPages:
         )
 
     def _find(self, request: Request) -> Response:
-        request_id = request.args.get("id", "").strip()[:_LONGEST_ID]
+        request_id = request.args.get("id", "").strip()[:MAX_ID_LENGTH]
         found, history = self._source.find(request_id) if request_id else (None, ())
         return self._page("find.html", request_id=request_id, found=found, history=history)
 

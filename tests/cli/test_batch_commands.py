@@ -189,6 +189,21 @@ def test_an_empty_input_is_an_error(shell: Shell, tmp_path: Path, content: str, 
         assert shell.run("batch", "run", "-", "--out", str(out), stdin=text).exit_code == 0
 
 
+def test_an_output_over_the_input_or_in_no_folder_is_named(shell: Shell, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 2)
+    for flag in ("--out", "--errors"):
+        given = {"--out": str(tmp_path / "out.jsonl"), flag: source}
+        done = shell.run("batch", "run", source, *(part for pair in given.items() for part in pair))
+        assert (done.exit_code, done.stderr) == (
+            2, f"error: {flag}: expected another file than the input, got {source}\n"
+        )  # fmt: skip
+    done = shell.run("batch", "run", source, "--out", "/nowhere/out.jsonl")
+    assert (done.exit_code, done.stderr) == (
+        2, "error: --out: expected a file in an existing folder, got /nowhere/out.jsonl\n"
+    )  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 def test_status_counts_the_answers_of_a_running_batch(shell: Shell, tmp_path: Path) -> None:
     source = write_requests(tmp_path / "in.jsonl", 30)
     out = tmp_path / "out.jsonl"

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from click.types import StringParamType
 
 from handlers.cli.main import main
@@ -83,3 +84,30 @@ def test_invalid_utf_8_is_refused_in_one_line() -> None:
     with pytest.raises(click.BadParameter) as refused:
         TextType().convert("a\udcff", None, None)
     assert str(refused.value) == "expected UTF-8 text, got b'a\\xff'"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            ["where", ""],
+            ["cancel", "r1", ""],
+            ["dead", "show", ""],
+            ["dead", "requeue", ""],
+            ["dead", "drop", " "],
+        ),
+        *(["batch", "where", "out.jsonl", ""], ["batch", "cancel", "out.jsonl", ""]),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_id_is_a_wrong_argument(arguments: list[str]) -> None:
+    done = CliRunner().invoke(main, arguments, env={"REDIS_URL": "redis://127.0.0.1:1"})
+    assert done.exit_code == 2
+    assert "expected an id, got '" in done.stderr
+
+
+def test_a_misspelt_command_suggests_the_right_one() -> None:
+    for name, meant in (("sumbit", "submit"), ("cancle", "cancel"), ("statsu", "status")):
+        done = CliRunner().invoke(main, [name])
+        assert (done.exit_code, f"did you mean {meant}?" in done.stderr.lower()) == (2, True), done.stderr
+    assert "mean" not in CliRunner().invoke(main, ["zzz"]).stderr

@@ -78,7 +78,9 @@ def stack(folder: Path) -> Iterator[Stack]:
         store.zadd("summaries", {"no request at all": FAR})
         wait_until(lambda: store.llen("result-list") >= 2, "two results")
         # The gate reads its key every few seconds; nothing releases requests that were queued before.
-        wait_until(lambda: '"why_closed":"value' in _reports(running), "the gate to be closed")
+        wait_until(
+            lambda: '"why_closed":"the published budget is 0' in _reports(running), "the gate to be closed"
+        )
         for number in range(5):
             _queue(
                 store, "evaluations", f"held-{number}", {"prompt": "x"}, tenant=("red", "green")[number % 2]

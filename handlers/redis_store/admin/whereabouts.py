@@ -27,7 +27,7 @@ from handlers.redis_store.admin.status_board import (
     search,
 )
 from handlers.redis_store.connection import STORE_FAILURES, Store
-from handlers.redis_store.keys import result_claim_keys, result_of_key
+from handlers.redis_store.keys import RESULT_OF, result_claim_keys, result_of_key
 from handlers.redis_store.submit.submissions import RequestState, Submissions
 
 MOST_RESULTS: Final = 2_000
@@ -63,6 +63,13 @@ class ResultPlace(msgspec.Struct, frozen=True):
     results: str
     outcome: str
     is_held: bool = False
+
+    @property
+    def state(self) -> str:
+        """Whether it can be read, in words. Reading a list of one request leaves its result there."""
+        if self.is_held:
+            return "leased to a consumer"
+        return "kept for its reader until it expires" if RESULT_OF in self.results else "waiting to be read"
 
 
 class Whereabouts(msgspec.Struct, frozen=True):

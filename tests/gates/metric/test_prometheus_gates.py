@@ -54,7 +54,8 @@ async def fullest_replica_counts(
         routers[1].set(metric, 0.8, inference_pool=pool, namespace="a")
         await until_budget(built, 0.0, "closed at the threshold")
         assert isinstance(await built.admit(request()), Refuse)
-        assert built.state().why_closed == "value 0.8 has reached the threshold 0.8"
+        reason = "value 0.8 has reached the threshold 0.8"
+        await wait_until_async(lambda: built.state().why_closed == reason, "the reason")
         routers[0].set(metric, 0.0, inference_pool=pool, namespace="a")
         routers[1].set(metric, 0.0, inference_pool=pool, namespace="a")
         await until_budget(built, 0.8, "idle: the contract's figure")
