@@ -293,6 +293,19 @@ async def durability_warnings(redis: Store) -> list[str]:
     return warnings
 
 
+async def evicting_policy(redis: Store) -> str:
+    """The eviction policy, if it drops whole queues; else empty.
+
+    A full server does so with `allkeys-…`. Empty too if the server does not report its policy. Raises one of
+    `STORE_FAILURES`.
+    """
+    try:
+        policy = str((await redis.config_get("maxmemory-policy")).get("maxmemory-policy", ""))
+    except ResponseError:
+        return ""
+    return policy if policy.startswith("allkeys") else ""
+
+
 async def executed(redis: Store, pipeline: Any, *, raise_on_error: bool = True) -> list[Any]:
     """Run a pipeline and return its answers. Raises one of `STORE_FAILURES`.
 

@@ -31,6 +31,7 @@ from handlers.redis_store.connection import (
     connect,
     connections_in_use,
     durability_warnings,
+    evicting_policy,
 )
 from handlers.redis_store.keys import ReservedNames
 from handlers.settings.config_file import PoolEntry, QueueEntry
@@ -106,6 +107,7 @@ class PollerApp:
         self._config = ConfigWatch(variables or {}, settings, self._log)
         self._is_following = variables is not None and self._config.is_watching
         self.poller.add(self._clock_watch())
+        self.poller.add(self._eviction_watch())
         self._watch_metrics()
         self._pages = PagesServer(self._page_table(), env.host, env.metrics_port)
 
@@ -284,6 +286,14 @@ class PollerApp:
 
         return PeriodicTask("clock", POST_SECONDS, check, self._log, STORE_FAILURES)
 
+    def _eviction_watch(self) -> PeriodicTask:
+        self._evicting = ""
+
+        async def check() -> None:
+            self._evicting = await evicting_policy(self._queues.redis)
+
+        return PeriodicTask("eviction", POST_SECONDS, check, self._log, STORE_FAILURES)
+
     def _watch_metrics(self) -> None:
         self._metrics.watch_circuits(self._breakers.open_circuits)
         self._metrics.watch_ready(lambda: self._ready().status_code == 200)
@@ -315,7 +325,7 @@ class PollerApp:
         }
 
     def _ready(self) -> Page:
-        """The readiness page. A poller is ready while it claims and settles."""
+        """The readiness page. A poller is ready while it claims and settles, and Redis keeps its queues."""
         if self.poller.is_stopping:
             return Page(503, b"stopping\n")
         if refusal := self.poller.refusal:
@@ -323,6 +333,11 @@ class PollerApp:
         is_claiming = not any(claimer.is_waiting_for_store for claimer in self._claimers.values())
         if not (is_claiming and self._queues.is_settling):
             return Page(503, b"waiting for redis\n")
+        if self._evicting:
+            return Page(
+                503,
+                f"Redis may drop queues: set maxmemory-policy noeviction, got {self._evicting}\n".encode(),
+            )
         return Page(
             200,
             b"ready, but a changed configuration is refused\n" if self._config.is_refused else b"ready\n",

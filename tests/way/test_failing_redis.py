@@ -194,3 +194,16 @@ def test_a_promoted_replica_continues_where_its_master_died() -> None:
 
         own.wait_for_results(ids)
         own.wait_until_ready()
+
+
+def test_f27_a_poller_is_not_ready_while_its_server_may_drop_queues(rig: Breakable) -> None:
+    rig.wait_until_ready()
+    rig.store.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        wait_until(lambda: rig.ready()[0] == 503, "not ready")
+        assert rig.ready()[1] == "Redis may drop queues: set maxmemory-policy noeviction, got allkeys-lru\n"
+        rig.wait_for_results(rig.queue(3))
+        rig.store.config_set("maxmemory-policy", "volatile-lru")
+        rig.wait_until_ready()
+    finally:
+        rig.store.config_set("maxmemory-policy", "noeviction")
