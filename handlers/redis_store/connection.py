@@ -78,7 +78,7 @@ class RedisOptions(msgspec.Struct, frozen=True):
     cert_file: str = ""
     key_file: str = ""
     timeout_seconds: float = 2.0
-    connect_timeout_seconds: float = 2.0
+    connect_timeout_seconds: float = 10.0
     max_connections: int = 32
 
     def __repr__(self) -> str:

@@ -56,7 +56,9 @@ async def test_f24_a_silent_server_fails_within_its_timeout(way: Proxy) -> None:
 
 
 async def test_more_calls_at_once_than_connections_wait_for_their_turn(each_server: Valkey) -> None:
-    options = RedisOptions(each_server.url, max_connections=4, timeout_seconds=60.0)
+    options = RedisOptions(
+        each_server.url, max_connections=4, timeout_seconds=60.0, connect_timeout_seconds=60.0
+    )
     async with contextlib.aclosing(connect(options)) as redis:
         answers = await asyncio.gather(*(redis.set(f"turn-{n}", n, ex=60) for n in range(200)))
         assert all(answers)

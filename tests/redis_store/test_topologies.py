@@ -60,7 +60,13 @@ def options(
             url = parts.enter_context(Sentinels(program, tls=pem)).url()
         file = str(pem) if pem else ""
         yield RedisOptions(
-            url, ca_file=file, cert_file=file, key_file=file, max_connections=CONNECTIONS, timeout_seconds=60
+            url,
+            ca_file=file,
+            cert_file=file,
+            key_file=file,
+            max_connections=CONNECTIONS,
+            timeout_seconds=60,
+            connect_timeout_seconds=60,
         )
 
 

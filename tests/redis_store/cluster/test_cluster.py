@@ -60,7 +60,9 @@ class ClusterBench:
 
     def __init__(self, cluster: Cluster) -> None:
         self.url = cluster.url
-        self.redis = cast("RedisCluster", connect(RedisOptions(cluster.url, timeout_seconds=60)))
+        self.redis = cast(
+            "RedisCluster", connect(RedisOptions(cluster.url, timeout_seconds=60, connect_timeout_seconds=60))
+        )
         self.name = uuid.uuid4().hex
         self.requests, self.retries, self.results = (f"{kind}-{self.name}" for kind in ("q", "r", "l"))
         self.options = QueueOptions(self.retries, self.results, lease_seconds=30, cluster=True)

@@ -82,7 +82,7 @@ class Queue:
 
 @pytest.fixture
 async def queue(cluster: Cluster) -> AsyncIterator[Queue]:
-    redis = connect(RedisOptions(cluster.url, timeout_seconds=60))
+    redis = connect(RedisOptions(cluster.url, timeout_seconds=60, connect_timeout_seconds=60))
     await redis.exists(
         "any"
     )  # it learns the slots; a concurrent caller is disconnected and would repeat the call
