@@ -48,6 +48,7 @@ async def limited_poller(
         "METRICS_PORT": "0",
         "WORKERS": "64",
         "REDIS_TIMEOUT_SECONDS": "30",
+        "LEASE_SECONDS": "60",  # a busy machine may take longer than 15 s with a large body
     }
     limit = [sys.executable, "-c", _LIMITED] if is_limited else []
     with contextlib.ExitStack() as parts:

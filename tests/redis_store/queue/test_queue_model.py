@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -72,6 +73,7 @@ class QueueMachine(RuleBasedStateMachine):
             self._loop.close()
 
 
+@pytest.mark.timeout(300)  # thousands of calls, each of which may wait for a core
 def test_any_order_of_operations_keeps_every_request_and_answers_it_once(each_server: Valkey) -> None:
     class Machine(QueueMachine):
         url = each_server.url
