@@ -173,6 +173,16 @@ def _outside_strings(text: bytes, at: int = 0) -> Iterator[tuple[int, int]]:
     yield at, len(text)
 
 
+def has_more_fields(text: bytes, most: int) -> bool:
+    """Whether an object of strings has more than `most` fields. Reads no further."""
+    colons = 0
+    for start, end in _outside_strings(text):
+        colons += text.count(b":", start, end)
+        if colons > most:
+            return True
+    return False
+
+
 def _value_end(text: bytes, at: int) -> int:
     """The end of the JSON value that begins at `at`."""
     if text[at : at + 1] == b'"':

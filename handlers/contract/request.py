@@ -23,7 +23,16 @@ from handlers.contract.json_limits import (
     salvage,
     shape_of,
 )
-from handlers.contract.lenient_json import Fields, Malformed, canonical_fields, pick, repaired, strings
+from handlers.contract.lenient_json import (
+    MAX_PAIRS,
+    Fields,
+    Malformed,
+    canonical_fields,
+    has_more_fields,
+    pick,
+    repaired,
+    strings,
+)
 from handlers.number_text import counted, decimal
 
 LATEST_DEADLINE: Final = 253_402_300_799
@@ -182,6 +191,11 @@ def _id(body: bytes, value: str | None) -> str:
 def _decode(body: bytes, fields: Fields | None) -> tuple[Fields, _Body]:
     try:
         fields = canonical_fields(body, BODY_FIELDS, maps=_MAPS, nullable="payload", fields=fields)
+        for name in _MAPS & fields.keys():
+            # Checked before they are decoded: as objects, many short entries take ten times their bytes.
+            if has_more_fields(bytes(fields[name]), MAX_PAIRS):
+                most = MAX_METADATA_ENTRIES if name == "metadata" else MAX_PAIRS
+                raise _invalid(body, name, f"more than {MAX_PAIRS:,} entries", f"at most {most:,}")
         return fields, _decoder.decode(pick(fields, _SMALL_FIELDS))
     except Malformed as error:
         raise _invalid(body, "body", shape_of(body, error), "one JSON object") from None

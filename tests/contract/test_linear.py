@@ -19,7 +19,14 @@ from handlers.contract.envelope import decode_member, encode_retry, encode_whole
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.events import DATA_AT, Event, decode_event, from_header
 from handlers.contract.json_limits import SALVAGED_BYTES, salvage
-from handlers.contract.lenient_json import Malformed, canonical_fields, check_json, repaired, split_object
+from handlers.contract.lenient_json import (
+    Malformed,
+    canonical_fields,
+    check_json,
+    has_more_fields,
+    repaired,
+    split_object,
+)
 from handlers.contract.request import decode_body
 from handlers.contract.result import answered_result, decode_result, is_mostly_controls, token_usage
 from handlers.doors.auth.google_keys import decode_keys
@@ -178,6 +185,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "contract.envelope.encode_whole": lambda text: encode_whole(text, b"{}"),
     "contract.request.decode_body": lambda text: decode_body(text, max_bytes=MOST),
     "contract.json_limits.salvage": lambda text: salvage(text, frozenset({("id",), ("data", "id")})),
+    "contract.lenient_json.has_more_fields": lambda text: has_more_fields(text, 1_000_000_000),
     "contract.lenient_json.repaired": repaired,
     "contract.lenient_json.check_json": check_json,
     "contract.lenient_json.split_object": split_object,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.json_limits import MAX_DEPTH
+from handlers.contract.lenient_json import MAX_PAIRS
 from handlers.contract.request import (
     LATEST_DEADLINE,
     LONGEST_TTL_SECONDS,
@@ -149,6 +150,16 @@ def test_metadata_has_as_many_entries_as_the_limit_and_no_more() -> None:
     error = refused(body(metadata={**many, "one": "more"}))
     assert (error.request_id, error.field) == ("r-1", "metadata")
     assert "expected at most 1,000, got 1,001 entries" in str(error)
+
+
+@pytest.mark.parametrize("field", ["metadata", "headers"])
+def test_a_map_with_far_too_many_entries_is_refused_before_it_is_decoded(field: str) -> None:
+    many = {f"k:{number}": "" for number in range(MAX_PAIRS)}
+    assert "20,000 entries" in str(refused(body(metadata=many)))
+    assert len(decode_body(body(headers=many)).headers) == MAX_PAIRS
+    error = refused(body(**{field: {**many, "one": "more"}}))
+    assert (error.request_id, error.field) == ("r-1", field)
+    assert "got more than 20,000 entries" in str(error)
 
 
 def test_an_id_is_as_long_as_the_limit_and_no_longer() -> None:
