@@ -148,8 +148,10 @@ _LONGEST_CLOSE_SECONDS: Final = 300.0  # a Retry-After of a day must not close t
 class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds and steps of the congestion windows."""
 
-    min_window: Annotated[float, about("Smallest number of requests in flight.", ge=1, le=100000)] = 1.0
-    max_window: Annotated[float, about("Largest number of requests in flight.", ge=1, le=100000)] = 256.0
+    min_window: Annotated[
+        float, about("Lowest value of the window, the limit on requests in flight.", ge=1, le=100000)
+    ] = 1.0
+    max_window: Annotated[float, about("Highest value of the window.", ge=1, le=100000)] = 256.0
     increase: Annotated[
         float,
         about(
@@ -165,7 +167,10 @@ class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
         float,
         DURATION,
         about(
-            "Seconds for which a rejection stops the growth of the windows of higher bands.", ge=0, le=3600
+            "After a rejection, the windows of requests of higher priority do not grow for this many seconds. "
+            "They may grow earlier if a request of lower priority succeeds.",
+            ge=0,
+            le=3600,
         ),
     ] = 1.0
     tier_label: Annotated[Text, about("Label that holds a request's tier.")] = TIER

@@ -1,6 +1,6 @@
 """The checker: the records of producer, gateway and readers must be consistent.
 
-From the pollers' logs it takes only the number of refused stale settlements, without which a run proves nothing.
+From the pollers' logs it takes only the number of lost leases, without which a run proves nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Verdict:
     in_flight_at_faults: int
     retries_spaced: int
     doubles_published: int
-    stale_refused: int
+    lost_leases: int
     redelivery_p50: float
     redelivery_p99: float
     redelivery_worst: float
@@ -72,7 +72,7 @@ class Verdict:
             f"seed {self.seed}: {self.requests} requests in {self.seconds:.0f} s; {faults}\n"
             f"0 lost, 0 doubled in Redis, {self.doubles_published} doubled on Pub/Sub; "
             f"{self.executions} executions, {self.executed_again} of them again "
-            f"(in flight at faults: {self.in_flight_at_faults}); {self.stale_refused} stale settlements refused; "
+            f"(in flight at faults: {self.in_flight_at_faults}); {self.lost_leases} lost leases logged; "
             f"{self.retries_spaced} retries after an answer, none early\n"
             f"sent again after a kill: p50 {self.redelivery_p50:.2f} s, p99 {self.redelivery_p99:.2f} s, "
             f"worst {self.redelivery_worst:.2f} s"
@@ -102,7 +102,7 @@ def verdict(seed: int, reported: History, executions: list[Execution]) -> Verdic
     """Check all records. Raises `AssertionError` for an inconsistency or if the run proves nothing."""
     faults = reported.faults
     assert not reported.keys_left, "keys of finished requests"
-    assert reported.refused > 0, "invalid: no stale settlement was refused, so the run proves nothing"
+    assert reported.refused > 0, "invalid: no lost lease was logged, so the run proves nothing"
     late_seconds = LATE_SECONDS + PROCESSES_ON_THE_WAY * reported.stall_seconds
     judge_results(reported.queued, reported.results, executions, late_seconds, faults)
     duplicates = judge_published(set(reported.pushed), reported.published)

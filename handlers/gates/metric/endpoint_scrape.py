@@ -49,13 +49,14 @@ class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):
     admission: Annotated[
         Literal["budget", "counted"],
         about(
-            "`budget`: the reading opens a share of the slots. `counted`: each reading admits at "
-            "most floor(capacity - value) requests; needs `value_type: saturation` and "
-            "`max_count_per_pod`."
+            "`budget`: the reading opens a share of the slots. `counted`: each reading admits at most "
+            "(capacity - value) requests, rounded down. The capacity is `max_count_per_pod` times the "
+            "number of pods. Needs `value_type: saturation` and `max_count_per_pod`."
         ),
     ] = "budget"
     baseline: Annotated[
-        float, about("Share of the budget that is kept free for real-time traffic, 0 to 1.", ge=0, lt=1)
+        float,
+        about("Fraction of the pool's slots that stays free for real-time traffic, 0 to 1.", ge=0, lt=1),
     ] = 0.0
     fallback: Annotated[
         float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)

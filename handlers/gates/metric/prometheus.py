@@ -188,7 +188,8 @@ class PrometheusBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
     namespace: Annotated[str, about("Namespace of the pool; empty: any.")] = ""
     max_concurrency: Annotated[float, about("Requests that one pod handles at a time.", gt=0)] = 100.0
     baseline: Annotated[
-        float, about("Share of the pool that is kept free for real-time traffic, 0 to 1.", ge=0, lt=1)
+        float,
+        about("Fraction of the pool's slots that stays free for real-time traffic, 0 to 1.", ge=0, lt=1),
     ] = 0.05
     fallback: Annotated[
         float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)

@@ -21,8 +21,8 @@ class RedisBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
     fallback: Annotated[
         float,
         about(
-            "Budget while Redis is unreachable, 0 to 1, with `on_missing: fallback`; with it, a missing key "
-            "opens the gate. Any other `on_missing` also applies to a missing key.",
+            "With `on_missing: fallback`: budget while Redis is unreachable, 0 to 1; if only the key is "
+            "missing, the gate is open. Other values of `on_missing` apply in both cases.",
             ge=0,
             le=1,
         ),

@@ -55,7 +55,9 @@ class LeasedRateParameters(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     burst_seconds: Annotated[
         Annotated[float, DURATION, Meta(gt=0, le=3_600)] | None,
-        about("Seconds of the rate that may be used at once; unset: 1."),
+        about(
+            "Largest burst, as seconds of the rate: with 10 requests/s, 2 allows 20 requests at once. Unset: 1."
+        ),
     ] = None
 
     def __post_init__(self) -> None:

@@ -55,7 +55,7 @@ class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     attribute: Annotated[
-        Text, about("Metadata field that names the tenant; a request without it has no quota.")
+        Text, about("Metadata field that names the tenant. A request without this field is not limited.")
     ] = "userid"
     mode: Annotated[
         Literal["rate-limit", "concurrency"],
@@ -84,7 +84,7 @@ class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuotaGate(Gate):
-    """Counts each request in Redis. A request without the attribute has no quota."""
+    """Counts each request in Redis. A request without the attribute is not limited."""
 
     gate_type = "redis-quota"
 
