@@ -23,6 +23,7 @@ from handlers.demo.valkey import Valkey
 from tests.servers.presence import program_path
 from tests.waiting import elapse, wait_until
 
+GATEWAY = "handlers.demo.gateway"
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 MOMENTS = 30
 FEW_MOMENTS = 5
@@ -60,7 +61,7 @@ def catches_sigterm(process_id: int) -> bool:
 def pid_of_init(unshare: subprocess.Popen[bytes]) -> int:
     """The process that is PID 1 of the namespace, by its number here; 0 while it does not run our command."""
     children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()
-    if not children or b"async-processor" not in Path(f"/proc/{children[0]}/cmdline").read_bytes():
+    if not children or b"--map-root-user" in Path(f"/proc/{children[0]}/cmdline").read_bytes():
         return 0
     return int(children[0])
 
@@ -103,6 +104,12 @@ def test_a_signal_at_any_moment_of_the_start_ends_a_service(
         answered = redis.llen("result-list")
         assert redis.hlen("request-sortedset:claimed") == 0
         assert redis.zcard("request-sortedset") + redis.zcard("retry-sortedset") + answered == 1
+
+
+def test_a_signal_at_any_moment_of_the_start_ends_the_simulated_gateway() -> None:
+    lines = [[sys.executable, "-m", GATEWAY]] * FEW_MOMENTS
+    for number in (signal.SIGTERM, signal.SIGINT):
+        assert codes(lines, "", number) == [0] * FEW_MOMENTS
 
 
 def codes(lines: list[list[str]], url: str, number: int) -> list[int]:
@@ -155,14 +162,20 @@ def test_every_command_is_stopped_in_one_of_these_tests() -> None:
     assert {*SERVICES, *ENDLESS, *SHORT} == COMMANDS.keys()
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "--help"])
+START = {
+    **dict.fromkeys([*COMMANDS, "--help"], "import handlers.cli"),
+    GATEWAY: f"import runpy; runpy.run_module({GATEWAY!r}, run_name='__main__')",
+}
+
+
+@pytest.mark.parametrize("command", START)
 def test_the_handler_is_installed_before_anything_else_is_imported(command: str) -> None:
     script = f"""
 import signal, sys
 sys.argv = ["async-processor", {command!r}]
 sys.modules["click"] = None
 try:
-    import handlers.cli
+    {START[command]}
 except ImportError:
     heavy = {{"msgspec", "redis", "uvicorn", "httpx"}} & sys.modules.keys()
     ours = signal.getsignal(signal.SIGINT)

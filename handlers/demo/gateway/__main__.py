@@ -1,9 +1,22 @@
 """`python -m handlers.demo.gateway`: the simulated gateway as a process."""
 
+# ruff: noqa: E402  # the imports take time in which PID 1 of a container would lose a SIGTERM
+
 from __future__ import annotations
 
-import asyncio
+import os
 import signal
+
+
+def _end(_number: int, _frame: object) -> None:
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    for _signal in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_signal, _end)
+
+import asyncio
 from pathlib import Path
 from typing import Any
 
