@@ -25,6 +25,7 @@ CANCELLED: Final = "batch_cancelled"
 INVALID: Final = "invalid_request"
 _CODES: Final = {ErrorCode.DEADLINE_EXCEEDED: EXPIRED, ErrorCode.CANCELLED: CANCELLED}
 _URL = re.compile(r"/[!-~]*")
+_CUSTOM_ID: Final = "a non-empty string"
 
 
 class BatchLine(msgspec.Struct, frozen=True):
@@ -105,7 +106,8 @@ def decode_line(number: int, text: bytes) -> BatchLine | InvalidLine:
         line = _input_decoder.decode(pick(fields, _Input.__struct_fields__))
     except msgspec.ValidationError as error:
         name = str(error).rpartition("$.")[2].rstrip("`")
-        reason = f"{name}: expected text, got {shape_of(bytes(fields[name]))}"
+        accepted = _CUSTOM_ID if name == "custom_id" else "a string"
+        reason = f"{name}: expected {accepted}, got {shape_of(bytes(fields[name]))}"
         return InvalidLine(number, custom_id_of(text), reason)
     except (Malformed, *MALFORMED) as error:
         reason = f"expected one JSON object, got {shape_of(text, error)}"
@@ -120,7 +122,7 @@ def decode_line(number: int, text: bytes) -> BatchLine | InvalidLine:
 def _problem(line: _Input, body: bytes) -> str:
     """The fault of a line, with the field. Empty for a valid request."""
     if not line.custom_id:
-        return "custom_id: expected a non-empty string, got nothing"
+        return f"custom_id: expected {_CUSTOM_ID}, got nothing"
     if line.method.upper() != "POST":
         return (
             f"method: expected POST, got {line.method[:20]!r}"
@@ -134,7 +136,7 @@ def _problem(line: _Input, body: bytes) -> str:
 
 def _body_problem(body: bytes) -> str:
     if not body.startswith(b"{"):
-        return "body: expected a JSON object, got nothing or another value"
+        return f"body: expected a JSON object, got {shape_of(body)}"
     try:
         is_stream = b'"stream"' in body and bool(_body_decoder.decode(body).stream)
     except MALFORMED:

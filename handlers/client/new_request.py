@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime, timedelta
 from math import ceil
-from typing import Final, TypedDict
+from typing import Final, NoReturn, TypedDict
 
 import msgspec
 
@@ -30,7 +30,14 @@ _SURROGATES: Final = "text with lone surrogates (bytes that are not UTF-8, or ha
 _TIERS: Final = ("", "interactive", "async", "batch")
 _LONGEST_KEY: Final = 1_024
 _TRACE_CONTEXT: Final = frozenset({"traceparent", "tracestate", "baggage"})
+
+
+def _refuse_type(value: object) -> NoReturn:
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
 _encoder = msgspec.json.Encoder()
+_payload_encoder = msgspec.json.Encoder(enc_hook=_refuse_type)
 _canonical_encoder = msgspec.json.Encoder(order="sorted")
 
 
@@ -206,7 +213,11 @@ def _payload_bytes(payload: Payload, request_id: str) -> bytes:
             )
         return payload.encode()
     try:
-        return _encoder.encode(payload)
+        return _payload_encoder.encode(payload)
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            "payload", found=_SURROGATES, accepted="valid Unicode", request_id=request_id
+        ) from None
     except (TypeError, ValueError) as error:
         raise InvalidRequest(
             "payload", found=str(error), accepted="a value that JSON can represent", request_id=request_id

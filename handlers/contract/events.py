@@ -162,7 +162,8 @@ def attribute_text(name: str, raw: msgspec.Raw) -> str:
     """
     value = msgspec.json.decode(raw)
     if isinstance(value, dict | list):
-        raise InvalidEvent(name, found="an object or array", accepted="a string, number or boolean")
+        found = "an array" if isinstance(value, list) else "an object"
+        raise InvalidEvent(name, found=found, accepted="a string, number or boolean")
     if isinstance(value, bool):
         return "true" if value else "false"
     return "" if value is None else str(value)

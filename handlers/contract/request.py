@@ -244,12 +244,21 @@ def _seconds(value: float | str | None) -> float | None:
         return inf if value > 0 else -inf
 
 
+_PAYLOAD_KINDS: Final = {
+    b"": "nothing",
+    b"[": "an array",
+    b'"': "a string",
+    b"t": "a boolean",
+    b"f": "a boolean",
+}
+
+
 def _payload(body: bytes, wire: _Body, payload: bytes, *, is_offloaded: bool) -> bytes:
     if payload[:1] == b"{" or payload == b"null":
         return payload
     if is_offloaded and not payload:
         return payload
-    found = {b"": "nothing", b"[": "an array", b'"': "a string"}.get(payload[:1], "a number or a boolean")
+    found = _PAYLOAD_KINDS.get(payload[:1], "a number")
     raise _invalid(body, "payload", found, "a JSON object, or null", wire.id)
 
 

@@ -154,6 +154,21 @@ async def test_a_wrong_request_is_refused_before_anything_is_queued(
     assert members(redis, options) == []
 
 
+@pytest.mark.parametrize(
+    ("payload", "found"),
+    [
+        ({"a": object()}, "got a value of type object"),
+        ({"a": {(1, 2): 3}}, "got a value of type tuple"),
+        ({"a": "\ud800"}, "expected valid Unicode, got text with lone surrogates"),
+    ],
+)
+async def test_a_payload_that_json_cannot_represent_is_refused_with_its_type(
+    client: AsyncClient, payload: dict[str, object], found: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=found):
+        await client.submit(payload, deadline=HOUR)
+
+
 async def test_a_call_that_is_repeated_queues_nothing_twice(
     valkey_url: str, redis: Redis, options: ClientOptions
 ) -> None:

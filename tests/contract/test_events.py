@@ -73,6 +73,11 @@ def test_a_wrong_attribute_is_named(fields: dict[str, Any], field: str) -> None:
     assert refused(STRUCTURED, structured(**fields)).field == field
 
 
+@pytest.mark.parametrize(("value", "found"), [({"x": 1}, "an object"), ([1], "an array")])
+def test_an_attribute_that_is_not_a_scalar_is_refused_with_its_kind(value: object, found: str) -> None:
+    assert refused(STRUCTURED, structured(subject=value)).found == found
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"5", b"{", b'{"id":"\xff"}', b"[" * 5_000])
 def test_a_structured_event_is_a_json_object(body: bytes) -> None:
     assert refused(STRUCTURED, body).field == "event"
