@@ -31,8 +31,8 @@ Examples:
   async-processor results --peek -n 5        show the five oldest without removing them (Redis)
   async-processor results --from pubsub --project p --subscription results-sub
 
-Each result is removed from the list or subscription after it has been printed. So no other consumer gets it, and a
-crash loses no result. --peek removes nothing.
+A result is removed from the list or subscription only after it is printed. So a crash loses no result, but a result
+may be printed twice. --peek removes nothing.
 
 Exit codes: 0 done, even if results are errors; 2 wrong flags; 3 with --take, no result in the time given;
 4 the broker does not answer; 130 interrupted.""",

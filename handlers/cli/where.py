@@ -35,8 +35,9 @@ Examples:
   async-processor where r1 r2 --json
   async-processor where --queue team-a-requests r1
 
-With --json, a place is pending (queued), claimed (in flight, or at a gate), retry or dead. `attempts` counts finished
-attempts. `due_at` is the time of the retry, else the deadline, in Unix seconds.
+With --json, `where` in each entry of `places` is `pending` (queued), `claimed` (in flight or waiting at a gate),
+`retry` or `dead`. `attempts` counts finished attempts. `due_at` is the time of the retry, else the deadline, in Unix
+seconds.
 
 The command changes nothing. Pollers keep records of finished requests for a day (FINISHED_RECORDS and
 FINISHED_RECORDS_SECONDS of the poller). The result list is searched too, up to 2,000 results from each end.

@@ -275,5 +275,8 @@ def _raw(value: object) -> msgspec.Raw:
 
 
 def score_of(deadline: float, enqueue_seq: int = 0) -> float:
-    """The score in the sorted set: deadline plus a fraction for order."""
+    """The score in the sorted set: deadline plus a fraction.
+
+    The fraction keeps the order of requests with equal deadlines.
+    """
     return deadline + min(max(0, enqueue_seq), SEQ_STEPS - 1) / SEQ_STEPS

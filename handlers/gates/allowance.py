@@ -146,7 +146,10 @@ class Allowance:
         return min(self._full(ours), max(0.0, max(ours.of(total), allowed) - share.fewer))
 
     def _settle_credit(self, allowed: float) -> None:
-        """Add up the slot-seconds used beyond the limit. Below one slot, they cause pauses."""
+        """Add up the slot-seconds used above the limit.
+
+        If the limit is below one slot, the next request waits until this debt is paid.
+        """
         now = self._clock()
         passed = max(0.0, now - self._credit_at)
         credit = self._credit + (self._allowed - self.in_use) * passed

@@ -24,7 +24,10 @@ NO_LABELS: Final[Mapping[str, str]] = {}
 
 
 class Reservation(Protocol):
-    """What a gate reserved for an admitted request. Exactly one method is called, once."""
+    """What a gate reserved for an admitted request.
+
+    The caller calls either `release` or `give_back`, exactly once.
+    """
 
     async def release(self) -> None:
         """End the reservation of a request that was sent. Slots are freed, rate units stay used."""

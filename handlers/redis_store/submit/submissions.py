@@ -93,8 +93,8 @@ class MemberParts(msgspec.Struct, frozen=True):
 class Queued(msgspec.Struct, frozen=True):
     """The outcome of one submission: its token and sequence.
 
-    If it was not queued because of an earlier submission, `is_new` is false, `token` is the earlier one's, and `record`
-    is set if that has an idempotency key.
+    If it was not queued because of an earlier submission, `is_new` is false, `token` is the token of the earlier
+    submission, and `record` is set if the earlier submission has an idempotency key.
     """
 
     token: str
@@ -104,7 +104,7 @@ class Queued(msgspec.Struct, frozen=True):
 
 
 def queued_as(part: MemberParts, token: str, record: KeyRecord | None) -> Queued:
-    """The outcome if `token` (its own or an earlier one's) is recorded."""
+    """The outcome if `token` (its own, or that of an earlier submission) is recorded."""
     base, _, seq = token.rpartition("-")
     is_new = base == part.token
     return Queued(token, (whole(seq) or 0) if is_new else 0, is_new, None if is_new else record)
