@@ -18,7 +18,7 @@ import msgspec
 
 from handlers.backoff import parse_retry_after
 from handlers.contract.errors import InvalidSetting
-from handlers.contract.result import Result, encode_result
+from handlers.contract.result import ErrorCode, Result, encode_result
 from handlers.number_text import counted
 from handlers.transport.failures import UnusableResponse
 from handlers.transport.transport import HEAD_ONLY, TransportOptions, http_client
@@ -110,8 +110,13 @@ def event_body(result: Result, since: float, undelivered: str = "") -> bytes:
 
 
 def webhook_id(result: Result) -> str:
-    """The id of a result's event, by which receivers drop duplicates."""
+    """The id of a result's event, by which receivers drop duplicates.
+
+    A dead letter that is queued again gets a second result, which is no duplicate of its error result.
+    """
     name = f"{result.id}\0{result.request_token}"
+    if result.error_code == ErrorCode.UNDELIVERABLE:
+        name += "\0dead"
     return f"res_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 

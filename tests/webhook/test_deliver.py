@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from handlers.client import AsyncClient
 from handlers.client.options import ClientOptions
 from handlers.contract.errors import InvalidSetting
-from handlers.contract.result import Result, answered_result, encode_result
+from handlers.contract.result import ErrorCode, Result, answered_result, encode_result, error_result
 from handlers.demo.valkey import Valkey
 from handlers.transport.dialing import AddressInfo
 from handlers.webhook.call import Caller, read_secrets, signature_headers, webhook_id
@@ -217,6 +217,11 @@ async def test_a_refused_result_is_sent_again_under_the_same_id(
     }
     assert {one.path for one in receiver.received} == {"/hook"}
     assert len(receiver.received) >= 3
+
+
+def test_the_second_result_of_a_dead_letter_has_an_id_of_its_own() -> None:
+    dead = error_result("r", "t", ErrorCode.UNDELIVERABLE, "3 pollers crashed")
+    assert webhook_id(dead) != webhook_id(answered_result("r", "t", 200, b""))
 
 
 async def test_a_result_that_is_never_accepted_is_given_up(

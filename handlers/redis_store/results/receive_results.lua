@@ -1,6 +1,7 @@
 -- receive_results: take the oldest results of a list under a lease (the durable result protocol: see results.py).
 -- Results whose lease has ended come first. A result with a token is dropped as a duplicate if the token
--- was acknowledged or is held; results without a token are never duplicates. Sending it twice takes more.
+-- was acknowledged or is held; results without a token are never duplicates. A dead letter that is queued again gets a
+-- second result, which is no duplicate of its error result. Sending it twice takes more.
 -- KEYS[1] <results>                        list  results, oldest at the right
 -- KEYS[2] <results>:result-claimed         hash  claim key -> result
 -- KEYS[3] <results>:result-claim-owners    hash  claim key -> owner token
@@ -68,8 +69,8 @@ local function is_duplicate(key)
   return run('ZSCORE', KEYS[5], key) or run('HEXISTS', KEYS[3], key) == 1
 end
 
--- The claim key of a result: its id and token, or nil for a duplicate. Without a token, its id, with a random part if
--- the id is in use.
+-- The claim key of a result: its id and token, with a mark for the result of a dead letter, or nil for a duplicate.
+-- Without a token, its id, with a random part if the id is in use.
 local function claim_key(result, place)
   local fields = read_member(result)
   local id = fields and fields['id']
@@ -84,6 +85,9 @@ local function claim_key(result, place)
   end
   if type(token) == 'string' and token ~= '' and not string.find(id, '%z') then
     local key = id .. '\0' .. token
+    if fields['error_code'] == 'UNDELIVERABLE' then
+      key = key .. '\0dead'
+    end
     return not is_duplicate(key) and key or nil
   end
   id = string.gsub(id, '%z', ' ')

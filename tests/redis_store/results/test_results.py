@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.asyncio import Redis
 
+from handlers.contract.result import ErrorCode, answered_result, encode_result, error_result
 from handlers.redis_store.results.results import Results, drop_oldest_results, oldest_results
 from handlers.redis_store.scripts import BATCH_BYTES
 
@@ -51,3 +52,25 @@ async def test_six_results_of_one_id_without_a_token_are_received_six_times(stor
     held = [*await results.receive(4), *await results.receive(4)]
     assert [one.result[-3:-2] for one in held] == [b"0", b"1", b"2", b"3", b"4", b"5"]
     assert len({one.claim_key for one in held}) == 6
+
+
+@pytest.mark.parametrize("is_read_first", [True, False])
+async def test_a_dead_letter_that_is_queued_again_has_its_second_result_received(
+    store: Redis, is_read_first: bool
+) -> None:
+    dead = encode_result(error_result("r", "t", ErrorCode.UNDELIVERABLE, "3 pollers crashed"))
+    answered = encode_result(answered_result("r", "t", 200, b"an answer"))
+    results = Results(store, "results", owner="o", lease_ms=60_000, tombstone_ms=60_000)
+    received: list[bytes] = []
+
+    async def receive() -> None:
+        for held in await results.receive(10):
+            received.append(held.result)
+            await results.ack([held.claim_key])
+
+    await store.lpush("results", dead, dead)
+    if is_read_first:
+        await receive()
+    await store.lpush("results", answered, answered, dead)
+    await receive()
+    assert received == [dead, answered]
