@@ -122,8 +122,8 @@ CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
         "REDIS_CA_FILE, REDIS_CERT_FILE or REDIS_KEY_FILE",
     ),
     "TLS where none is spoken": (
-        lambda p: p.encrypted(f"rediss://{p.locked_address}"),
-        "whether the server uses TLS",
+        lambda p: replace(p.encrypted(f"rediss://{p.locked_address}"), connect_timeout_seconds=5.0),
+        "the server does not speak TLS",
     ),
     "no TLS where it is spoken": (lambda p: RedisOptions(f"redis://{p.sentinel}"), "requires TLS"),
 }
