@@ -246,6 +246,13 @@ SHOWN = {
             "test_a_handler_that_refuses_the_poller_is_in_the_pollers_log, "
             "test_pushes_with_another_audience_get_401"
         ),
+        "Results cannot be published": (
+            "tests/doors/test_accounted.py: test_a_result_that_could_not_be_recorded_is_no_result_yet"
+        ),
+        "A changed configuration file is refused": (
+            "tests/way/test_reload.py: "
+            "test_an_invalid_file_is_refused_and_reported_and_the_next_valid_one_is_applied"
+        ),
     },
 }
 """For each row of a table of symptoms or failures, and each section of the runbook: the tests that show it.

@@ -13,6 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "monitoring/alerts.yaml"
 PROMETHEUS_RULE = ROOT / "monitoring/prometheus-rule.yaml"
+RUNBOOK = ROOT / "docs/runbook.md"
 DASHBOARD = ROOT / "monitoring/dashboard.json"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,16 @@ import pytest
 import yaml
 
 from handlers.telemetry.families import METRIC_PREFIX
-from tests.monitoring.files import ALERTS, DASHBOARD, PROMETHEUS_RULE, alerts, dashboard, metrics_of, panels
+from tests.monitoring.files import (
+    ALERTS,
+    DASHBOARD,
+    PROMETHEUS_RULE,
+    RUNBOOK,
+    alerts,
+    dashboard,
+    metrics_of,
+    panels,
+)
 from tests.servers.presence import not_found
 from tests.telemetry.metrics_page import labels_by_name
 
@@ -133,6 +143,11 @@ def test_every_alert_is_tested_and_has_instructions() -> None:
     for name, rule in alerts().items():
         assert rule["labels"]["severity"] in ("warning", "critical"), name
         assert {"summary", "description"} <= rule["annotations"].keys(), name
+
+
+def test_the_runbook_names_every_alert() -> None:
+    named = set(re.findall(r"`(AsyncProcessor\w+)`", RUNBOOK.read_text(encoding="utf-8")))
+    assert named == set(alerts())
 
 
 def test_the_operator_gets_the_same_rules() -> None:
