@@ -28,7 +28,16 @@ from handlers.cli.flags import (
     QueueFlags,
     redis_flags,
 )
-from handlers.cli.shell import ExitCode, IdType, check_names, exit_codes_help, exits, for_output, run_async
+from handlers.cli.shell import (
+    ExitCode,
+    IdType,
+    check_names,
+    exit_codes_help,
+    exits,
+    for_output,
+    run_async,
+    stop_at_signals,
+)
 from handlers.contract.errors import InvalidSetting
 from handlers.number_text import counted, duration_text
 
@@ -136,6 +145,7 @@ def run(
     check_names(source, out, errors)
     _check_outputs(source, {"--out": out, "--errors": errors})
     files = BatchFiles(out, errors)
+    stop_at_signals()
     with files.locked(), _spooled(files, source) as requests:
         state = begin_or_resume(
             files,
@@ -176,7 +186,7 @@ def _chosen() -> set[str]:
 def _spooled(files: BatchFiles, source: Path) -> Iterator[Path]:
     """The file with the requests; those of stdin are stored in one first.
 
-    An empty one of stdin is removed.
+    An empty one of stdin is removed, and one that is incomplete or not checked yet when a signal ends the command.
     """
     from handlers.batch.files import open_private
     from handlers.batch.start import EmptyInput
@@ -184,16 +194,24 @@ def _spooled(files: BatchFiles, source: Path) -> Iterator[Path]:
     if str(source) != "-":
         yield source
         return
-    if files.read_state() is None or not files.input.exists():
-        with open_private(files.input, "wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-    elif not sys.stdin.isatty() and not files.is_input(sys.stdin.buffer):
+    is_stored = files.read_state() is not None and files.input.exists()
+    if is_stored and not sys.stdin.isatty() and not files.is_input(sys.stdin.buffer):
         raise files.changed_input("stdin")
     try:
+        if not is_stored:
+            with open_private(files.input, "wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+            is_stored = True
         yield files.input
     except EmptyInput:
         files.input.unlink()
         raise EmptyInput("stdin") from None
+    except (KeyboardInterrupt, SystemExit):
+        if not is_stored or files.read_state() is None:
+            files.input.unlink(missing_ok=True)
+            text = "interrupted while reading stdin; nothing was queued: pipe all requests again"
+            print(text, file=sys.stderr)
+        raise
 
 
 def _queue(queue: QueueFlags, state: BatchState, options: dict[str, Any]) -> BatchQueue:

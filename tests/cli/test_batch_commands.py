@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from handlers.cli import batch
 from tests.cli.test_queue_commands import Shell, write_requests
 from tests.client.conftest import redis, valkey_url
 from tests.client.echo_poller import answer
+from tests.servers.forked import COMMAND
 from tests.waiting import wait_until
 
 __all__ = ["redis", "valkey_url"]
@@ -187,6 +190,26 @@ def test_an_empty_input_is_an_error(shell: Shell, tmp_path: Path, content: str, 
     text = Path(write_requests(source, 2)).read_text()
     with shell.echoing():
         assert shell.run("batch", "run", "-", "--out", str(out), stdin=text).exit_code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_stdin_is_read_leaves_no_files(shell: Shell, tmp_path: Path, number: int) -> None:
+    out = tmp_path / "out.jsonl"
+    with subprocess.Popen(
+        [COMMAND, "batch", "run", "-", "--out", str(out)],
+        env={**os.environ, **shell.env},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as runner:
+        wait_until(Path(f"{out}.input").exists, "the file for the requests")
+        runner.send_signal(number)
+        wait_until(lambda: runner.poll() is not None, "its end")  # while its stdin is still open
+        _, message = runner.communicate(timeout=60)
+    assert runner.returncode == 128 + number
+    assert message == "interrupted while reading stdin; nothing was queued: pipe all requests again\n"
+    assert list(tmp_path.iterdir()) == []
+    assert shell.run("batch", "run", "-", "--out", str(out)).exit_code == 2, "there is nothing to resume"
 
 
 def test_an_output_over_the_input_or_in_no_folder_is_named(shell: Shell, tmp_path: Path) -> None:
