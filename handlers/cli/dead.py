@@ -183,7 +183,7 @@ async def _named(letters: DeadLetters, prefix: str) -> DeadLetter | None:
 def _run(queue: QueueFlags, work: Work) -> ExitCode:
     from handlers.redis_store.admin.dead_letters import DeadLetters
     from handlers.redis_store.connection import STORE_FAILURES, connect
-    from handlers.redis_store.faults import explained
+    from handlers.redis_store.faults import explained, has_fix
     from handlers.redis_store.submit.client_access import client_options
 
     options = client_options(queue.redis_url, queue.access)
@@ -194,7 +194,8 @@ def _run(queue: QueueFlags, work: Work) -> ExitCode:
             return await work(DeadLetters(redis, queue.queue, cluster=options.is_cluster))
         except STORE_FAILURES as error:
             click.echo(f"error: Redis does not answer: {explained(error)}", err=True)
-            click.echo("Set its address with REDIS_URL or --redis-url.", err=True)
+            if not has_fix(error):
+                click.echo("Set its address with REDIS_URL or --redis-url.", err=True)
             return ExitCode.UNREACHABLE
         finally:
             await redis.aclose()

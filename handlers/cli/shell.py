@@ -247,13 +247,19 @@ def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
             code = _print_error(error, ExitCode.CONFLICT)
         except BrokerUnreachable as error:
             code = _print_error(error, ExitCode.UNREACHABLE)
-            if str(error).startswith("Redis:"):
+            if str(error).startswith("Redis:") and not _has_fix(error.__cause__):
                 print("Set its address with REDIS_URL or --redis-url.", file=sys.stderr)
         except (AsyncProcessorError, OSError) as error:
             code = _print_error(_without_python(error), ExitCode.WRONG_INPUT)
         sys.exit(int(code))
 
     return run
+
+
+def _has_fix(error: BaseException | None) -> bool:
+    from handlers.redis_store.faults import has_fix
+
+    return error is not None and has_fix(error)
 
 
 def warn_about_names() -> None:

@@ -38,6 +38,11 @@ _IS_CLUSTER: Final = (
 _NO_CLUSTER: Final = (
     "the server is not part of a Redis Cluster: the URL must begin with redis:// or rediss://"
 )
+_NO_NODE: Final = "no node of the cluster was reached"
+_NO_HOST: Final = "a host name in the URL does not resolve on this machine"
+_NO_ANSWER: Final = (
+    "no answer in time: check the address, and whether the server uses TLS (rediss) or not (redis)"
+)
 _NO_RIGHT: Final = "the ACL user lacks a right that docs/redis.md lists"
 
 _NO_RIGHT_IN_SCRIPT: Final = ("ACL failure", "The user executing the script")
@@ -91,6 +96,14 @@ def explained(error: BaseException) -> str:
     return (text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…") or type(error).__name__
 
 
+def has_fix(error: BaseException) -> bool:
+    """Whether `explained` names a fix other than the address."""
+    known = _known(error)
+    if known.startswith(_NO_NODE):
+        return error.__cause__ is not None and has_fix(error.__cause__)
+    return known not in ("", _NO_HOST, _NO_ANSWER)
+
+
 def refusal(error: BaseException) -> str:
     """Explain a missing right or a wrong key type. Empty for transient failures."""
     is_lasting = _is_missing_right(error) or str(error).startswith("WRONGTYPE")
@@ -116,7 +129,7 @@ def _known(error: BaseException) -> str:
     if meaning:
         return meaning
     if isinstance(error, RedisClusterException) and error.__cause__:
-        return f"no node of the cluster was reached: {explained(error.__cause__)}"
+        return f"{_NO_NODE}: {explained(error.__cause__)}"
     if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError) and not isinstance(
         error, AuthenticationError
     ):
@@ -131,11 +144,11 @@ def _of_the_network(error: BaseException) -> str:
         if isinstance(cause, ssl.SSLError):
             return f"TLS failed ({cause.reason}): check rediss:// or redis://, REDIS_CERT_FILE and REDIS_KEY_FILE"
         if isinstance(cause, socket.gaierror):
-            return "a host name in the URL does not resolve on this machine"
+            return _NO_HOST
         if isinstance(cause, FileNotFoundError) and "connecting to /" not in str(error):  # a socket's path
             return "a file named by REDIS_CA_FILE, REDIS_CERT_FILE or REDIS_KEY_FILE does not exist"
     if isinstance(error, RedisTimeoutError | TimeoutError):
-        return "no answer in time: check the address, and whether the server uses TLS (rediss) or not (redis)"
+        return _NO_ANSWER
     return ""
 
 

@@ -19,7 +19,7 @@ from handlers.gates.labels import TIERS
 from handlers.number_text import counted
 from handlers.redis_store.admin.acl import RightsOptions, refused_commands, wrong_types
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
-from handlers.redis_store.faults import explained
+from handlers.redis_store.faults import explained, has_fix
 from handlers.redis_store.opening import open_queue, open_retries
 from handlers.redis_store.queue.queue import QueueOptions
 from handlers.settings.settings import (
@@ -263,8 +263,8 @@ async def _redis(settings: Settings) -> list[Finding]:
         for entry in settings.queues:
             findings += await _queue(settings, redis, entry.queue_name)
     except STORE_FAILURES as error:
-        fix = "check REDIS_URL, user, password and TLS; from a pod: is egress to it allowed?"
-        return [Finding(what, "fault", explained(error), fix)]
+        fix = "is it running, and is REDIS_URL right? From a pod: is egress to it allowed?"
+        return [Finding(what, "fault", explained(error), "" if has_fix(error) else fix)]
     finally:
         await redis.aclose()
     return findings

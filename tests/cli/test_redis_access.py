@@ -96,6 +96,20 @@ def test_missing_servers_are_named_without_a_traceback(locked: Locked, without: 
         assert SECRET not in failed.stdout + failed.stderr
 
 
+def test_refused_credentials_get_one_hint(locked: Locked) -> None:
+    locked.password_file.write_text("wrong")
+    for command in (
+        ["submit", "--prompt", "hi", "--model", "m"],
+        ["dead", "list"],
+        ["check", "--only", "redis"],
+    ):
+        failed = locked.run(*command)
+        shown = failed.stdout + failed.stderr
+        assert "check REDIS_USERNAME and REDIS_PASSWORD_FILE" in shown
+        assert "Set its address" not in shown
+        assert "check REDIS_URL" not in shown
+
+
 def test_a_password_that_rotates_is_read_for_the_next_connection(locked: Locked) -> None:
     access = RedisAccess("", "", str(locked.password_file), locked.pem, locked.pem, locked.pem)
     with Client.for_redis(locked.url, ClientOptions(queue=locked.queue), access) as client:

@@ -294,7 +294,7 @@ class ReadingGate(Gate):
                 source=self._source.name,
                 in_force=now.in_force,
                 budget=now.published,
-                reason=self._source.failure or "no sample",
+                **({"reason": self._source.failure or "no sample"} if now.in_force else {}),
             )
         reading = self._source.reading
         if reading is not None and not now.in_force and reading.value.detail != self._reported_detail:
