@@ -129,8 +129,8 @@ async def test_a_failed_request_is_freed_at_once(transport: Transport, server: R
     if name == "nothing in time":
         until = asyncio.get_running_loop().time() + 0.1
     url = f"http://127.0.0.1:{free_port()}/" if name == "no connection" else server.url
-    gc.collect()
     gc.disable()
+    gc.freeze()  # so that only objects of this test are checked
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         with contextlib.suppress(httpx.TransportError, TimeoutError, UnusableResponse):
@@ -143,6 +143,7 @@ async def test_a_failed_request_is_freed_at_once(transport: Transport, server: R
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
+        gc.unfreeze()
         gc.enable()
 
 
