@@ -22,6 +22,7 @@ from handlers.redis_store.connection import STORE_FAILURES, Store, connect, dura
 from handlers.redis_store.faults import explained, has_fix
 from handlers.redis_store.opening import open_queue, open_retries
 from handlers.redis_store.queue.queue import QueueOptions
+from handlers.settings.environment import DEFAULT_GATEWAY
 from handlers.settings.settings import (
     UNUSED_GATE_FIX,
     Settings,
@@ -141,9 +142,15 @@ async def _memory(settings: Settings) -> list[Finding]:
 async def _gateway(settings: Settings) -> list[Finding]:
     routes = settings.routes
     bases = sorted({routes.default.base_url, *(route.base_url for route in routes.by_queue.values())})
-    return [
+    found = [
         await _page(settings, f"gateway {masked_url(base)}", joined(base, "/v1/models"), "IGW_BASE_URL")
         for base in bases
+    ]
+    return [
+        msgspec.structs.replace(one, fix=_DEFAULT_DNS)
+        if base == DEFAULT_GATEWAY and one.found == "dns"
+        else one
+        for base, one in zip(bases, found, strict=True)
     ]
 
 
@@ -239,6 +246,10 @@ def _gate_finding(entry: GateEntry, state: GateState) -> Finding:
     )
 
 
+_DEFAULT_DNS: Final = (
+    f"IGW_BASE_URL has its default, {DEFAULT_GATEWAY}, which does not resolve on this machine: "
+    "set it to your gateway"
+)
 _UNREACHABLE: Final = {
     "connect": "is it running, and is {} right? From a pod: is egress to it allowed?",
     "dns": "the host name in {} does not resolve on this machine",

@@ -35,7 +35,7 @@ from handlers.redis_store.connection import (
 )
 from handlers.redis_store.keys import ReservedNames
 from handlers.settings.config_file import PoolEntry, QueueEntry
-from handlers.settings.settings import Settings, setting_warnings
+from handlers.settings.settings import Settings, masked_url, setting_warnings
 from handlers.status.collect import POST_SECONDS, Tally
 from handlers.telemetry.dependencies import SkewWatch
 from handlers.telemetry.logs import get_logger
@@ -363,6 +363,7 @@ class PollerApp:
                 queue_count=len(settings.queues),
                 workers={name: claimer.options.slots for name, claimer in self._claimers.items()},
                 max_in_flight_bytes=self._shared.budget.total,
+                **_target(settings),
                 metrics_port=self._pages.listen(),
             )
             await self._gates.start()
@@ -429,3 +430,12 @@ def result_route(settings: Settings, entry: QueueEntry, reserved: ReservedNames)
         may_name=settings.may_name_lists,
         reserved=reserved,
     )
+
+
+def _target(settings: Settings) -> dict[str, object]:
+    """Log field of the handler, or else of the gateways."""
+    if settings.env.handler_url:
+        return {"handler": masked_url(settings.env.handler_url)}
+    routes = settings.routes
+    bases = {routes.of(entry.queue_name).base_url for entry in settings.queues}
+    return {"gateways": [masked_url(base) for base in sorted(bases)[:_MOST_LOGGED]]}

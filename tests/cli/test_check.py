@@ -56,6 +56,17 @@ def test_a_missing_resource_is_a_fault_with_a_fix() -> None:
     assert all(one["state"] == "fault" and one["fix"] for one in found.values())
 
 
+def test_a_default_gateway_that_does_not_resolve_is_reported_as_the_default() -> None:
+    code, found = findings("--only", "gateway")
+    [finding] = found.values()
+    assert (code, finding["found"]) == (1, "dns")
+    assert finding["fix"].startswith("IGW_BASE_URL has its default, http://infra-")
+    _, found = findings("--only", "gateway", IGW_BASE_URL="http://no-such-host.invalid")
+    assert [one["fix"] for one in found.values()] == [
+        "the host name in IGW_BASE_URL does not resolve on this machine"
+    ]
+
+
 def test_a_key_of_another_type_is_named(stack: Stack) -> None:
     store = redis.Redis.from_url(stack.redis_url)
     store.set("check-wrong-type", "x")

@@ -168,7 +168,7 @@ def test_an_outage_is_one_line_in_the_log_and_its_end_another(fault: Fault) -> N
 def test_a_poller_that_starts_without_redis_logs_one_line() -> None:
     variables = {
         "REDIS_URL": f"redis://127.0.0.1:{free_port()}",
-        "IGW_BASE_URL": "http://x",
+        "IGW_BASE_URL": "http://user:canary@x",
         "METRICS_PORT": "0",
     }
     with ForkedChild("poller", [COMMAND, "poll"], variables) as poller:
@@ -178,6 +178,7 @@ def test_a_poller_that_starts_without_redis_logs_one_line() -> None:
     assert [line["event"] for line in events if "Redis" in line["event"]] == [
         "work paused: Redis unavailable"
     ]
+    assert [line["gateways"] for line in events if line["event"] == "polling"] == [["http://***@x"]]
 
 
 def test_a_promoted_replica_continues_where_its_master_died() -> None:
