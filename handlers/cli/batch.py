@@ -385,7 +385,7 @@ def _cancel_lines(
 
 async def _cancel_open(opened: AsyncClient, lines: Sequence[FoundLine]) -> dict[str, str]:
     """Cancel lines without output; return the outcome by `custom_id`."""
-    from handlers.cli.where import reason_not_live
+    from handlers.cli.where import not_cancelled_text
 
     outcomes: dict[str, str] = {}
     async with opened as client:
@@ -397,7 +397,7 @@ async def _cancel_open(opened: AsyncClient, lines: Sequence[FoundLine]) -> dict[
             elif place.state == "unknown":
                 outcomes[line.custom_id] = "cancelled before it was queued"
             else:
-                outcomes[line.custom_id] = f"not cancelled: {reason_not_live(place)}"
+                outcomes[line.custom_id] = not_cancelled_text(place)
     return outcomes
 
 

@@ -113,10 +113,10 @@ def _write_json(result: Result) -> None:
 def _table_writer() -> Callable[[Result], None]:
     """A function that prints a result as one line in columns.
 
-    A `rich` table could be drawn only at the end.
+    Only the payload is truncated: an id can be copied from any terminal.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     console = Console()
 
@@ -124,19 +124,17 @@ def _table_writer() -> Callable[[Result], None]:
         is_answered = result.status_code > 0
         is_good = is_answered and 200 <= result.status_code < 300
         shown = (result.stored_elsewhere or result.payload) if is_answered else result.error_message
-        table = Table.grid(padding=(0, 2), expand=True)
-        table.add_column(width=24, no_wrap=True, overflow="ellipsis")
-        table.add_column(width=18, no_wrap=True, style="green" if is_good else "red")
-        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        text = " ".join(shown[:PRINTED_PAYLOAD_CHARACTERS].split())
-        table.add_row(_plain(result.id), _plain(str(result.status_code or result.error_code)), _plain(text))
-        console.print(table)
+        line = Text(f"{_plain(result.id):24}  ")
+        code = _plain(str(result.status_code or result.error_code))
+        line.append(f"{code:18}  ", "green" if is_good else "red")
+        text = Text(_plain(" ".join(shown[:PRINTED_PAYLOAD_CHARACTERS].split())))
+        room = console.width - line.cell_len
+        text.truncate(room, overflow="ellipsis")
+        console.print(line + text if room > 0 else line, soft_wrap=True)
 
     return write
 
 
 def _plain(text: str) -> str:
-    """Untrusted text without control characters and `rich` markup."""
-    from rich.markup import escape
-
-    return escape("".join(character if character.isprintable() else "�" for character in text))
+    """Untrusted text without control characters."""
+    return "".join(character if character.isprintable() else "�" for character in text)

@@ -48,7 +48,9 @@ Examples:
 )
 @click.argument("source", required=False, metavar="[FILE|-]", type=click.Path(allow_dash=True))
 @click.option("--prompt", help="Text to complete, instead of a file.")
-@click.option("--model", default="", help="Model of a request with --prompt.")
+@click.option(
+    "--model", default="", help="Model of a request with --prompt.  [default: none; the gateway chooses]"
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of the answer, with --prompt.")
 @click.option(
     "--deadline",

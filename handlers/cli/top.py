@@ -135,9 +135,10 @@ def _head(now: Overview, hint: str) -> Text:
         text.append(f"{number:,}", style=style)
         text.append(f" {word}  ")
     last = _last_whole(now.minutes)
-    text.append(f"\n{last.answered + last.failed:,}", style="bold green")
+    count, word = counted(last.answered + last.failed, "result").split()
+    text.append(f"\n{count}", style="bold green")
     shown = "  ".join(f"{name} {_seconds(getattr(last, name))}" for name in ("p50", "p95", "p99"))
-    text.append(f" results in the last whole minute  {shown}\n")
+    text.append(f" {word} in the last whole minute  {shown}\n")
     text.append(bar_line([one.answered + one.failed for one in now.minutes]), style="green")
     text.append("  last hour", style="dim")
     return text

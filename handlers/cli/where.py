@@ -114,17 +114,23 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
     return "\n".join(f"{found.request_id}  {line}" for line in lines)
 
 
-def reason_not_live(found: Whereabouts) -> str:
-    """Why a request cannot be cancelled."""
-    if any(place.where != "dead" for place in found.places):
-        return "not queued by our client or commands; only its producer can cancel it, with its token"
-    if found.finished:
+def not_cancelled_text(found: Whereabouts) -> str:
+    """Why a request was not cancelled, to be read after its id."""
+    live = [place for place in found.places if place.where != "dead"]
+    if live and not any(place.token for place in live):
+        return "has no token, so it cannot be cancelled"
+    if live:
+        reason = "not queued by our client or commands; only its producer can cancel it, with its token"
+    elif found.finished:
+        at = _clock(found.finished.at)
         if found.state == "cancelled":
-            return f"cancelled at {_clock(found.finished.at)}"
-        return f"finished at {_clock(found.finished.at)} ({found.finished.outcome})"
-    if found.state == "unknown":
-        return "unknown in this queue; is the id right, and --queue?"
-    return str(found.state)
+            return f"already cancelled at {at}"
+        reason = f"finished at {at} ({found.finished.outcome})"
+    elif found.state == "unknown":
+        reason = "unknown in this queue; is the id right, and --queue?"
+    else:
+        reason = str(found.state)
+    return f"not cancelled: {reason}"
 
 
 def _place_text(place: Place, now: float) -> str:
@@ -208,14 +214,13 @@ def _pubsub_client(queue: QueueFlags, dedupe_redis_url: str) -> AsyncClient:
 
 
 async def _reason(client: AsyncClient, request_id: str) -> str:
-    """Why a request could not be cancelled; empty if the search fails."""
-    from handlers.cli.where import reason_not_live
+    """Why a request was not cancelled, if the search succeeds."""
     from handlers.client.errors import ClientError
 
     try:
-        return f": {reason_not_live(await client.where(request_id))}"
+        return not_cancelled_text(await client.where(request_id))
     except ClientError:
-        return ""
+        return "not cancelled"
 
 
 async def _cancel(opened: AsyncClient, ids: tuple[str, ...], word: str) -> ExitCode:
@@ -224,7 +229,5 @@ async def _cancel(opened: AsyncClient, ids: tuple[str, ...], word: str) -> ExitC
         not_live = [request_id for request_id, was_live in zip(ids, done, strict=True) if not was_live]
         reasons = {request_id: await _reason(client, request_id) for request_id in not_live[:_MOST_REASONS]}
     for request_id, was_live in zip(ids, done, strict=True):
-        print(
-            f"{request_id} {word}" if was_live else f"{request_id} not cancelled{reasons.get(request_id, '')}"
-        )
+        print(f"{request_id} {word if was_live else reasons.get(request_id, 'not cancelled')}")
     return ExitCode.DONE if all(done) else ExitCode.FAILED_REQUESTS

@@ -85,7 +85,7 @@ def closing_table(paths: Mapping[str, tuple[DemoTally, Stages]], timeout_seconds
 def explanation(malformed: int, dead: int) -> str:
     """Why the counts differ from the number of requests."""
     return (
-        f"Redis: {counted(malformed, 'additional request')} malformed on purpose; each has an error result.\n"
+        f"Redis: {malformed} of the requests are malformed on purpose; each has an error result.\n"
         f"Dead letters: {dead}. One more malformed queue entry has no readable id, so it cannot get a result and is "
         "kept as a dead letter.\n"
         "Errors HTTP 429 and 5xx: retried until no retry fitted before the deadline; the result is the last answer."

@@ -188,6 +188,11 @@ async def test_dropping_all_asks_first_with_the_number(dead: Dead) -> None:
     assert f"pass --yes to drop 2 dead letters of {dead.queue}" in done.stderr
 
 
+async def test_dropping_all_of_none_asks_for_no_confirmation(dead: Dead) -> None:
+    done = await _in_thread(dead.run, "drop", "--all")
+    assert (done.exit_code, done.output) == (1, "no dead letters\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_at_the_question_ends_it_and_drops_nothing(dead: Dead, number: int) -> None:
     await dead.dead_letter(b"m-1")

@@ -23,10 +23,10 @@ from redis import Redis
 
 from handlers.cli import main
 from handlers.cli.batch import Rate
-from handlers.cli.where import whereabouts_text
+from handlers.cli.where import not_cancelled_text, whereabouts_text
 from handlers.contract.envelope import decode_member
 from handlers.contract.request import Request
-from handlers.redis_store.admin.status_board import POLLERS
+from handlers.redis_store.admin.status_board import POLLERS, FinishedRecord
 from handlers.redis_store.admin.whereabouts import Place, Whereabouts
 from handlers.redis_store.submit.submissions import RequestState
 from handlers.status.report import GateReport, PollerReport, QueueReport
@@ -141,6 +141,31 @@ def test_cancel_reports_for_each_id_whether_it_was_live(shell: Shell) -> None:
     token = cast("bytes", shell.redis.get("request-active:r1"))
     assert shell.redis.get("request-cancel:r1") == token
     shell.redis.delete("request-active:r1", "request-cancel:r1", "request-cancellations")
+
+
+@pytest.mark.parametrize(
+    ("internal", "reason"),
+    [
+        ({}, "has no token, so it cannot be cancelled"),
+        (
+            {"request_token": "t"},
+            "not cancelled: not queued by our client or commands; only its producer can cancel it, with its token",
+        ),
+    ],
+)
+def test_cancel_says_why_a_queued_request_stays(shell: Shell, internal: dict[str, str], reason: str) -> None:
+    deadline = time.time() + 600
+    request = {"id": "foreign", "deadline": deadline, "payload": {"n": 1}}
+    member = {"internal": internal, "request_kind": "plain", "data": request} if internal else request
+    shell.redis.zadd(shell.queue, {json.dumps(member): deadline})
+    done = shell.run("cancel", "foreign")
+    assert (done.exit_code, done.output) == (1, f"foreign {reason}\n")
+
+
+def test_a_request_that_was_cancelled_before_is_called_already_cancelled() -> None:
+    record = FinishedRecord(token="t", outcome="CANCELLED", at=0.0, queue="q")
+    found = Whereabouts("r", RequestState.CANCELLED, finished=record)
+    assert not_cancelled_text(found) == "already cancelled at 1970-01-01 00:00:00Z"
 
 
 def test_submit_takes_a_payload_from_stdin_and_prints_the_id(shell: Shell) -> None:
@@ -341,6 +366,17 @@ def test_results_in_a_table_show_no_markup(shell: Shell) -> None:
     assert "CANCELLED" in done.stdout
     assert "[/x]" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("length", [10, 36, 76, 200])
+def test_results_in_a_table_never_truncate_an_id(shell: Shell, length: int) -> None:
+    name = "r" * length
+    shell.redis.lpush(shell.results, json.dumps({"id": name, "status_code": 200, "payload": "p" * 200}))
+    shell.env["COLUMNS"] = "80"
+    [line] = shell.run("results", "--for", "0s", "--format", "table").stdout.splitlines()
+    assert line.split()[:2] == [name, "200"]
+    assert ("p" * 10 in line, line.endswith("…")) == (length < 50, length < 50)
+    assert len(line) <= max(80, length + 22)
 
 
 def test_results_end_cleanly_with_ctrl_c(shell: Shell) -> None:

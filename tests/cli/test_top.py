@@ -15,7 +15,7 @@ from handlers.cli import main
 from handlers.cli.top import bar_line, frame
 from handlers.demo.valkey import Valkey
 from handlers.redis_store.admin.status_board import StatusBoard
-from handlers.status.overview import Depths, GateLine, Overview, QueueLine
+from handlers.status.overview import Depths, GateLine, Minute, Overview, QueueLine
 from handlers.status.report import Failure, GateReport
 
 
@@ -88,6 +88,16 @@ def test_headings_are_whole_and_a_gate_without_budget_is_closed(width: int) -> N
     failure = next(line for line in text.splitlines() if "timeout" in line)
     assert failure.split()[2] == "1", "attempts count from 1"
     assert "p50" in text
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(1, "1 result in"), (0, "0 results in"), (1_200, "1,200 results in")]
+)
+def test_results_of_the_last_minute_are_counted(number: int, words: str) -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    minutes = [Minute(number, 0, 0, None, None), Minute(0, 0, 0, None, None)]
+    console.print(frame(Overview(at=1.0, minutes=minutes), None))
+    assert f"\n{words} the last whole minute" in console.export_text()
 
 
 def test_equal_failures_share_a_row_with_the_time_of_the_newest() -> None:

@@ -36,10 +36,11 @@ def test_a_demo_in_a_pipe_shows_healthy_latency_then_progress_then_the_outcome()
     wanted = (
         "Latency of a healthy run",
         "queue → gateway",
+        "22 requests through Redis (2 of them malformed)",
         "results · Redis queued",
         "What became of the requests",
         "no result within 90 s",
-        "2 additional requests malformed on purpose",
+        "2 of the requests are malformed on purpose",
         "Dead letters: 1.",
         "retried until no retry fitted before the deadline",
         "Passed",

@@ -122,5 +122,5 @@ def test_cancel_reports_that_a_bare_member_cannot_be_cancelled(stack: Stack, sto
     bare = json.dumps({"id": "where-bare", "deadline": time.time() + 60, "payload": REFUSED})
     store.zadd("other-queue", {bare: time.time() + 60})
     shown = run(stack, "cancel", "--queue", "other-queue", "where-bare")
-    assert "not queued by our client or commands" in shown.stdout
+    assert "has no token, so it cannot be cancelled" in shown.stdout
     store.delete("other-queue")
