@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
@@ -176,7 +177,8 @@ async def _named(letters: DeadLetters, prefix: str) -> DeadLetter | None:
             f"{prefix} is the beginning of {counted(len(found), 'id')}; give more of the id:\n{ids}", err=True
         )
     else:
-        click.echo(f"no dead letter {prefix}: `async-processor dead list` shows them", err=True)
+        command = f"async-processor dead list --queue {shlex.quote(letters.queue)}"
+        click.echo(f"no dead letter {prefix} in this queue: `{command}` shows them", err=True)
     return None
 
 

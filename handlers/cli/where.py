@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from datetime import UTC, datetime
@@ -136,7 +137,7 @@ def not_cancelled_text(found: Whereabouts) -> str:
 def _place_text(place: Place, now: float) -> str:
     text = f"{_PLACES[place.where]}, queue {place.queue}"
     if place.where == "dead":
-        return f"{text}, `async-processor dead show {place.dead_id}`"
+        return f"{text}, `async-processor dead show {place.dead_id} --queue {shlex.quote(place.queue)}`"
     if place.where == "claimed":
         attempts = f"attempt {place.attempts + 1}"
     else:

@@ -36,7 +36,8 @@ async-processor check     # tests the settings and the servers that they name
 
 Settings are environment variables. An empty variable counts as unset. A process with an invalid value does not start,
 and prints one line that names the variable. The same happens if the name of a variable looks like a misspelt setting
-(`WORKRES`, `LOG_LEVE`), or lacks a word of it (`IGW_URL`). Other unknown variables that begin like ours are warnings.
+(`WORKRES`, `LOG_LEVE`), or lacks a word of it (`IGW_URL`) and the right one is not set. Other unknown variables that
+begin like ours are warnings.
 
 Settings of single queues, subscriptions and pools are in the file that `CONFIG_FILE` names
 ([config-file.md](config-file.md)). The [glossary](architecture.md#glossary) explains the terms.

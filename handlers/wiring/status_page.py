@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import threading
 import time
 from collections import Counter
@@ -254,7 +255,8 @@ def _dead_letter_row(queue: str, name: bytes, record: bytes, size: int) -> DeadL
     """One row. For a record that is too large to read, only the id is known."""
     dead_id = name.decode("utf-8", "replace")
     if size > LONGEST_SAMPLED:
-        message = f"{counted(size, 'byte')}; `async-processor dead show {dead_id}` prints it"
+        command = f"async-processor dead show {dead_id} --queue {shlex.quote(queue)}"
+        message = f"{counted(size, 'byte')}; `{command}` prints it"
         return DeadLetterRow(dead_id, queue, "", "too large to show", message, 0.0, 0)
     letter = read_dead_letter(name, record)
     return DeadLetterRow(

@@ -219,7 +219,8 @@ async def test_a_list_in_json_has_everything_a_program_needs(dead: Dead) -> None
 def test_an_unknown_letter_is_named(dead: Dead, command: str) -> None:
     done = dead.run(command, "nobody")
     assert done.exit_code == 1
-    assert "no dead letter nobody: `async-processor dead list` shows them" in done.stderr
+    listed = f"`async-processor dead list --queue {dead.queue}` shows them"
+    assert f"no dead letter nobody in this queue: {listed}" in done.stderr
 
 
 async def test_one_unknown_letter_does_not_stop_the_others(dead: Dead) -> None:

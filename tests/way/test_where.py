@@ -100,7 +100,8 @@ def test_a_dead_letter_is_shown_with_the_id_that_dead_show_takes(stack: Stack, s
     try:
         assert state_of(stack, "where-dead") == "dead-lettered"
         assert (
-            "dead show 0123456789abcdef0123456789abcdef01234567" in run(stack, "where", "where-dead").stdout
+            "dead show 0123456789abcdef0123456789abcdef01234567 --queue "
+            in run(stack, "where", "where-dead").stdout
         )
         assert "0123456789abcdef0123456789abcdef01234567" in page_text(stack, "where-dead")
     finally:

@@ -63,6 +63,7 @@ class DeadLetters:
     """The dead letters of one queue. Methods raise one of `STORE_FAILURES`."""
 
     def __init__(self, redis: Store, queue: str, *, cluster: bool = False) -> None:
+        self.queue = queue
         self._redis = redis
         self._keys = queue_keys(queue, cluster=cluster)
         self._requeue = lua_script(redis, "requeue_dead")
