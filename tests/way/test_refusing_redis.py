@@ -129,16 +129,19 @@ class Rig(Breakable):
         """Context: the keys of this pattern have another type than `kind`; afterwards they are restored."""
         keys = [key.decode() for key in self._run("KEYS", pattern)] if "*" in pattern else [pattern]
         for key in keys:
-            with contextlib.suppress(redis.ResponseError):  # it does not exist now
-                self.store.rename(key, f"aside:{key}")
-            self._run(*(["RPUSH", key, "x"] if kind == "string" else ["SET", key, "x"]))
+            self._at_once(["RENAME", key, f"aside:{key}"], ["RPUSH" if kind == "string" else "SET", key, "x"])
         try:
             yield
         finally:
             for key in keys:
-                self.store.delete(key)
-                with contextlib.suppress(redis.ResponseError):
-                    self.store.rename(f"aside:{key}", key)
+                self._at_once(["DEL", key], ["RENAME", f"aside:{key}", key])
+
+    def _at_once(self, *commands: list[str]) -> None:
+        """Run all in one transaction, so that the poller writes nothing in between. A missing key is no error."""
+        transaction: Any = self.store.pipeline(transaction=True)
+        for command in commands:
+            transaction.execute_command(*command)
+        transaction.execute(raise_on_error=False)
 
     def used_keys(self) -> dict[str, str]:
         """The keys that the poller uses for such requests, with their types; `*` in place of an id or a digest."""
