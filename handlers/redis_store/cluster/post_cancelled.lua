@@ -20,10 +20,11 @@ local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 probe_posts()
 local answer = { '', 0 }
-answer[1], answer[2] = scan_named(ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), 7, function(member, rank)
+local function move(member, rank)
   local id = ARGV[1] .. ':' .. #answer / 2
   answer[#answer + 1] = id
   answer[#answer + 1] = post_retry(member, rank, id, ARGV[2], now)
   return true
-end)
+end
+answer[1], answer[2] = scan_named(ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), 7, move)
 return answer

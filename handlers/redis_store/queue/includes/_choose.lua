@@ -1,9 +1,9 @@
 -- Included after _run by scripts that claim. Reads KEYS[1] of its script and writes nothing.
 -- choose(count, most_bytes, most_retries, position, latest):
--- up to `count` members of KEYS[1], each followed by its score and rank, lowest score first. They have at most
--- `most_bytes` together, but at least one is chosen. At most `most_retries` are retries while other requests wait. `position` is
--- where to begin: 0 at the queue's head, 1 at its end, in between by rank. From there it reads to the end, then back to
--- the head. With `latest`, members with a higher score are skipped.
+-- up to `count` members of KEYS[1], each followed by its score and rank. They have at most `most_bytes` together, but at
+-- least one is chosen. At most `most_retries` are retries while other requests wait. `position` is where to begin: 0 at
+-- the queue's head, 1 at its end, in between by rank. From there it reads to the end, then back to the head. With
+-- `latest`, members with a higher score are skipped.
 -- It reads at most 1,000 members or 2 MB, so requests after more retries than that are not found.
 local MOST_MEMBERS, MOST_BYTES = 1000, 2000000
 
