@@ -19,9 +19,7 @@ from handlers.number_text import decimal
 BASE_SECONDS: Final = 2.0
 CAP_SECONDS: Final = 60.0
 _LAST_DOUBLING: Final = 5  # 2 s · 2^5 exceeds the cap; a much larger exponent would overflow
-_SPREAD: Final = (
-    0.25  # most jitter on a Retry-After; with it, half of the time left still ends before the deadline
-)
+_SPREAD: Final = 0.25  # most jitter on a Retry-After; with it, half of the time left still ends before the deadline
 
 
 def backoff_seconds(attempt: int, jitter: float) -> float:

@@ -23,9 +23,7 @@ class FollowedClock:
     `monotonic` returns seconds that a change of the clock does not affect, `local` this computer's Unix seconds.
     """
 
-    def __init__(
-        self, monotonic: Callable[[], float] = time.monotonic, local: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic, local: Callable[[], float] = time.time) -> None:
         self._monotonic = monotonic
         self._local = local
         self._offset: float | None = None

@@ -45,9 +45,7 @@ def incomplete(name: str, known: Collection[str]) -> str:
     """
     words = name.split("_")
     related = [
-        one
-        for one in known
-        if len(words) > 1 and one.split("_")[0] == words[0] and _is_part(words, one.split("_"))
+        one for one in known if len(words) > 1 and one.split("_")[0] == words[0] and _is_part(words, one.split("_"))
     ]
     return _closest(name, related, 0.0)
 

@@ -23,13 +23,7 @@ def _is_text(found: Type) -> bool:
 def _check(context: FunctionContext) -> Type:
     is_ours = "handlers" in Path(context.api.path).parts
     is_literal = bool(context.args and context.args[0]) and isinstance(context.args[0][0], StrExpr)
-    if (
-        is_ours
-        and not is_literal
-        and context.arg_types
-        and context.arg_types[0]
-        and _is_text(context.arg_types[0][0])
-    ):
+    if is_ours and not is_literal and context.arg_types and context.arg_types[0] and _is_text(context.arg_types[0][0]):
         context.api.fail("text becomes a number with handlers.number_text.whole or decimal", context.context)
     return context.default_return_type
 

@@ -150,16 +150,12 @@ async def take_batch(page: Page, folder: Path) -> None:
             {"REDIS_URL": stack.redis_url},
             folder,
         )
-    console = Console(
-        file=StringIO(), record=True, width=COLUMNS, force_terminal=True, color_system="truecolor"
-    )
+    console = Console(file=StringIO(), record=True, width=COLUMNS, force_terminal=True, color_system="truecolor")
     console.print("$ async-processor batch run requests.jsonl --out results.jsonl")
     console.print(Text.from_ansi(shown), end="")
     svg = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="a batch in progress"), flags=re.DOTALL)
     picture = folder / "batch.html"
-    picture.write_text(
-        f"<!doctype html><meta charset=utf-8><style>body{{margin:0}}svg{{width:100%}}</style>{svg}"
-    )
+    picture.write_text(f"<!doctype html><meta charset=utf-8><style>body{{margin:0}}svg{{width:100%}}</style>{svg}")
     await page.resize(1_000, 400)
     await page.open(picture.as_uri())
     height = await page.run("Math.ceil(document.querySelector('svg').getBoundingClientRect().height)")

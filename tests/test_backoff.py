@@ -52,9 +52,7 @@ def test_a_pause_is_within_half_and_whole_of_its_ceiling(attempt: int, jitter: f
 def test_a_retry_always_comes_before_the_deadline(
     attempt: int, left: float, asked: float | None, jitter: float, earliest: float
 ) -> None:
-    delay = retry_delay(
-        attempt, left_seconds=left, hint_seconds=asked, jitter=jitter, earliest_seconds=earliest
-    )
+    delay = retry_delay(attempt, left_seconds=left, hint_seconds=asked, jitter=jitter, earliest_seconds=earliest)
     if delay is None:
         return
     assert delay < left
@@ -103,10 +101,7 @@ def test_a_delivery_whose_redelivery_would_be_too_late_is_not_held() -> None:
     ("value", "seconds"),
     [
         *(("7", 7.0), (" 7 ", 7.0), ("0", 0.0), ("1.5", 1.5), ("1000000000", 1e9), ("007", 7.0)),
-        *(
-            (value, None)
-            for value in ("", "soon", "-1", "+5", "1e3", "0x5", "nan", "inf", ".", "1.2.3", "7s")
-        ),
+        *((value, None) for value in ("", "soon", "-1", "+5", "1e3", "0x5", "nan", "inf", ".", "1.2.3", "7s")),
         *((value, None) for value in ("٣", "²", "9" * 400, "1 2", "Fri, 99 Xyz 2027 00:00:00 GMT")),
         (None, None),
         (format_datetime(datetime.fromtimestamp(NOW + 90, UTC), usegmt=True), 90.0),
@@ -116,9 +111,7 @@ def test_a_delivery_whose_redelivery_would_be_too_late_is_not_held() -> None:
         ("Fri Jan 15 08:01:30 2027", 90.0),
     ],
 )
-def test_retry_after_is_seconds_or_a_date_and_garbage_is_ignored(
-    value: str | None, seconds: float | None
-) -> None:
+def test_retry_after_is_seconds_or_a_date_and_garbage_is_ignored(value: str | None, seconds: float | None) -> None:
     assert parse_retry_after(value, NOW) == seconds
 
 

@@ -48,9 +48,7 @@ def test_requests_leave_room_for_answers() -> None:
     assert sum(share.limit for share in shares) == 1_000
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["ask", "hold", "release"]), st.integers(1, 150)))
-)
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["ask", "hold", "release"]), st.integers(1, 150))))
 def test_held_bytes_are_bounded_and_all_are_freed(steps: list[tuple[int, str, int]]) -> None:
     """One request at a time may exceed the limit; otherwise only bytes held without asking may."""
     budget = ByteBudget(200)

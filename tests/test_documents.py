@@ -61,10 +61,7 @@ def docstrings(path: Path) -> Iterator[str]:
 
 
 def test_every_path_in_a_docstring_exists() -> None:
-    found = {
-        str(path): missing(found for text in docstrings(path) for found in PATH.findall(text))
-        for path in SOURCES
-    }
+    found = {str(path): missing(found for text in docstrings(path) for found in PATH.findall(text)) for path in SOURCES}
     assert {path: names for path, names in found.items() if names} == {}
 
 
@@ -139,9 +136,7 @@ SHOWN = {
             "test_a_queue_of_another_type_is_named_in_the_log_of_the_poller"
         ),
         "KEDA still fails after the password was corrected": KEDA,
-        "one poller never stops although nothing is queued": (
-            "test_a_user_without_llen_fails_on_empty_queues_only"
-        ),
+        "one poller never stops although nothing is queued": ("test_a_user_without_llen_fails_on_empty_queues_only"),
         "`retry` with `reason=handler_unavailable` in the poller's log": (
             "test_a_door_that_is_not_ready_is_in_the_pollers_log"
         ),
@@ -165,9 +160,7 @@ SHOWN = {
         "a setting has no effect": "test_check_prints_the_value_that_won",
     },
     "knative/README.md": {
-        "Service not ready, `RevisionMissing`": (
-            "test_the_last_line_of_a_door_that_does_not_start_names_the_setting"
-        ),
+        "Service not ready, `RevisionMissing`": ("test_the_last_line_of_a_door_that_does_not_start_names_the_setting"),
         "`ConfigurationError`, a field is not allowed": SERVING,
         "image cannot be resolved": SERVING,
         "every push gets 401": "test_pushes_with_another_audience_get_401",
@@ -181,9 +174,7 @@ SHOWN = {
         "apply is refused: `expected 0 <= 600 <= 300`": SERVING,
         "504 after 300 s": SERVING,
         "`kubectl diff` fails: service account not found": "test_the_account_can_be_applied_before_the_door",
-        "a patch emptied the container": (
-            "test_a_strategic_merge_patch_of_a_knative_service_empties_its_container"
-        ),
+        "a patch emptied the container": ("test_a_strategic_merge_patch_of_a_knative_service_empties_its_container"),
     },
     "docs/architecture.md": {
         "the poller dies while a request is in flight": (
@@ -202,9 +193,7 @@ SHOWN = {
         "Redis is down between answer and ack, and the lease expires meanwhile": (
             "tests/poller/test_ack_batcher.py: test_a_settlement_of_a_stale_owner_is_refused_and_reported"
         ),
-        "a handler dies": (
-            "tests/poller/test_dispatcher.py: test_a_handler_that_went_with_the_request_is_an_attempt"
-        ),
+        "a handler dies": ("tests/poller/test_dispatcher.py: test_a_handler_that_went_with_the_request_is_an_attempt"),
     },
     "docs/runbook.md": {
         "Requests are queued and nothing moves": (
@@ -235,8 +224,7 @@ SHOWN = {
             "tests/cli/test_dead.py: test_requeue_and_drop_take_several_or_all"
         ),
         "Leases are lost, requests run twice": (
-            "tests/poller/test_maintenance.py: "
-            "test_a_claim_that_another_took_is_given_up_and_its_work_cancelled"
+            "tests/poller/test_maintenance.py: test_a_claim_that_another_took_is_given_up_and_its_work_cancelled"
         ),
         "Redis is full, slow or gone": (
             "tests/way/test_failing_redis.py: test_while_redis_fails_nothing_is_lost_and_no_socket_leaks"
@@ -250,8 +238,7 @@ SHOWN = {
             "tests/doors/test_accounted.py: test_a_result_that_could_not_be_recorded_is_no_result_yet"
         ),
         "A changed configuration file is refused": (
-            "tests/way/test_reload.py: "
-            "test_an_invalid_file_is_refused_and_reported_and_the_next_valid_one_is_applied"
+            "tests/way/test_reload.py: test_an_invalid_file_is_refused_and_reported_and_the_next_valid_one_is_applied"
         ),
     },
 }
@@ -286,8 +273,6 @@ def test_a_test_that_shows_a_row_exists(name: str) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=str)
 def test_no_sentence_is_longer_than_thirty_words(path: Path) -> None:
     sentences = [
-        sentence
-        for paragraph in prose(document(path))
-        for sentence in re.split(r"(?<=[.:;?!])\s+", paragraph)
+        sentence for paragraph in prose(document(path)) for sentence in re.split(r"(?<=[.:;?!])\s+", paragraph)
     ]
     assert [sentence for sentence in sentences if len(sentence.split()) > LONGEST_SENTENCE] == []

@@ -126,9 +126,7 @@ def test_the_old_dialect_is_found(text: str, is_found: bool) -> None:
     assert any(re.search(pattern, text.removeprefix("")) for pattern in BANNED) is is_found
 
 
-_EMPTY_FOUND = re.compile(
-    r"^(something|another|other|no|not|none of|invalid|wrong)\b|\bof another (type|form|kind)$"
-)
+_EMPTY_FOUND = re.compile(r"^(something|another|other|no|not|none of|invalid|wrong)\b|\bof another (type|form|kind)$")
 """A "got" half that says only that it is not the expected half; `nothing` says enough."""
 
 
@@ -154,9 +152,7 @@ def found_texts(tree: ast.AST) -> list[tuple[int, str]]:
 
 def test_errors_say_what_they_got() -> None:
     texts = {
-        f"{path}:{line}": text
-        for path in tracked("handlers/**/*.py")
-        for line, text in found_texts(tree_of(path))
+        f"{path}:{line}": text for path in tracked("handlers/**/*.py") for line, text in found_texts(tree_of(path))
     }
     assert len(texts) > 50
     assert {at: text for at, text in texts.items() if _EMPTY_FOUND.search(text)} == {}
@@ -175,9 +171,7 @@ def first_sentence(docstring: str) -> str:
 @pytest.mark.parametrize("path", tracked("handlers/*.py", "async_processor/*.py"), ids=str)
 def test_a_docstring_begins_with_a_short_sentence(path: Path) -> None:
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    docstrings = [
-        ast.get_docstring(node) or "" for node in ast.walk(tree_of(path)) if isinstance(node, kinds)
-    ]
+    docstrings = [ast.get_docstring(node) or "" for node in ast.walk(tree_of(path)) if isinstance(node, kinds)]
     first = [first_sentence(text) for text in docstrings]
     assert [sentence for sentence in first if len(sentence.split()) > MOST_WORDS] == []
 

@@ -61,9 +61,7 @@ def public_names(path: str, text: str) -> Iterator[str]:
     """The public classes, functions, constants and type aliases that a file defines."""
     for node in ast.parse(text).body:
         names = list(assigned(node))
-        if isinstance(node, ast.ClassDef) or (
-            isinstance(node, _FUNCTIONS) and not path.startswith(_COMMANDS)
-        ):
+        if isinstance(node, ast.ClassDef) or (isinstance(node, _FUNCTIONS) and not path.startswith(_COMMANDS)):
             names.append(node.name)
         yield from (name for name in names if not name.startswith("_") and name not in _EACH_HAS_ONE)
 
@@ -172,9 +170,7 @@ BANNED_WORDS = {
 """Words that no identifier contains, each with the field's word."""
 
 ALLOWED = {
-    **dict.fromkeys(
-        ["payload_apart_bytes", "_payload_apart_bytes", "PAYLOAD_APART_FLAG"], "an option of the client"
-    ),
+    **dict.fromkeys(["payload_apart_bytes", "_payload_apart_bytes", "PAYLOAD_APART_FLAG"], "an option of the client"),
     **dict.fromkeys(["result_apart_bytes", "result_apart_seconds", "RESULT_APART_BYTES"], "a setting"),
     "patience_seconds": "an option of the client",
     **dict.fromkeys(["look_up", "_look_up"], "to look up a request is the field's phrase"),

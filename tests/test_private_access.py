@@ -32,19 +32,14 @@ def private_accesses(tree: ast.AST) -> Iterator[int]:
             case ast.ImportFrom(names=names) if any(is_private(each.name) for each in names):
                 yield node.lineno
             case ast.Call(func=ast.Attribute(attr="setattr"), args=[*targets, _]) if any(
-                is_private(str(one.value).rpartition(".")[2])
-                for one in targets
-                if isinstance(one, ast.Constant)
+                is_private(str(one.value).rpartition(".")[2]) for one in targets if isinstance(one, ast.Constant)
             ):
                 yield node.lineno
 
 
 def test_no_test_uses_a_private_name() -> None:
     found = [
-        f"{path}:{line}"
-        for path in TESTS
-        if str(path) not in OTHERS_NAMES
-        for line in private_accesses(tree_of(path))
+        f"{path}:{line}" for path in TESTS if str(path) not in OTHERS_NAMES for line in private_accesses(tree_of(path))
     ]
     assert found == [], "give the product a parameter, or test effects that its users see"
 

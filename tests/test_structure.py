@@ -244,11 +244,7 @@ def test_lock_files_pin_the_packages_dependencies(lock: str, extras: list[str]) 
         *(name for e in extras for name in project["optional-dependencies"][e]),
     ]
     wanted = [Requirement(text) for text in asked if not text.startswith(project["name"])]
-    broken = [
-        str(want)
-        for want in wanted
-        if not want.specifier.contains(pins.get(canonicalize_name(want.name), "0"))
-    ]
+    broken = [str(want) for want in wanted if not want.specifier.contains(pins.get(canonicalize_name(want.name), "0"))]
     assert broken == []
 
 

@@ -40,9 +40,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def code_of(node: ast.AST) -> str:
     """The code of an expression without its texts."""
-    texts = [
-        part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and type(part.value) is str
-    ]
+    texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and type(part.value) is str]
     code = ast.unparse(node)
     for text in texts:
         code = code.replace(repr(text), "''")
@@ -87,9 +85,7 @@ def speed_comparisons(tree: ast.AST) -> Iterator[int]:
         clock = names_assigned_from(function, WALL_CLOCK)
         remaining = names_assigned_from(function, REMAINING_TIME)
         asserts = (node for node in ast.walk(function) if isinstance(node, ast.Assert))
-        for compare in (
-            part for node in asserts for part in ast.walk(node.test) if isinstance(part, ast.Compare)
-        ):
+        for compare in (part for node in asserts for part in ast.walk(node.test) if isinstance(part, ast.Compare)):
             code = code_of(compare)
             differences = [
                 code_of(part)
@@ -120,9 +116,7 @@ def settings_given(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
             defaults = positional[len(positional) - len(node.defaults) :]
             yield from zip((one.arg for one in defaults), node.defaults, strict=True)
             yield from (
-                (one.arg, default)
-                for one, default in zip(node.kwonlyargs, node.kw_defaults, strict=True)
-                if default
+                (one.arg, default) for one, default in zip(node.kwonlyargs, node.kw_defaults, strict=True) if default
             )
 
 
@@ -166,9 +160,7 @@ def short_waits(tree: ast.AST) -> Iterator[int]:
                 pass
             case _:
                 continue
-        numbers = [
-            one.value for one in limits if isinstance(one, ast.Constant) and type(one.value) in (int, float)
-        ]
+        numbers = [one.value for one in limits if isinstance(one, ast.Constant) and type(one.value) in (int, float)]
         if any(1 <= float(str(seconds)) < SHORTEST_WAIT_SECONDS for seconds in numbers):
             yield node.lineno
 
@@ -184,9 +176,7 @@ def waited_for(statement: ast.stmt) -> ast.Call | None:
 def reads(node: ast.AST) -> set[str]:
     """The calls in an expression that read what another process or task writes."""
     calls = (part for part in ast.walk(node) if isinstance(part, ast.Call))
-    return {
-        ast.unparse(call) for call in calls if READERS.fullmatch(ast.unparse(call.func).rpartition(".")[2])
-    }
+    return {ast.unparse(call) for call in calls if READERS.fullmatch(ast.unparse(call.func).rpartition(".")[2])}
 
 
 def reads_after_another_wait(text: str, tree: ast.AST) -> Iterator[int]:
@@ -223,9 +213,7 @@ def is_denial(test: ast.expr) -> bool:
 
 
 def test_no_assertion_reads_something_else_than_was_waited_for() -> None:
-    found = [
-        f"{path}:{line}" for path in TESTS for line in reads_after_another_wait(text_of(path), tree_of(path))
-    ]
+    found = [f"{path}:{line}" for path in TESTS for line in reads_after_another_wait(text_of(path), tree_of(path))]
     assert found == [], "another process may still be about to write it: wait for it as well"
 
 
@@ -289,9 +277,7 @@ def test_no_test_judges_time_cpu_or_memory() -> None:
 
 def test_no_lease_is_so_short_that_a_busy_machine_lets_it_expire() -> None:
     found = [f"{path}:{line}" for path in TESTS for line in short_leases(text_of(path), tree_of(path))]
-    assert found == [], (
-        "take a long lease and end it in the test: ZADD its score into the past, PEXPIRE its key"
-    )
+    assert found == [], "take a long lease and end it in the test: ZADD its score into the past, PEXPIRE its key"
 
 
 @pytest.mark.parametrize(

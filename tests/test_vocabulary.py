@@ -141,9 +141,7 @@ def test_lanes_are_explained_where_they_are_shown() -> None:
 def test_summaries_in_help_are_whole() -> None:
     """click cuts a summary that does not fit at 80 columns, and ends it in `...`."""
     context = click.Context(main)
-    groups = [
-        command for name in COMMANDS if isinstance(command := main.get_command(context, name), click.Group)
-    ]
+    groups = [command for name in COMMANDS if isinstance(command := main.get_command(context, name), click.Group)]
     assert groups
     for group in groups:
         assert (

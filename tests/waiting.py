@@ -48,12 +48,8 @@ async def wait_until_async(
     predicate: Callable[[], Coroutine[Any, Any, T]], what: str, timeout_seconds: float = LIMIT_SECONDS
 ) -> T: ...
 @overload
-async def wait_until_async(
-    predicate: Callable[[], T], what: str, timeout_seconds: float = LIMIT_SECONDS
-) -> T: ...
-async def wait_until_async(
-    predicate: Callable[[], Any], what: str, timeout_seconds: float = LIMIT_SECONDS
-) -> Any:
+async def wait_until_async(predicate: Callable[[], T], what: str, timeout_seconds: float = LIMIT_SECONDS) -> T: ...
+async def wait_until_async(predicate: Callable[[], Any], what: str, timeout_seconds: float = LIMIT_SECONDS) -> Any:
     """`wait_until` on an event loop; `predicate` may be a coroutine function, which is cancelled at the limit."""
     end = time.monotonic() + timeout_seconds
     pause_seconds = _FIRST_PAUSE_SECONDS

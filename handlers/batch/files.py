@@ -94,9 +94,7 @@ class BatchFiles:
     def __init__(self, out: Path, errors: Path | None = None) -> None:
         out = out.absolute()  # a link stays a link, which `open_private` refuses
         self.out = out
-        self.errors = (
-            errors.absolute() if errors else out.with_name(f"{out.stem}.errors{out.suffix or '.jsonl'}")
-        )
+        self.errors = errors.absolute() if errors else out.with_name(f"{out.stem}.errors{out.suffix or '.jsonl'}")
         self.state = out.with_name(f"{out.name}.batch")
         self._lock = out.with_name(f"{out.name}.lock")
         self.cancel = out.with_name(f"{out.name}.cancel")
@@ -131,9 +129,7 @@ class BatchFiles:
         except FileNotFoundError:
             return None
         except MALFORMED as error:
-            raise BatchConflict(
-                f"{self.state}: expected a batch's state, got another file ({error})"
-            ) from None
+            raise BatchConflict(f"{self.state}: expected a batch's state, got another file ({error})") from None
 
     def errors_of(self, state: BatchState) -> Path:
         """The error file of an earlier run."""

@@ -125,9 +125,7 @@ def _problem(line: _Input, body: bytes) -> str:
         return f"custom_id: expected {_CUSTOM_ID}, got nothing"
     if line.method.upper() != "POST":
         return (
-            f"method: expected POST, got {line.method[:20]!r}"
-            if line.method
-            else "method: expected POST, got nothing"
+            f"method: expected POST, got {line.method[:20]!r}" if line.method else "method: expected POST, got nothing"
         )
     if not _URL.fullmatch(line.url) or "?" in line.url or "#" in line.url:
         return f"url: expected a path like /v1/chat/completions, got {line.url[:80]!r}"
@@ -141,11 +139,7 @@ def _body_problem(body: bytes) -> str:
         is_stream = b'"stream"' in body and bool(_body_decoder.decode(body).stream)
     except MALFORMED:
         is_stream = False  # of another type, or nested too deeply: the gateway decides
-    return (
-        "body.stream: expected false or nothing, got true (a batch collects complete responses)"
-        if is_stream
-        else ""
-    )
+    return "body.stream: expected false or nothing, got true (a batch collects complete responses)" if is_stream else ""
 
 
 def custom_id_of(text: bytes) -> str:
@@ -197,9 +191,7 @@ def encode_result_line(batch: str, number: int, custom_id: str, result: Result) 
     Lines with a 2xx answer do. A payload that is stored elsewhere (`payload_ref` with an `s3://` URL) is an error.
     """
     if result.payload_ref:
-        return encode_error(
-            batch, number, custom_id, "payload_stored_elsewhere", result.stored_elsewhere
-        ), False
+        return encode_error(batch, number, custom_id, "payload_stored_elsewhere", result.stored_elsewhere), False
     if result.status_code:
         response = _Response(result.status_code, result.id, _body(result.payload))
         line = _Output(output_id(batch, number), custom_id, response, None)

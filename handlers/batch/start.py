@@ -83,9 +83,7 @@ def _check_same(
         if name in chosen and name in before and now[name] != before[name]
     ]
     if faults:
-        faults.append(
-            "A batch keeps its settings: leave these flags out, or give another --out for a new batch"
-        )
+        faults.append("A batch keeps its settings: leave these flags out, or give another --out for a new batch")
         raise BatchConflict("\n  ".join([f"{files.state}: other settings than in the first run", *faults]))
 
 

@@ -79,9 +79,7 @@ twice, and no result is lost or written twice.
     metavar="SOURCE|-",
     type=click.Path(exists=True, path_type=Path, dir_okay=False, allow_dash=True),
 )
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Output file for answers."
-)
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Output file for answers.")
 @click.option(
     "--errors",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -176,9 +174,7 @@ def _check_outputs(source: Path, outputs: dict[str, Path | None]) -> None:
 def _chosen() -> set[str]:
     """The flags given on the command line or by variables."""
     context = click.get_current_context()
-    chosen = {
-        name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
+    chosen = {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     return chosen | ({"queue"} if "queue_name" in chosen else set())
 
 
@@ -364,9 +360,7 @@ def cancel(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags) -> Exit
     return _exit_code(state)
 
 
-def _cancel_lines(
-    files: BatchFiles, state: BatchState, custom_ids: tuple[str, ...], queue: QueueFlags
-) -> ExitCode:
+def _cancel_lines(files: BatchFiles, state: BatchState, custom_ids: tuple[str, ...], queue: QueueFlags) -> ExitCode:
     from handlers.batch.files import find_lines
 
     found = find_lines(files, state, custom_ids)
@@ -407,9 +401,7 @@ def _known_batch(out: Path) -> tuple[BatchFiles, BatchState]:
     files = BatchFiles(out)
     state = files.read_state()
     if state is None:
-        raise BatchConflict(
-            f"{out}: no batch has written this file; start one with `async-processor batch run`"
-        )
+        raise BatchConflict(f"{out}: no batch has written this file; start one with `async-processor batch run`")
     return BatchFiles(out, files.errors_of(state)), state
 
 

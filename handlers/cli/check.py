@@ -27,9 +27,7 @@ Examples:
 
 Exit codes: 0 no fault; 1 a check failed (the fix is printed); 2 a setting is invalid.""",
 )
-@click.option(
-    "--only", "parts", multiple=True, type=click.Choice(PARTS), help="Check only this part; may be repeated."
-)
+@click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), help="Check only this part; may be repeated.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 @click.option("--all", "is_all", is_flag=True, help="Print every setting, also those at their default.")
 def check(parts: tuple[str, ...], is_json: bool, is_all: bool) -> None:
@@ -59,9 +57,7 @@ def _print_json(settings: Settings, findings: list[Finding]) -> None:
     from msgspec.structs import asdict
 
     click.echo(
-        msgspec.json.encode(
-            {"settings": settings.shown(), "findings": [asdict(finding) for finding in findings]}
-        )
+        msgspec.json.encode({"settings": settings.shown(), "findings": [asdict(finding) for finding in findings]})
     )
 
 
@@ -70,15 +66,11 @@ def _print_lines(settings: Settings, findings: list[Finding], *, is_all: bool) -
     marks = {"ok": "ok     ", "warning": "WARNING", "fault": "FAULT  "}
     colours = {"ok": "green", "warning": "yellow", "fault": "red"}
     for finding in findings:
-        click.echo(
-            f"{click.style(marks[finding.state], colours[finding.state])} {finding.what}: {finding.found}"
-        )
+        click.echo(f"{click.style(marks[finding.state], colours[finding.state])} {finding.what}: {finding.found}")
         if finding.fix:
             click.echo(f"        {finding.fix}")
     if not findings:
         click.echo("nothing to check: the settings use none of these parts")
-    click.echo(
-        "\nAll settings:" if is_all else "\nSettings that differ from their defaults (--all shows every one):"
-    )
+    click.echo("\nAll settings:" if is_all else "\nSettings that differ from their defaults (--all shows every one):")
     for name, value in (settings.shown() if is_all else settings.changed()).items():
         click.echo(f"  {name} = {printable('' if value is None else str(value))}")

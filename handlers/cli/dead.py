@@ -44,9 +44,7 @@ def dead() -> None:
 
 
 @dead.command("list")
-@click.option(
-    "--json", "is_json", is_flag=True, help="Print a JSON object for each, with the request as queued."
-)
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON object for each, with the request as queued.")
 @redis_flags
 @exits
 def list_letters(queue: QueueFlags, is_json: bool) -> ExitCode:
@@ -118,12 +116,7 @@ def drop(dead_ids: tuple[str, ...], is_all: bool, is_confirmed: bool, queue: Que
     """Delete dead letters."""
 
     async def work(letters: DeadLetters) -> ExitCode:
-        if (
-            is_all
-            and not dead_ids
-            and not is_confirmed
-            and not _confirmed(await letters.count(), queue.queue)
-        ):
+        if is_all and not dead_ids and not is_confirmed and not _confirmed(await letters.count(), queue.queue):
             return ExitCode.FAILED_REQUESTS
         return await _each(letters, dead_ids, is_all, lambda letter: letters.drop(letter.dead_id), "dropped")
 
@@ -173,9 +166,7 @@ async def _named(letters: DeadLetters, prefix: str) -> DeadLetter | None:
         return found[0]
     if found:
         ids = "\n".join(f"  {letter.dead_id}" for letter in found)
-        click.echo(
-            f"{prefix} is the beginning of {counted(len(found), 'id')}; give more of the id:\n{ids}", err=True
-        )
+        click.echo(f"{prefix} is the beginning of {counted(len(found), 'id')}; give more of the id:\n{ids}", err=True)
     else:
         command = f"async-processor dead list --queue {shlex.quote(letters.queue)}"
         click.echo(f"no dead letter {prefix} in this queue: `{command}` shows them", err=True)
@@ -219,9 +210,7 @@ def _print_list(found: list[DeadLetter]) -> None:
     reasons = max(len(letter.reason) for letter in found)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _NARROW
     gap = "\n    " if width < _NARROW else "  "
-    click.echo(
-        f"{'ID':40}  {'WHEN':15}  {'REASON':{reasons}}{gap}DEATHS  BYTES    {'REQUEST':{id_width}}  MESSAGE"
-    )
+    click.echo(f"{'ID':40}  {'WHEN':15}  {'REASON':{reasons}}{gap}DEATHS  BYTES    {'REQUEST':{id_width}}  MESSAGE")
     for letter, request_id in zip(found, ids, strict=True):
         when = datetime.fromtimestamp(letter.at, UTC).strftime("%m-%d %H:%M:%SZ")
         details = f"{letter.delivery_count:<6}  {len(letter.member):<7}  {request_id:{id_width}}"

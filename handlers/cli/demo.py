@@ -32,9 +32,7 @@ Exit codes: 0 every request got exactly one final result; 1 otherwise; 2 a proce
 @click.option(
     "--requests", type=click.IntRange(20, 100_000), default=200, show_default=True, help="Number of requests."
 )
-@click.option(
-    "--pubsub/--no-pubsub", "has_pubsub", default=True, help="Use Pub/Sub too, if its emulator is found."
-)
+@click.option("--pubsub/--no-pubsub", "has_pubsub", default=True, help="Use Pub/Sub too, if its emulator is found.")
 @click.option("--timeout", "seconds", default=90.0, show_default=True, help="Time limit in seconds.")
 def demo(requests: int, has_pubsub: bool, seconds: float) -> None:
     """Run requests through all parts on this machine and check the results.
@@ -88,18 +86,14 @@ Examples:
 
 Exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 a process ended by itself; 2 a process could not be started.""",
 )
-@click.option(
-    "--redis-port", type=click.IntRange(0, 65_535), default=0, help="Port of Valkey; 0 picks a free one."
-)
+@click.option("--redis-port", type=click.IntRange(0, 65_535), default=0, help="Port of Valkey; 0 picks a free one.")
 @click.option(
     "--gateway-port",
     type=click.IntRange(0, 65_535),
     default=0,
     help="Port of the gateway; 0 picks a free one.",
 )
-@click.option(
-    "--pubsub/--no-pubsub", "has_pubsub", default=True, help="Use Pub/Sub too, if its emulator is found."
-)
+@click.option("--pubsub/--no-pubsub", "has_pubsub", default=True, help="Use Pub/Sub too, if its emulator is found.")
 def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:
     """Run a local stack until Ctrl-C.
 

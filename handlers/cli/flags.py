@@ -129,12 +129,8 @@ PUBSUB_FLAGS = (
         show_default=True,
         help="Broker.",
     ),
-    click.option(
-        "--project", envvar="PROJECT_ID", default="", show_envvar=True, help="Google Cloud project."
-    ),
-    click.option(
-        "--topic", envvar="REQUEST_TOPIC_ID", default="", show_envvar=True, help="Topic of the requests."
-    ),
+    click.option("--project", envvar="PROJECT_ID", default="", show_envvar=True, help="Google Cloud project."),
+    click.option("--topic", envvar="REQUEST_TOPIC_ID", default="", show_envvar=True, help="Topic of the requests."),
     click.option(
         "--subscription",
         envvar="RESULT_SUBSCRIPTION_ID",

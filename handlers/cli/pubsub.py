@@ -86,9 +86,7 @@ def _duration(flag: str, field: str, text: str) -> _Option:
 
 
 _SHARED: Final = (
-    click.option(
-        "--project", "project_id", envvar="PROJECT_ID", show_envvar=True, required=True, help="Project."
-    ),
+    click.option("--project", "project_id", envvar="PROJECT_ID", show_envvar=True, required=True, help="Project."),
     _name("request_topic", "Topic of the requests.", "REQUEST_TOPIC_ID"),
     _name("request_subscription", "Subscription that pushes requests to the door."),
     _name("result_topic", "Topic of the results.", "RESULT_TOPIC_ID"),
@@ -143,9 +141,7 @@ You can run it again: it changes only what differs.
 {_CODES}""",
 )
 @_shared
-@click.option(
-    "--push-endpoint", envvar="PUSH_ENDPOINT", show_envvar=True, required=True, help="URL of the push door."
-)
+@click.option("--push-endpoint", envvar="PUSH_ENDPOINT", show_envvar=True, required=True, help="URL of the push door.")
 @click.option(
     "--push-service-account",
     envvar="PUSH_SERVICE_ACCOUNT",
@@ -160,12 +156,8 @@ You can run it again: it changes only what differs.
     default="",
     help="Audience of these tokens; set the same PUSH_AUDIENCE for the door.",
 )
-@click.option(
-    "--filter", default="", help="Filter: push only messages that match it; cannot be changed later."
-)
-@click.option(
-    "--no-wrapper", "is_unwrapped", is_flag=True, help="Push the bare body, with metadata in headers."
-)
+@click.option("--filter", default="", help="Filter: push only messages that match it; cannot be changed later.")
+@click.option("--no-wrapper", "is_unwrapped", is_flag=True, help="Push the bare body, with metadata in headers.")
 @_duration(
     "--ack-deadline",
     "ack_deadline_seconds",
@@ -245,9 +237,7 @@ async def _teardown(flags: dict[str, Any]) -> Exit:
     is_dry, is_sure, channel = flags.pop("dry_run"), flags.pop("yes"), _channel(flags)
     async with channel:
         # A layout needs an endpoint, but a deletion does not use it.
-        changes = await plan_tear_down(
-            channel, layout(LayoutOptions(push_endpoint="https://none.invalid/", **flags))
-        )
+        changes = await plan_tear_down(channel, layout(LayoutOptions(push_endpoint="https://none.invalid/", **flags)))
         for change in changes:
             _show(change)
         if not changes:

@@ -38,9 +38,7 @@ Exit codes: 0 done, even if results are errors; 2 wrong flags; 3 with --take, no
 4 the broker does not answer; 130 interrupted.""",
 )
 @click.option("-n", "--take", type=click.IntRange(min=1), help="Stop after this many results.")
-@click.option(
-    "--peek", "is_peek", is_flag=True, help="Read results without removing them, oldest first (Redis)."
-)
+@click.option("--peek", "is_peek", is_flag=True, help="Read results without removing them, oldest first (Redis).")
 @click.option("--for", "idle", type=DurationType(), help="Stop after this time without a result.")
 @click.option(
     "--format",
@@ -51,9 +49,7 @@ Exit codes: 0 done, even if results are errors; 2 wrong flags; 3 with --take, no
 )
 @queue_flags
 @exits
-def results(
-    *, take: int | None, is_peek: bool, idle: timedelta | None, form: str, queue: QueueFlags
-) -> ExitCode:
+def results(*, take: int | None, is_peek: bool, idle: timedelta | None, form: str, queue: QueueFlags) -> ExitCode:
     """Read and remove results until Ctrl-C or a limit."""
     is_table = form == "table" or (form == "auto" and sys.stdout.isatty())
     write = _table_writer() if is_table else _write_json

@@ -28,9 +28,7 @@ Examples:
 Exit codes: 0 stopped by SIGTERM or SIGINT after the last request; 2 a wrong setting or a port in use;
 1 anything else.""",
 )
-@click.option(
-    "--target", type=click.Choice(["dispatch", "pubsub_push"]), help="Door to serve.  [env: FUNCTION_TARGET]"
-)
+@click.option("--target", type=click.Choice(["dispatch", "pubsub_push"]), help="Door to serve.  [env: FUNCTION_TARGET]")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port; 0 picks a free one.  [env: PORT]")
 @click.option("--host", help="Address to listen on.  [env: HOST]")
 def serve(target: str | None, port: int | None, host: str | None) -> None:
@@ -72,9 +70,7 @@ Examples:
 
 Exit codes: 0 stopped by SIGTERM or SIGINT and drained; 2 a wrong setting or a port in use; 1 anything else.""",
 )
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Most requests in flight at once.  [env: WORKERS]"
-)
+@click.option("--workers", type=click.IntRange(min=1), help="Most requests in flight at once.  [env: WORKERS]")
 @click.option("--handler-url", help="URL of the dispatch door.  [env: HANDLER_URL]")
 def poll(workers: int | None, handler_url: str | None) -> None:
     """Claim requests from Redis, send them, and write their results.
@@ -120,9 +116,7 @@ _THREADS = 8
 
 
 @click.command()
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a pod."
-)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a pod.")
 @click.option("--port", type=click.IntRange(1, 65_535), default=8090, show_default=True)
 @click.option(
     "--allow-host",

@@ -174,9 +174,7 @@ def for_output(text: str, out: TextIO) -> str:
 
 def printable(text: str) -> str:
     """`text` with control characters replaced, except line breaks and tabs."""
-    return "".join(
-        each if each.isprintable() or each in _KEPT else "\N{REPLACEMENT CHARACTER}" for each in text
-    )
+    return "".join(each if each.isprintable() or each in _KEPT else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 P = ParamSpec("P")

@@ -48,9 +48,7 @@ Examples:
 )
 @click.argument("source", required=False, metavar="[FILE|-]", type=click.Path(allow_dash=True))
 @click.option("--prompt", help="Text to complete, instead of a file.")
-@click.option(
-    "--model", default="", help="Model of a request with --prompt.  [default: none; the gateway chooses]"
-)
+@click.option("--model", default="", help="Model of a request with --prompt.  [default: none; the gateway chooses]")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of the answer, with --prompt.")
 @click.option(
     "--deadline",
@@ -73,9 +71,7 @@ Examples:
     help="Header KEY=VALUE; may be repeated. The poller forwards only its "
     "ALLOWED_HEADERS, and Authorization only with ALLOW_REQUEST_AUTHORIZATION.",
 )
-@click.option(
-    "--metadata", multiple=True, callback=key_value_pairs, help="Metadata field KEY=VALUE; may be repeated."
-)
+@click.option("--metadata", multiple=True, callback=key_value_pairs, help="Metadata field KEY=VALUE; may be repeated.")
 @click.option(
     "--once",
     type=DurationType(),
@@ -89,9 +85,7 @@ Examples:
     "until a day after the result is acknowledged.",
 )
 @click.option("--wait", "is_waiting", is_flag=True, help="Wait for the result and print its payload.")
-@click.option(
-    "--timeout", type=DurationType(), help="Longest time for --wait.  [default: until the deadline]"
-)
+@click.option("--timeout", type=DurationType(), help="Longest time for --wait.  [default: until the deadline]")
 @WAIT_REPLICAS_FLAG
 @PAYLOAD_APART_FLAG
 @queue_flags
@@ -149,9 +143,7 @@ def submit(
 def _check_flags(queue: QueueFlags, request: NewRequest, once: timedelta | None) -> None:
     """Raise `UsageError` if --once or --idempotency-key cannot work. Note a header that may be dropped."""
     if any(name.lower() == "authorization" for name in request.headers):
-        note = (
-            "the poller drops the header Authorization, unless ALLOW_REQUEST_AUTHORIZATION=true is set there"
-        )
+        note = "the poller drops the header Authorization, unless ALLOW_REQUEST_AUTHORIZATION=true is set there"
         print(f"note: {note}", file=sys.stderr)
     if request.idempotency_key and queue.to != "redis":
         raise click.UsageError("--idempotency-key needs Redis: Pub/Sub has no record of earlier requests")
@@ -234,9 +226,7 @@ def prompt_payload(prompt: str, model: str, max_tokens: int | None) -> bytes:
     return msgspec.json.encode({name: value for name, value in fields.items() if value != ""})
 
 
-def new_request(
-    text: bytes, *, deadline: Deadline | None, default_deadline: Deadline, **flags: Any
-) -> NewRequest:
+def new_request(text: bytes, *, deadline: Deadline | None, default_deadline: Deadline, **flags: Any) -> NewRequest:
     """The request in `text`, a request body or a payload.
 
     A JSON object with an object under `payload` is a full request body; any other object is a payload. `flags` are

@@ -33,9 +33,7 @@ class AsyncClient:
         self._broker = broker
 
     @classmethod
-    def for_redis(
-        cls, url: str, options: ClientOptions | None = None, access: RedisAccess | None = None
-    ) -> Self:
+    def for_redis(cls, url: str, options: ClientOptions | None = None, access: RedisAccess | None = None) -> Self:
         """A client of the Redis or Valkey at `url`. It connects with its first call.
 
         `url` has one of the forms of `REDIS_URL`.
@@ -61,9 +59,7 @@ class AsyncClient:
     async def close(self) -> None:
         await self._broker.close()
 
-    async def submit(
-        self, payload: Payload, *, deadline: Deadline, **fields: Unpack[RequestFields]
-    ) -> Submission:
+    async def submit(self, payload: Payload, *, deadline: Deadline, **fields: Unpack[RequestFields]) -> Submission:
         """Queue one request. The other fields are those of `NewRequest`.
 
         If a request with the same `idempotency_key` and content was queued before, that submission is returned, with
@@ -230,9 +226,7 @@ def _check_fields(request: NewRequest) -> None:
                 found = f"{_kind_of(key)} to {_kind_of(text)}"
                 raise InvalidRequest(name, found=found, accepted=accepted)
     if not isinstance(request.has_own_results, bool):
-        raise InvalidRequest(
-            "has_own_results", found=_kind_of(request.has_own_results), accepted="True or False"
-        )
+        raise InvalidRequest("has_own_results", found=_kind_of(request.has_own_results), accepted="True or False")
 
 
 def _kind_of(value: object) -> str:

@@ -25,9 +25,7 @@ class NoResultYet(ClientError):
     """No result arrived within the time limit."""
 
     def __init__(self, request_id: str, waited_seconds: float) -> None:
-        super().__init__(
-            f"{request_id}: no result within {waited_seconds:g} s; the request may still be answered"
-        )
+        super().__init__(f"{request_id}: no result within {waited_seconds:g} s; the request may still be answered")
         self.request_id = request_id
         self.waited_seconds = waited_seconds
 

@@ -124,9 +124,7 @@ def _check_payload(payload: bytes, whole: bytes, request_id: str) -> None:
             msgspec.json.decode(payload, type=msgspec.Raw)
         except MALFORMED as fault:
             found = shape_of(payload, fault)
-            raise InvalidRequest(
-                "payload", found=found, accepted="a JSON object", request_id=request_id
-            ) from None
+            raise InvalidRequest("payload", found=found, accepted="a JSON object", request_id=request_id) from None
         raise
 
 
@@ -145,9 +143,7 @@ def content_digest(request: NewRequest) -> str:
         except MALFORMED:
             payload = hashlib.sha256(_payload_bytes(request.payload, request.id)).hexdigest()
     content = {name: getattr(request, name) for name in _CONTENT} | {"payload": payload}
-    content["metadata"] = {
-        name: value for name, value in request.metadata.items() if name not in _TRACE_CONTEXT
-    }
+    content["metadata"] = {name: value for name, value in request.metadata.items() if name not in _TRACE_CONTEXT}
     return hashlib.sha256(_canonical_encoder.encode(content)).hexdigest()
 
 
@@ -208,16 +204,12 @@ def _payload_bytes(payload: Payload, request_id: str) -> bytes:
         return payload
     if isinstance(payload, str):
         if not is_unicode(payload):
-            raise InvalidRequest(
-                "payload", found=_SURROGATES, accepted="valid Unicode", request_id=request_id
-            )
+            raise InvalidRequest("payload", found=_SURROGATES, accepted="valid Unicode", request_id=request_id)
         return payload.encode()
     try:
         return _payload_encoder.encode(payload)
     except UnicodeEncodeError:
-        raise InvalidRequest(
-            "payload", found=_SURROGATES, accepted="valid Unicode", request_id=request_id
-        ) from None
+        raise InvalidRequest("payload", found=_SURROGATES, accepted="valid Unicode", request_id=request_id) from None
     except (TypeError, ValueError) as error:
         raise InvalidRequest(
             "payload", found=str(error), accepted="a value that JSON can represent", request_id=request_id

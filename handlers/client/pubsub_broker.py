@@ -71,8 +71,7 @@ class PubSubBroker:
             raise InvalidSetting("REQUEST_TOPIC_ID", found="nothing", accepted="the topic for requests")
         now = time.time()
         bodies = [
-            encode_body(_with_labels(request), now=now, tenant_attribute=self._tenant_attribute)
-            for request in requests
+            encode_body(_with_labels(request), now=now, tenant_attribute=self._tenant_attribute) for request in requests
         ]
         with pubsub_errors():
             await asyncio.gather(*(self._publisher.publish(self._topic, body.whole) for body in bodies))
@@ -133,9 +132,7 @@ class PubSubBroker:
 
     def peek(self, name: str, limit: int | None) -> AsyncIterator[Result]:  # noqa: ARG002  # the protocol's
         """Raises `NotOffered`: a subscription cannot be read without a lease."""
-        raise NotOffered(
-            "peek", "Pub/Sub", "use results(): results that are not acknowledged are delivered again"
-        )
+        raise NotOffered("peek", "Pub/Sub", "use results(): results that are not acknowledged are delivered again")
 
     async def where(self, submission: Submission | str) -> Whereabouts:
         """Raises `NotOffered`: Pub/Sub does not report where a request is."""

@@ -168,8 +168,7 @@ class RedisBroker:
         for batch in batches(parts):
             queued += await self._submit_batch(batch)
         return [
-            self._submission(request, part, done)
-            for request, part, done in zip(requests, parts, queued, strict=True)
+            self._submission(request, part, done) for request, part, done in zip(requests, parts, queued, strict=True)
         ]
 
     async def _now(self) -> float:
@@ -262,9 +261,7 @@ class RedisBroker:
         with store_errors():
             if await may_be_queued(self._redis, request_id, keys, steps=CHECKED_STEPS):
                 return
-            if await self._redis.exists(
-                list_name
-            ):  # last: the request may have been answered in the meantime
+            if await self._redis.exists(list_name):  # last: the request may have been answered in the meantime
                 return
         record = await self._finished(request_id)
         if record and record.results and record.results != list_name:
@@ -415,9 +412,7 @@ class RedisResults:
         # Results whose payloads did not fit were released; the next call takes fewer.
         self._most = 2 * (len(whole) if rest else asked)
         held_results = list(zip(taken, whole, strict=False))
-        self._payload_keys |= {
-            held.claim_key: one.payload_key for held, one in held_results if one.payload_key
-        }
+        self._payload_keys |= {held.claim_key: one.payload_key for held, one in held_results if one.payload_key}
         tokens = {held.claim_key: keyed_token_of(held.result) for held, _ in held_results}
         self._keyed_tokens |= {key: token for key, token in tokens.items() if token}
         return [HeldResult(held.claim_key, one.text) for held, one in held_results]
@@ -431,11 +426,7 @@ class RedisResults:
         """Remove results and their offloaded payloads, and let their idempotency keys expire."""
         with store_errors():
             outcomes = await self._results.ack(claim_keys)
-            done = [
-                key
-                for key, outcome in zip(claim_keys, outcomes, strict=True)
-                if outcome is not AckOutcome.LOST
-            ]
+            done = [key for key, outcome in zip(claim_keys, outcomes, strict=True) if outcome is not AckOutcome.LOST]
             await delete_payloads(self._redis, _found(self._payload_keys, done))
         with contextlib.suppress(*STORE_ERRORS):  # if this fails, the key is only valid for longer
             await self._keys.acknowledge(_found(self._keyed_tokens, done))

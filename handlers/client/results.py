@@ -171,9 +171,7 @@ class ResultStream:
             return
         # Not acknowledged: when its lease expires it is delivered again, to a reader that may be able to decode it.
         self.undecodable += 1
-        log.warning(
-            "result not decoded (%d bytes): it is delivered again when its lease ends", len(held.result)
-        )
+        log.warning("result not decoded (%d bytes): it is delivered again when its lease ends", len(held.result))
 
     async def _renew_periodically(self) -> None:
         while True:

@@ -60,9 +60,7 @@ class Client:
         self._loop = LoopThread()
 
     @classmethod
-    def for_redis(
-        cls, url: str, options: ClientOptions | None = None, access: RedisAccess | None = None
-    ) -> Self:
+    def for_redis(cls, url: str, options: ClientOptions | None = None, access: RedisAccess | None = None) -> Self:
         return cls(AsyncClient.for_redis(url, options, access))
 
     @classmethod

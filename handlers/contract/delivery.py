@@ -119,9 +119,7 @@ class AnswerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
             error_message=self.errormessage,
             request_token=self.requesttoken,
             gateway_seconds=decimal(self.gatewayseconds),
-            payload_base64=base64.b64encode(self.data_base64).decode()
-            if self.isbinary and keeps_bytes
-            else "",
+            payload_base64=base64.b64encode(self.data_base64).decode() if self.isbinary and keeps_bytes else "",
         )
 
 

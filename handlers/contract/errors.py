@@ -86,9 +86,7 @@ class SettingFaults:
     def add(self, fault: InvalidSetting) -> None:
         """Record the fault and its `others`, but each faulty setting once."""
         for one in (fault, *fault.others):
-            is_new = (
-                one.setting not in self._touched or one.setting == "CONFIG_FILE"
-            )  # it may name several files
+            is_new = one.setting not in self._touched or one.setting == "CONFIG_FILE"  # it may name several files
             if is_new and str(one) not in [str(known) for known in self.found]:
                 self.found.append(one)
             self.hide(one.setting, one.meant)
@@ -126,8 +124,4 @@ class SettingFaults:
 
 def _is_at_or_above(above: str, below: str) -> bool:
     is_of_file = below[:1].islower()
-    return (
-        above == below
-        or below.startswith((f"{above}.", f"{above}["))
-        or (above == "CONFIG_FILE" and is_of_file)
-    )
+    return above == below or below.startswith((f"{above}.", f"{above}[")) or (above == "CONFIG_FILE" and is_of_file)

@@ -185,9 +185,7 @@ def _event(attributes: dict[str, str], data: bytes, *, is_structured: bool = Fal
     )
 
 
-def binary_headers(
-    event_id: str, source: str, event_type: str, extensions: Mapping[str, str]
-) -> dict[str, str]:
+def binary_headers(event_id: str, source: str, event_type: str, extensions: Mapping[str, str]) -> dict[str, str]:
     """The headers of an event in binary mode with JSON data."""
     headers = {
         "ce-specversion": "1.0",
@@ -218,9 +216,7 @@ def from_header(attribute: str, value: bytes) -> str:
         try:
             return unquote_to_bytes(value).decode()
         except UnicodeDecodeError:
-            raise InvalidEvent(
-                attribute, found="percent-encoded bytes that are not UTF-8", accepted="UTF-8"
-            ) from None
+            raise InvalidEvent(attribute, found="percent-encoded bytes that are not UTF-8", accepted="UTF-8") from None
     try:
         return value.decode()
     except UnicodeDecodeError:

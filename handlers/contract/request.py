@@ -262,9 +262,7 @@ def _payload(body: bytes, wire: _Body, payload: bytes, *, is_offloaded: bool) ->
     raise _invalid(body, "payload", found, "a JSON object, or null", wire.id)
 
 
-def _invalid(
-    body: bytes, field: str, found: str, accepted: str, request_id: str | None = None
-) -> InvalidRequest:
+def _invalid(body: bytes, field: str, found: str, accepted: str, request_id: str | None = None) -> InvalidRequest:
     """The error, with the decoded id or else the one `salvage` finds.
 
     An id of more than 64 KiB counts as unreadable, because its result could be too large to publish.
@@ -282,6 +280,4 @@ def _invalid_type(body: bytes, message: str) -> InvalidRequest:
     expected, _, got = text.removeprefix("Expected ").partition(", got ")
     if field == "deadline":
         expected = _ACCEPTED_DEADLINE
-    return _invalid(
-        body, field, got.replace("`", "") or text, expected.replace("`", "").replace(" | null", "")
-    )
+    return _invalid(body, field, got.replace("`", "") or text, expected.replace("`", "").replace(" | null", ""))

@@ -95,9 +95,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
             return ""
         about = [self.content_type, counted(self.payload_size, "byte") if self.payload_size else ""]
         details = ", ".join(each for each in about if each)
-        return f"the payload is stored elsewhere: {without_secrets(self.payload_ref)}" + (
-            details and f" ({details})"
-        )
+        return f"the payload is stored elsewhere: {without_secrets(self.payload_ref)}" + (details and f" ({details})")
 
 
 _encoder = msgspec.json.Encoder()
@@ -136,9 +134,7 @@ def filled_result(result: Result, body: bytes | None) -> Result:
     if result.payload_sha256 not in ("", hashlib.sha256(body).hexdigest()):
         return _unavailable(result, "differs from its SHA-256")
     whole = answered_result(result.id, result.request_token, result.status_code, body, keeps_bytes=True)
-    return msgspec.structs.replace(
-        result, payload=whole.payload, payload_base64=whole.payload_base64, **_INSIDE
-    )
+    return msgspec.structs.replace(result, payload=whole.payload, payload_base64=whole.payload_base64, **_INSIDE)
 
 
 _INSIDE: Final[dict[str, Any]] = {
@@ -159,9 +155,7 @@ def _unavailable(result: Result, reason: str) -> Result:
 def error_result(request_id: str, request_token: str, code: ErrorCode, message: str) -> Result:
     """A final result with an error. `message` is for people and contains no payload."""
     payload = _encoder.encode({"error": message}).decode()
-    return Result(
-        id=request_id, payload=payload, error_code=code, error_message=message, request_token=request_token
-    )
+    return Result(id=request_id, payload=payload, error_code=code, error_message=message, request_token=request_token)
 
 
 def encode_result(result: Result) -> bytes:

@@ -126,9 +126,7 @@ class _Run:
             self._console.print("[bold red]Failed[/]: some requests have a second result.")
             return False
         self._console.print("[bold green]Passed[/]: every request has exactly one final result.")
-        self._console.print(
-            "Next: `async-processor dev` (in a clone: make dev) runs this stack for your requests."
-        )
+        self._console.print("Next: `async-processor dev` (in a clone: make dev) runs this stack for your requests.")
         return True
 
     def _paths(self, tallies: Mapping[str, DemoTally]) -> dict[str, tuple[DemoTally, Stages]]:
@@ -204,9 +202,7 @@ class _Run:
                 printed, printed_at = line, now
 
 
-async def _redis_way(
-    stack: Stack, requests: Sequence[Planned], broken: Sequence[bytes], tally: DemoTally
-) -> None:
+async def _redis_way(stack: Stack, requests: Sequence[Planned], broken: Sequence[bytes], tally: DemoTally) -> None:
     """Queue requests in Redis, and read results until all have arrived.
 
     `broken` are malformed members.

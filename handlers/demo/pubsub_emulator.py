@@ -78,9 +78,7 @@ def _sdk_folders(search_path: str | None) -> list[Path]:
 
 def _with_java(java: str, jar: Path) -> EmulatorCommand:
     # With the serial collector and only the first compiler, it starts in 1 s and uses at most one core.
-    return EmulatorCommand(
-        (java, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m", "-jar", str(jar))
-    )
+    return EmulatorCommand((java, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx512m", "-jar", str(jar)))
 
 
 class PubSubEmulator(Child):

@@ -58,9 +58,7 @@ class Child:
             if value is not None:
                 return value
             if self.process.poll() is not None:
-                raise ChildFailed(
-                    f"{self.name} ended with code {self.process.returncode}:\n{self.log_tail()}"
-                )
+                raise ChildFailed(f"{self.name} ended with code {self.process.returncode}:\n{self.log_tail()}")
             if time.monotonic() > end:
                 raise ChildFailed(f"{self.name} was not ready in {timeout_seconds:g} s:\n{self.log_tail()}")
             time.sleep(_POLL_SECONDS)

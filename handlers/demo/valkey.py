@@ -32,9 +32,7 @@ def find_valkey(search_path: str | None = None) -> str:
         shipped = sorted(Path(package.origin).parent.rglob("valkey-server"))
         if shipped:
             return str(shipped[0])
-    raise NoValkey(
-        "no valkey-server or redis-server on PATH; install one, or `pip install async-processor[demo]`"
-    )
+    raise NoValkey("no valkey-server or redis-server on PATH; install one, or `pip install async-processor[demo]`")
 
 
 class Valkey:

@@ -38,9 +38,7 @@ def progress_line(depths: QueueDepths, tallies: Mapping[str, DemoTally]) -> str:
     parts = []
     for name, tally in tallies.items():
         parts.append(f"{name}: {len(tally.results)} of {counted(len(tally.sent_at), 'result')}")
-    parts.append(
-        f"Redis queued {depths.pending}, in flight {depths.claimed}, waiting for a retry {depths.retrying}"
-    )
+    parts.append(f"Redis queued {depths.pending}, in flight {depths.claimed}, waiting for a retry {depths.retrying}")
     return " · ".join(parts)
 
 

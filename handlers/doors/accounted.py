@@ -113,9 +113,7 @@ class AccountedDoor(Generic[ContextT]):
         queue_name = self._queue_name(context.context)
         queue = self._metrics[1](queue_name) if self._metrics else None
         if context.request is not None:
-            account(
-                context.request, outcome, now=self._clock(), seconds=seconds, log=self._log, metrics=queue
-            )
+            account(context.request, outcome, now=self._clock(), seconds=seconds, log=self._log, metrics=queue)
         elif isinstance(outcome, Answered):
             result = outcome.result
             if queue is not None:

@@ -73,9 +73,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 def plain(status_code: int, text: str, headers: Mapping[str, str] | None = None) -> Answer:
     """An answer with one line of text."""
-    return Answer(
-        status_code, (text + "\n").encode(), {"content-type": "text/plain; charset=utf-8", **(headers or {})}
-    )
+    return Answer(status_code, (text + "\n").encode(), {"content-type": "text/plain; charset=utf-8", **(headers or {})})
 
 
 def retry_after(seconds: float) -> dict[str, str]:

@@ -130,9 +130,7 @@ class HttpEndpoint:
             return body
         connection = request.scope.get(CONNECTION) if self._options.ends_with_client else None
         delivery = Delivery(headers, body, held)
-        return await (
-            self._handle(delivery) if connection is None else self._handle_for(connection, delivery)
-        )
+        return await (self._handle(delivery) if connection is None else self._handle_for(connection, delivery))
 
     async def _handle_for(self, connection: CallerConnection, delivery: Delivery) -> Answer:
         """Handle a delivery, and cancel it if the client disconnects.
@@ -192,9 +190,7 @@ class HttpEndpoint:
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:
-                return plain(
-                    413, f"the body is larger than {counted(limit, 'byte')}", {"connection": "close"}
-                )
+                return plain(413, f"the body is larger than {counted(limit, 'byte')}", {"connection": "close"})
             is_unknown = size > SMALL_BYTES and held is not None and not held.request.size
             if is_unknown and not self._has_room(held, limit):
                 return _NO_ROOM
@@ -228,9 +224,7 @@ class _Reply(Response):
         self.status_code = answer.status_code
         self.body = answer.body
         self.background = None
-        self.raw_headers = [
-            (name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()
-        ]
+        self.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
         if answer.status_code not in (204, 304):
             self.raw_headers.append((b"content-length", b"%d" % len(answer.body)))
 

@@ -59,9 +59,7 @@ FORBIDDEN_PREFIXES: Final = (
     "x-amzn-",
     "x-simulate",
 )
-_CREDENTIAL = re.compile(
-    r"auth|cookie|token|secret|password|credential|api-?key|signature|cert|session|(^|-)user"
-)
+_CREDENTIAL = re.compile(r"auth|cookie|token|secret|password|credential|api-?key|signature|cert|session|(^|-)user")
 """Headers that identify or authenticate a caller; forwarded only if listed in full."""
 
 

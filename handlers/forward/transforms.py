@@ -85,11 +85,7 @@ def gcs_uri_multipart(params: Mapping[str, Any], setting: str) -> GcsUriMultipar
     if unknown:
         raise InvalidSetting(f"{setting}.{unknown[0]}", found="an unknown field", accepted="providers")
     providers = params.get("providers")
-    if (
-        not isinstance(providers, list)
-        or not providers
-        or not all(isinstance(one, str) and one for one in providers)
-    ):
+    if not isinstance(providers, list) or not providers or not all(isinstance(one, str) and one for one in providers):
         shown = msgspec.json.encode(providers, enc_hook=str)[:60].decode("utf-8", "replace")
         found = shown if "providers" in params else "nothing"
         raise InvalidSetting(f"{setting}.providers", found=found, accepted='a list of names, such as ["gcs"]')

@@ -242,8 +242,7 @@ class AimdGate(Gate):
         """Largest free fraction of any band's window."""
         now = self._clock()
         return max(
-            self._windows.room(number, now) / max(1.0, band.window)
-            for number, band in enumerate(self._windows.bands)
+            self._windows.room(number, now) / max(1.0, band.window) for number, band in enumerate(self._windows.bands)
         )
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int:

@@ -25,9 +25,7 @@ from handlers.gates.gate import Gate, Share
 _LONGEST_PAUSE_SECONDS: Final = 60.0  # with a tiny share, a long request must not close the pool for hours
 _ROUNDING: Final = 1e-9  # 0.3 x 10 slots is 3, despite binary fractions
 _GRAIN_SECONDS: Final = 0.05  # about the least age of a metric, when it is read from the router itself
-_MARKS: Final = (
-    1_024  # about 50 s of history, for the longest lag plus a reading's age; searched once per reading
-)
+_MARKS: Final = 1_024  # about 50 s of history, for the longest lag plus a reading's age; searched once per reading
 
 
 class ProcessShare(msgspec.Struct, frozen=True):

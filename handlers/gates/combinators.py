@@ -204,9 +204,7 @@ class WaitOnRefuseParameters(msgspec.Struct, frozen=True, kw_only=True):
 
     gate: Annotated[
         OneInnerGate,
-        about(
-            "Inner gate, `{gate_type, gate_params}`; a request that it refuses waits until the gate opens."
-        ),
+        about("Inner gate, `{gate_type, gate_params}`; a request that it refuses waits until the gate opens."),
     ]
 
 
@@ -238,9 +236,7 @@ class WaitOnRefuseGate(WrapperGate):
 class TierPriorityParameters(msgspec.Struct, frozen=True, kw_only=True):
     """The inner gate that measures saturation, and the label of the tier."""
 
-    saturation_gate: Annotated[
-        Text, about("Type of the inner gate, whose budget shows how full the pool is.")
-    ]
+    saturation_gate: Annotated[Text, about("Type of the inner gate, whose budget shows how full the pool is.")]
     saturation_gate_params: Annotated[InnerParams, about("Parameters of the inner gate.")] = msgspec.field(
         default_factory=dict
     )
@@ -297,6 +293,4 @@ class TierPriorityGate(WrapperGate):
 
     def _may_be_dropped(self, labels: Mapping[str, str]) -> bool:
         """Whether `admit` may drop requests with these labels. A quota gate may still classify them."""
-        return (
-            labels.get(CLASSIFICATION, OVERFLOW) == OVERFLOW and labels.get(self._tier_label) == INTERACTIVE
-        )
+        return labels.get(CLASSIFICATION, OVERFLOW) == OVERFLOW and labels.get(self._tier_label) == INTERACTIVE

@@ -88,12 +88,8 @@ def _read(kind: Any, value: Any, setting: str, gate_type: str) -> Any:
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         if missing := _MISSING.fullmatch(str(error)):
             path = f"{setting}{missing[2] or ''}.{missing[1]}"
-            raise InvalidSetting(
-                path, found="nothing", accepted=f"a value (required by {gate_type})"
-            ) from None
-        raise InvalidSetting(
-            setting, found=shown_value(value), accepted=f"{described(info)} ({gate_type})"
-        ) from None
+            raise InvalidSetting(path, found="nothing", accepted=f"a value (required by {gate_type})") from None
+        raise InvalidSetting(setting, found=shown_value(value), accepted=f"{described(info)} ({gate_type})") from None
     return read
 
 

@@ -83,9 +83,7 @@ def gate_kind(gate: type[Gate], parameters: type[P], build: Callable[[P, GateSou
     return GateKind(gate, from_raw, parameters)
 
 
-def combinator_kind(
-    gate: type[Gate], parameters: type[P], build: Callable[[P, BuildInner], Gate]
-) -> GateKind:
+def combinator_kind(gate: type[Gate], parameters: type[P], build: Callable[[P, BuildInner], Gate]) -> GateKind:
     """A gate type whose `build` takes parameters and builds inner gates."""
 
     def from_raw(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:

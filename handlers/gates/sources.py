@@ -200,9 +200,7 @@ class HttpText:
     Without `ssl_context`, the system's CAs are trusted.
     """
 
-    def __init__(
-        self, token: Callable[[], str] | None = None, ssl_context: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, token: Callable[[], str] | None = None, ssl_context: ssl.SSLContext | None = None) -> None:
         self._token = token
         self._client = http_client(TransportOptions(max_response_bytes=_MAX_BYTES, ssl_context=ssl_context))
 

@@ -113,9 +113,7 @@ class AckBatcher:
                 return effects
 
 
-def _notify(
-    settlements: Sequence[Settlement], effects: Sequence[bool], listeners: Mapping[int, OnSettled]
-) -> None:
+def _notify(settlements: Sequence[Settlement], effects: Sequence[bool], listeners: Mapping[int, OnSettled]) -> None:
     for settlement, has_taken_effect in zip(settlements, effects, strict=True):
         listeners[id(settlement)](settlement, has_taken_effect)
 

@@ -286,8 +286,7 @@ class Claimer:
         taken, merge = 0, self._options.merge
         queues = {name: queue for name in names if (queue := self._queue(name)) is not None}
         candidates = [
-            Candidate(name, self._options.lane_of(queue.labels), queue.room())
-            for name, queue in queues.items()
+            Candidate(name, self._options.lane_of(queue.labels), queue.room()) for name, queue in queues.items()
         ]
         now = time.monotonic()
         turns = merge.turns(candidates, room, now)

@@ -101,9 +101,7 @@ class HttpDispatcher:
             response = await self._poster.send(self._url, headers, content, until, options.ask_for_room)
         except UnusableResponse as error:
             message = f"the handler's answer {error}"
-            return Answered(
-                error_result(request.id, request.request_token, ErrorCode.INFERENCE_ERROR, message)
-            )
+            return Answered(error_result(request.id, request.request_token, ErrorCode.INFERENCE_ERROR, message))
         except OWN_FAULTS as error:
             return not_sent(request, error)
         except FAILURES as error:
@@ -136,9 +134,7 @@ class HttpDispatcher:
             return _retry(response.body) or self._soon(HANDLER_LOST)
         if response.status_code in (400, 413, 415):
             message = f"the handler refused the delivery with {response.status_code}"
-            return Answered(
-                error_result(request.id, request.request_token, ErrorCode.INVALID_REQUEST, message)
-            )
+            return Answered(error_result(request.id, request.request_token, ErrorCode.INVALID_REQUEST, message))
         if response.status_code in _REFUSALS:
             if self._refusals is not None:
                 self._refusals.report(status=response.status_code, fix=_REFUSALS[response.status_code])
@@ -161,11 +157,7 @@ class HttpDispatcher:
             return Answered(answer.result(keeps_bytes=self._keeps_bytes), sent, answer.contenttype)
         last = LastResponse(answer.statuscode, answer.data_base64) if answer.statuscode else None
         delay = decimal(answer.delayseconds)
-        return (
-            None
-            if delay is None or delay < 0
-            else Retry(delay, answer.reason, last, answer.countsattempt, sent)
-        )
+        return None if delay is None or delay < 0 else Retry(delay, answer.reason, last, answer.countsattempt, sent)
 
     def _soon(self, reason: str, *, counts_attempt: bool = False) -> Retry:
         return Retry(jittered(_SOON_SECONDS, self._jitter()), reason, counts_attempt=counts_attempt)

@@ -70,9 +70,7 @@ class Duplicates:
         if not isinstance(settlement, Ack):
             return settlement
         id_record = self._id_record(envelope)
-        return msgspec.structs.replace(
-            settlement, id_record=replace(id_record, is_dead=settlement.dead is not None)
-        )
+        return msgspec.structs.replace(settlement, id_record=replace(id_record, is_dead=settlement.dead is not None))
 
     def _id_record(self, envelope: Envelope) -> IdRecord:
         request = envelope.request

@@ -206,9 +206,7 @@ def ack(
     )
 
 
-def _offloaded(
-    claim: Claim, result: Result, route: ResultRoute, ttl_seconds: int | None
-) -> StoredPayload | None:
+def _offloaded(claim: Claim, result: Result, route: ResultRoute, ttl_seconds: int | None) -> StoredPayload | None:
     """The gateway's response as an offloaded payload, if it is large enough."""
     if not result.status_code:
         return None
@@ -223,9 +221,7 @@ def _offloaded(
 def _nack(claim: Claim, envelope: Envelope, retry: Retry, route: ResultRoute, now: float) -> Ack | Nack:
     request = envelope.request
     if now + retry.delay_seconds >= request.deadline:
-        result = msgspec.structs.replace(
-            expired(request, retry.last).result, gateway_seconds=retry.gateway_seconds
-        )
+        result = msgspec.structs.replace(expired(request, retry.last).result, gateway_seconds=retry.gateway_seconds)
         if retry.counts_attempt and retry.gateway_seconds is None:  # an attempt of unknown duration
             request = msgspec.structs.replace(request, attempt=request.attempt + 1)
         return ack(claim, request, result, route, now)

@@ -208,9 +208,7 @@ class Worker:
         elif error := work.exception():
             # A defect of this program. The claim is not settled, so its lease expires and its delivery count rises.
             # A request that always fails here is finally dead-lettered.
-            self._log.error(
-                "settlement failed", id=held.claim.request_id, queue=held.claim.queue, error=repr(error)
-            )
+            self._log.error("settlement failed", id=held.claim.request_id, queue=held.claim.queue, error=repr(error))
             self._forget(held.claim)
         else:
             held.decided_at = time.monotonic()
@@ -337,15 +335,11 @@ class Worker:
                 envelope = with_payload(envelope, payload, max_bytes=options.max_request_bytes)
             # The queue's labels win over the request's, and a request may not choose its own priority.
             request = labelled(without_labels(envelope.request, options.withheld_labels), options.labels)
-            attempt = AttemptOptions(
-                body=envelope.data, ask_for_room=held.bytes.answer.ask, on_sending=held.sending
-            )
+            attempt = AttemptOptions(body=envelope.data, ask_for_room=held.bytes.answer.ask, on_sending=held.sending)
             return await options.forward(request, attempt)
         except InvalidRequest as error:
             return Answered(
-                error_result(
-                    envelope.request.id, envelope.request.request_token, ErrorCode.INVALID_REQUEST, str(error)
-                )
+                error_result(envelope.request.id, envelope.request.request_token, ErrorCode.INVALID_REQUEST, str(error))
             )
         except Exception as error:  # noqa: BLE001  # a defect must not lose the request: it is retried
             self._log.error("dispatch failed", id=envelope.request.id, error=repr(error))
@@ -507,9 +501,7 @@ class Worker:
         metrics = held.options.metrics if held is not None else self._options.metrics
         if not has_taken_effect:
             metrics.renewed(0, 1)
-            self._log.warning(
-                "settlement refused: lease lost", id=claim.request_id, queue=claim.queue, outcome="lost"
-            )
+            self._log.warning("settlement refused: lease lost", id=claim.request_id, queue=claim.queue, outcome="lost")
         elif isinstance(settlement, Ack):
             if held is not None and held.decided_at:
                 metrics.published(time.monotonic() - held.decided_at)

@@ -43,9 +43,7 @@ _UPDATED_WITH: Final = {
 }
 """Our names of fields -> names in the update mask. Other fields can be set only at creation."""
 
-_RECREATE: Final = (
-    "delete it first (`async-processor pubsub teardown`; its messages are lost) or choose another name"
-)
+_RECREATE: Final = "delete it first (`async-processor pubsub teardown`; its messages are lost) or choose another name"
 
 
 class Action(Enum):
@@ -79,9 +77,7 @@ def fields_of(resource: Topic | Subscription) -> dict[str, object]:
     push, oidc = resource.push_config, resource.push_config.oidc_token
     backoff, dead = resource.retry_policy, resource.dead_letter_policy
     # A subscription without an expiration policy expires after 31 days without use.
-    expires = (
-        _shown(resource.expiration_policy, "ttl") if "expiration_policy" in resource else "31 days, 0:00:00"
-    )
+    expires = _shown(resource.expiration_policy, "ttl") if "expiration_policy" in resource else "31 days, 0:00:00"
     return {
         "topic": resource.topic,
         "filter": resource.filter or None,
@@ -216,9 +212,7 @@ class GrantState(Enum):
     """The policy cannot be read: we lack the right, or the server is the emulator."""
 
 
-def needed_grants(
-    layout: Layout, *, project_number: str, handler_account: str, client_account: str
-) -> list[Grant]:
+def needed_grants(layout: Layout, *, project_number: str, handler_account: str, client_account: str) -> list[Grant]:
     """The grants that a layout needs, except for empty accounts.
 
     `handler_account` publishes results; `client_account` publishes requests and reads results. An empty
@@ -229,9 +223,7 @@ def needed_grants(
     needed = [(agent, dead, PUBLISHER, "Pub/Sub cannot dead-letter requests")]
     for each in layout.subscriptions:
         if "dead_letter_policy" in each:
-            needed.append(
-                (agent, each.name, SUBSCRIBER, "Pub/Sub cannot remove dead-lettered requests from it")
-            )
+            needed.append((agent, each.name, SUBSCRIBER, "Pub/Sub cannot remove dead-lettered requests from it"))
         if each.topic == results:
             needed.append((client_account, each.name, SUBSCRIBER, "the client cannot read results"))
     needed += [
@@ -289,9 +281,7 @@ def notes(layout: Layout) -> list[str]:
 async def _policy(channel: PubSubChannel, resource: str) -> Any:
     request = {"resource": resource}
     try:
-        return await _call(
-            channel, resource, lambda clients: clients.publisher.get_iam_policy(request=request, **_HOW)
-        )
+        return await _call(channel, resource, lambda clients: clients.publisher.get_iam_policy(request=request, **_HOW))
     except PubSubFailed as error:
         if error.status in _POLICY_UNREADABLE:
             return None

@@ -76,9 +76,7 @@ class UnchangeableField(PubSubError):
     """A resource differs in a field that Pub/Sub sets only at creation."""
 
     def __init__(self, resource: str, field: str, *, found: str, wanted: str, remedy: str) -> None:
-        super().__init__(
-            f"{resource}: {field} is {found} and cannot be changed to {wanted} afterwards; {remedy}"
-        )
+        super().__init__(f"{resource}: {field} is {found} and cannot be changed to {wanted} afterwards; {remedy}")
         self.resource = resource
         self.field = field
         self.found = found

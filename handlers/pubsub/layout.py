@@ -76,9 +76,7 @@ class LayoutOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidSetting(name, found=str(value), accepted=f"{least} to {most}")
         if self.minimum_backoff_seconds > self.maximum_backoff_seconds:
             accepted = f"at most maximum_backoff_seconds, {self.maximum_backoff_seconds}"
-            raise InvalidSetting(
-                "minimum_backoff_seconds", found=str(self.minimum_backoff_seconds), accepted=accepted
-            )
+            raise InvalidSetting("minimum_backoff_seconds", found=str(self.minimum_backoff_seconds), accepted=accepted)
 
 
 _BOUNDS: Final = (

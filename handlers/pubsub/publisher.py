@@ -330,9 +330,7 @@ class Publisher:
         seconds = self._options.call_timeout_seconds
 
         async def publish(clients: Clients) -> Any:
-            return await clients.publisher.publish(
-                request=_publish_request(path, wanted), retry=None, timeout=seconds
-            )
+            return await clients.publisher.publish(request=_publish_request(path, wanted), retry=None, timeout=seconds)
 
         answer = await self._channel.call(path, publish, seconds)
         ids = answer.message_ids if answer else []  # None: gRPC could not decode the answer

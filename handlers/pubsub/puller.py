@@ -108,9 +108,7 @@ class Puller:
     async def _call(self, call: Callable[[Clients], Awaitable[Any]]) -> Any:
         return await self._channel.call(self._path, call, _CALL_TIMEOUT_SECONDS)
 
-    async def _each(
-        self, ack_ids: Sequence[str], call: Callable[[Clients, Sequence[str]], Awaitable[None]]
-    ) -> None:
+    async def _each(self, ack_ids: Sequence[str], call: Callable[[Clients, Sequence[str]], Awaitable[None]]) -> None:
         """Call with all ids, `_IDS_PER_CALL` at a time; retry temporary failures."""
         from google.api_core.exceptions import RetryError
         from google.api_core.retry import AsyncRetry

@@ -384,9 +384,7 @@ class _ProgressiveSend(AbstractConnection):
             return [hiredis.pack_command(args)]
         return super().pack_command(*args)
 
-    async def send_packed_command(
-        self, command: bytes | str | Iterable[bytes], check_health: bool = True
-    ) -> None:
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         if isinstance(command, str):
             command = command.encode()
         try:

@@ -29,20 +29,14 @@ from handlers.telemetry.logs import Logger
 _LONGEST: Final = 200
 
 _NOT_SIGNED_IN: Final = "the server requires a password: set REDIS_PASSWORD_FILE, or put it into the URL"
-_REFUSED: Final = (
-    "the server refuses this user or password: check REDIS_USERNAME and REDIS_PASSWORD_FILE, or the URL"
-)
+_REFUSED: Final = "the server refuses this user or password: check REDIS_USERNAME and REDIS_PASSWORD_FILE, or the URL"
 _IS_CLUSTER: Final = (
     "the server is a node of a Redis Cluster: the URL must begin with redis+cluster:// or rediss+cluster://"
 )
-_NO_CLUSTER: Final = (
-    "the server is not part of a Redis Cluster: the URL must begin with redis:// or rediss://"
-)
+_NO_CLUSTER: Final = "the server is not part of a Redis Cluster: the URL must begin with redis:// or rediss://"
 _NO_NODE: Final = "no node of the cluster was reached"
 _NO_HOST: Final = "a host name in the URL does not resolve on this machine"
-_NO_ANSWER: Final = (
-    "no answer in time: check the address, and whether the server uses TLS (rediss) or not (redis)"
-)
+_NO_ANSWER: Final = "no answer in time: check the address, and whether the server uses TLS (rediss) or not (redis)"
 _NO_RIGHT: Final = "the ACL user lacks a right that docs/redis.md lists"
 
 _NO_RIGHT_IN_SCRIPT: Final = ("ACL failure", "The user executing the script")
@@ -50,9 +44,7 @@ _NO_RIGHT_IN_SCRIPT: Final = ("ACL failure", "The user executing the script")
 
 _WRONG_TYPE: Final = "a key has another type than docs/redis.md lists: rename or delete it"
 
-NO_TLS: Final = (
-    "the server does not speak TLS: the URL must begin with redis, not rediss, or its port is wrong"
-)
+NO_TLS: Final = "the server does not speak TLS: the URL must begin with redis, not rediss, or its port is wrong"
 _MEANINGS: Final = (
     (NO_TLS, NO_TLS),
     ("WRONG_VERSION_NUMBER", NO_TLS),
@@ -166,9 +158,7 @@ class Outage:
 
     def __init__(self, log: Logger) -> None:
         self._log = log
-        self._failing: weakref.WeakSet[StoreBackoff] = (
-            weakref.WeakSet()
-        )  # a part of an earlier configuration may end
+        self._failing: weakref.WeakSet[StoreBackoff] = weakref.WeakSet()  # a part of an earlier configuration may end
         self._began_at = 0.0
         self._ended_at = -math.inf
 

@@ -177,9 +177,7 @@ def batch_results_key(results: str, batch: str) -> str:
 def result_claim_keys(results: str, *, cluster: bool = False) -> tuple[str, str, str, str]:
     """HASH claimed, HASH owners, ZSET index, ZSET tombstones of a result list."""
     kinds = ("result-claimed", "result-claim-owners", "result-claims-idx", "result-ack-tombstones")
-    claimed, owners, index, tombstones = (
-        beside(results, kind) if cluster else f"{results}:{kind}" for kind in kinds
-    )
+    claimed, owners, index, tombstones = (beside(results, kind) if cluster else f"{results}:{kind}" for kind in kinds)
     return claimed, owners, index, tombstones
 
 

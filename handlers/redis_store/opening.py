@@ -18,9 +18,7 @@ from handlers.redis_store.submit.submissions import Submissions
 _WAIT_TIMEOUT_MS: Final = 1_000
 
 
-def open_queue(
-    redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None
-) -> RedisQueue:
+def open_queue(redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None) -> RedisQueue:
     """The queue `name`; `clock` follows the server's time."""
     if options.cluster:
         from handlers.redis_store.cluster.queue import ClusterQueue

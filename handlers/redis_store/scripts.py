@@ -45,9 +45,7 @@ def lua_script(redis: Redis | RedisCluster, name: str) -> AsyncScript:
     return Script(redis, script_text(name))
 
 
-async def naming_key(
-    redis: Redis | RedisCluster, keys: Sequence[Any], error: NoPermissionError
-) -> NoPermissionError:
+async def naming_key(redis: Redis | RedisCluster, keys: Sequence[Any], error: NoPermissionError) -> NoPermissionError:
     """Add the name of the key that the ACL refused to `error`. Servers do not name it."""
     for key in keys if _KEY_REFUSED in str(error) else ():
         try:
@@ -58,9 +56,7 @@ async def naming_key(
     return error
 
 
-async def read_only(
-    redis: Redis | RedisCluster, script: AsyncScript, keys: list[str], args: list[str]
-) -> Any:
+async def read_only(redis: Redis | RedisCluster, script: AsyncScript, keys: list[str], args: list[str]) -> Any:
     """Run a script that writes nothing with `EVALSHA_RO` or `EVAL_RO`.
 
     Before Redis 7, which added them, or if the ACL refuses them, it runs as any other script.

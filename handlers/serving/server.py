@@ -124,9 +124,7 @@ def asgi_app(target: str) -> Any:
     return serve_http
 
 
-def serve(
-    variables: Mapping[str, str], settings: Settings, target: str, on_ready: Callable[[int], None]
-) -> None:
+def serve(variables: Mapping[str, str], settings: Settings, target: str, on_ready: Callable[[int], None]) -> None:
     """Build the handler, and serve until SIGTERM and the last request.
 
     `on_ready` is called with the port. Reloads read the settings from `variables`, the environment of the process.

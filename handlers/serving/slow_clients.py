@@ -177,9 +177,7 @@ class TimelyProtocol(HttpToolsProtocol):
         self._log.debug("connection refused", status=status.decode())
         self._stop_watching()
         if not self.transport.is_closing():
-            self.transport.write(
-                b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-            )
+            self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
             self.transport.close()
 
     def _cut(self, why: str) -> None:

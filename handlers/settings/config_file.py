@@ -55,9 +55,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = ""
     result_ttl_seconds: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        about(
-            "Seconds until the result list expires, counted from the last result; 0 or unset: never.", "86400"
-        ),
+        about("Seconds until the result list expires, counted from the last result; 0 or unset: never.", "86400"),
     ] = None
     result_per_request: Annotated[
         bool | None,
@@ -88,20 +86,16 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     gate_type: Annotated[
         str, about("Gate of this queue alone, see [gates.md](gates.md); unset: no gate.", "redis-quota")
     ] = ""
-    gate_params: Annotated[
-        dict[str, Any], about("Parameters of that gate.", "{address: redis:6379, limit: 10}")
-    ] = msgspec.field(default_factory=dict)
+    gate_params: Annotated[dict[str, Any], about("Parameters of that gate.", "{address: redis:6379, limit: 10}")] = (
+        msgspec.field(default_factory=dict)
+    )
 
 
 class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One Pub/Sub push subscription."""
 
-    subscriber_id: Annotated[
-        Name, about("Push subscription, by its short or full name.", "async-proc-requests-push")
-    ]
-    id: Annotated[
-        str, about("Name of the subscription in metrics and logs; default: `subscriber_id`.", "team-a")
-    ] = ""
+    subscriber_id: Annotated[Name, about("Push subscription, by its short or full name.", "async-proc-requests-push")]
+    id: Annotated[str, about("Name of the subscription in metrics and logs; default: `subscriber_id`.", "team-a")] = ""
     igw_base_url: Annotated[
         str, about("Base URL of this subscription's gateway; default: `IGW_BASE_URL`.", "http://gateway:8000")
     ] = ""
@@ -118,15 +112,11 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "team-a-results",
         ),
     ] = ""
-    result_queue_name: Annotated[
-        str, about("The reference's name for `result_topic_id`.", "team-a-results")
-    ] = ""
-    worker_pool_id: Annotated[str, about("Pool whose gate and limit apply to these requests.", "default")] = (
-        "default"
+    result_queue_name: Annotated[str, about("The reference's name for `result_topic_id`.", "team-a-results")] = ""
+    worker_pool_id: Annotated[str, about("Pool whose gate and limit apply to these requests.", "default")] = "default"
+    labels: Annotated[dict[str, str], about("Labels of all requests of the subscription.", "{tier: batch}")] = (
+        msgspec.field(default_factory=dict)
     )
-    labels: Annotated[
-        dict[str, str], about("Labels of all requests of the subscription.", "{tier: batch}")
-    ] = msgspec.field(default_factory=dict)
     gate_type: Annotated[
         str,
         about(
@@ -178,9 +168,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         dict[str, str],
         about("Objective header by lane.", "{reserved-interactive: high, overflow-batch: low}"),
     ] = msgspec.field(default_factory=dict)
-    priority_header: Annotated[
-        bool, about("Send the lane's priority to the gateway as a header.", "true")
-    ] = False
+    priority_header: Annotated[bool, about("Send the lane's priority to the gateway as a header.", "true")] = False
     shared: Annotated[
         bool | None,
         about(
@@ -209,18 +197,14 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     url: Annotated[str, about("Redis; wins over `REDIS_URL`.", "redis://redis:6379")] = ""
-    mode: Annotated[
-        str, about("Kind of Redis at `url`: `standalone`, `sentinel` or `cluster`.", "standalone")
-    ] = ""
-    addrs: Annotated[list[str], about("Further addresses, with `mode: sentinel` or `cluster`.", "[]")] = (
-        msgspec.field(default_factory=list)
+    mode: Annotated[str, about("Kind of Redis at `url`: `standalone`, `sentinel` or `cluster`.", "standalone")] = ""
+    addrs: Annotated[list[str], about("Further addresses, with `mode: sentinel` or `cluster`.", "[]")] = msgspec.field(
+        default_factory=list
     )
     master_name: Annotated[str, about("The master's name at the Sentinels, with `mode: sentinel`.")] = ""
     retry_queue_name: Annotated[
         str,
-        about(
-            "Sorted set of requests that wait for a retry; default: `RETRY_QUEUE_NAME`.", "retry-sortedset"
-        ),
+        about("Sorted set of requests that wait for a retry; default: `RETRY_QUEUE_NAME`.", "retry-sortedset"),
     ] = ""
     result_queue_name: Annotated[
         str, about("Result list of queues that do not name one; default: `RESULT_QUEUE_NAME`.", "result-list")
@@ -241,32 +225,26 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "async-proc-results",
         ),
     ] = ""
-    queues: Annotated[
-        list[QueueEntry], about("Redis queues, see below; unset: only `REQUEST_QUEUE_NAME`.")
-    ] = msgspec.field(default_factory=list)
-    topics: Annotated[list[TopicEntry], about("Push subscriptions, see below.")] = msgspec.field(
-        default_factory=list
-    )
-    pools: Annotated[list[PoolEntry], about("Pools of slots, see below; `default` always exists.")] = (
+    queues: Annotated[list[QueueEntry], about("Redis queues, see below; unset: only `REQUEST_QUEUE_NAME`.")] = (
         msgspec.field(default_factory=list)
     )
-    request_transforms: Annotated[
-        list[TransformEntry], about("Transforms applied to payloads, see below.")
-    ] = msgspec.field(default_factory=list, name="requestTransforms")
+    topics: Annotated[list[TopicEntry], about("Push subscriptions, see below.")] = msgspec.field(default_factory=list)
+    pools: Annotated[list[PoolEntry], about("Pools of slots, see below; `default` always exists.")] = msgspec.field(
+        default_factory=list
+    )
+    request_transforms: Annotated[list[TransformEntry], about("Transforms applied to payloads, see below.")] = (
+        msgspec.field(default_factory=list, name="requestTransforms")
+    )
     request_merge_policy: Annotated[
         MergePolicy | None,
-        about(
-            "How pools without a `merge_policy` of their own share slots among queues: `type` and `parameters`."
-        ),
+        about("How pools without a `merge_policy` of their own share slots among queues: `type` and `parameters`."),
     ] = None
     enable_tracing: Annotated[
         bool, about("Read for compatibility; `OTEL_EXPORTER_OTLP_ENDPOINT` enables tracing.", "false")
     ] = False
     claim_lease_ttl_seconds: Annotated[
         Annotated[int, Meta(ge=0)],
-        about(
-            "Read for compatibility; leases are renewed while a request is handled (`LEASE_SECONDS`).", "0"
-        ),
+        about("Read for compatibility; leases are renewed while a request is handled (`LEASE_SECONDS`).", "0"),
     ] = 0
     claim_reclaim_interval_ms: Annotated[
         Annotated[int, Meta(ge=0)], about("Read for compatibility; `RECLAIM_SECONDS` sets the interval.", "0")
@@ -309,9 +287,7 @@ def _text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidSetting(
-            "CONFIG_FILE", found=f"{path}: {error}", accepted="a readable UTF-8 file"
-        ) from None
+        raise InvalidSetting("CONFIG_FILE", found=f"{path}: {error}", accepted="a readable UTF-8 file") from None
 
 
 def _merged(contents: list[dict[str, Any]], faults: SettingFaults) -> dict[str, Any]:
@@ -449,9 +425,7 @@ def _as_mapping(entries: list[Any]) -> dict[str, Any]:
 def _check_unique(config: ConfigFile, faults: SettingFaults) -> None:
     if len(config.queues) > MOST_QUEUES:
         faults.add(
-            InvalidSetting(
-                "CONFIG_FILE", found=f"{len(config.queues)}", accepted=f"at most {MOST_QUEUES} queues"
-            )
+            InvalidSetting("CONFIG_FILE", found=f"{len(config.queues)}", accepted=f"at most {MOST_QUEUES} queues")
         )
     names = {
         "queues.queue_name": [queue.queue_name for queue in config.queues],
@@ -475,9 +449,7 @@ def _check_pools(config: ConfigFile, faults: SettingFaults) -> None:
     for path, pool_id in named:
         if pool_id not in pools:
             known = ", ".join(sorted(pools))
-            faults.add(
-                InvalidSetting(f"{path}.worker_pool_id", found=repr(pool_id), accepted=f"one of {known}")
-            )
+            faults.add(InvalidSetting(f"{path}.worker_pool_id", found=repr(pool_id), accepted=f"one of {known}"))
 
 
 def _check_gate_types(config: ConfigFile, faults: SettingFaults) -> None:
@@ -509,21 +481,17 @@ class MergeParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     objective_header: Annotated[
         str, about("Header that carries the objective. Default: `INFERENCE_OBJECTIVE_HEADER`.")
     ] = ""
-    lane_objectives: Annotated[
-        dict[str, str], about("Objective by lane; a pool's own `lane_objectives` win.")
-    ] = msgspec.field(default_factory=dict)
+    lane_objectives: Annotated[dict[str, str], about("Objective by lane; a pool's own `lane_objectives` win.")] = (
+        msgspec.field(default_factory=dict)
+    )
     tier_label: Annotated[str, about("Label that holds a queue's tier. Default: `tier`.")] = ""
 
 
 class MergePolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How queues share pools: `random-robin` or `tier-priority`."""
 
-    type: Annotated[str, about("`random-robin` or `tier-priority`, see `merge_policy` of a pool.")] = (
-        "random-robin"
-    )
-    parameters: Annotated[MergeParameters, about("See below.")] = msgspec.field(
-        default_factory=MergeParameters
-    )
+    type: Annotated[str, about("`random-robin` or `tier-priority`, see `merge_policy` of a pool.")] = "random-robin"
+    parameters: Annotated[MergeParameters, about("See below.")] = msgspec.field(default_factory=MergeParameters)
 
 
 def is_merge_policy(content: dict[str, Any]) -> bool:

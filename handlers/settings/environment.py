@@ -29,12 +29,10 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     # --- the gateway
     igw_base_url: Annotated[str, about("Base URL of the inference gateway.")] = DEFAULT_GATEWAY
-    request_path_url: Annotated[
-        str, about("Path appended to `IGW_BASE_URL`; a queue or request may set its own.")
-    ] = DEFAULT_PATH
-    inference_objective: Annotated[
-        str, about("Inference objective of requests whose queue does not set one.")
-    ] = ""
+    request_path_url: Annotated[str, about("Path appended to `IGW_BASE_URL`; a queue or request may set its own.")] = (
+        DEFAULT_PATH
+    )
+    inference_objective: Annotated[str, about("Inference objective of requests whose queue does not set one.")] = ""
     inference_objective_header: Annotated[
         str, about("Header for the objective; older gateways use `x-gateway-inference-objective`.")
     ] = OBJECTIVE_HEADER
@@ -64,17 +62,14 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     connection_idle_seconds: Annotated[
         float,
         about(
-            "Idle time after which a connection to gateway or handler is closed. Keep it below the "
-            "server's own limit.",
+            "Idle time after which a connection to gateway or handler is closed. Keep it below the server's own limit.",
             ge=0,
             le=3_600,
         ),
     ] = 4.0
     circuit_breaker: Annotated[
         bool,
-        about(
-            "Open the circuit while the gateway fails: one call per second is sent, the other requests stay queued."
-        ),
+        about("Open the circuit while the gateway fails: one call per second is sent, the other requests stay queued."),
     ] = True
     retry_budget: Annotated[
         float,
@@ -196,9 +191,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = 610.0
     status_token_file: Annotated[
         str,
-        about(
-            "File with tokens that allow the status page to requeue or drop dead letters; empty: read-only."
-        ),
+        about("File with tokens that allow the status page to requeue or drop dead letters; empty: read-only."),
     ] = ""
     status_hosts: Annotated[
         str,
@@ -213,16 +206,12 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     metrics_token_file: Annotated[
         str, about("File with bearer tokens for `/metrics`, one per line; all are accepted.")
     ] = ""
-    metrics_port: Annotated[int, about("Port of the poller's health and metrics pages.", ge=0, le=65_535)] = (
-        9090
-    )
+    metrics_port: Annotated[int, about("Port of the poller's health and metrics pages.", ge=0, le=65_535)] = 9090
 
     # --- the doors
     host: Annotated[str, about("Address to listen on.")] = "0.0.0.0"  # noqa: S104  # a pod's only interface
     port: Annotated[int, about("Port of the handler (Knative sets it).", ge=0, le=65_535)] = 8080
-    function_target: Annotated[
-        Literal["dispatch", "pubsub_push"], about("Door that this process serves.")
-    ] = "dispatch"
+    function_target: Annotated[Literal["dispatch", "pubsub_push"], about("Door that this process serves.")] = "dispatch"
     receive_timeout_seconds: Annotated[
         float, about("Longest time in which a request to a door must arrive completely.", gt=0, le=600)
     ] = 30.0
@@ -275,18 +264,12 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     project_id: Annotated[str, about("Google Cloud project of the topics.")] = ""
     result_topic_id: Annotated[str, about("Topic to which results are published.")] = ""
     dead_letter_topic_id: Annotated[str, about("Topic for deliveries without a readable id.")] = ""
-    pubsub_emulator_host: Annotated[
-        str, about("`host:port` of a Pub/Sub emulator to use instead of Google.")
-    ] = ""
-    pubsub_endpoint: Annotated[
-        str, about("Endpoint of Pub/Sub; a regional one is `REGION-pubsub.googleapis.com`.")
-    ] = "pubsub.googleapis.com"
-    ack_deadline_seconds: Annotated[float, about("The push subscription's ack deadline.", ge=10, le=600)] = (
-        600.0
+    pubsub_emulator_host: Annotated[str, about("`host:port` of a Pub/Sub emulator to use instead of Google.")] = ""
+    pubsub_endpoint: Annotated[str, about("Endpoint of Pub/Sub; a regional one is `REGION-pubsub.googleapis.com`.")] = (
+        "pubsub.googleapis.com"
     )
-    min_redelivery_seconds: Annotated[
-        float, about("The push subscription's minimum backoff.", ge=0, le=600)
-    ] = 10.0
+    ack_deadline_seconds: Annotated[float, about("The push subscription's ack deadline.", ge=10, le=600)] = 600.0
+    min_redelivery_seconds: Annotated[float, about("The push subscription's minimum backoff.", ge=0, le=600)] = 10.0
     push_form: Annotated[
         Literal["wrapped", "unwrapped", "unwrapped-metadata"],
         about(
@@ -296,17 +279,15 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     ] = "wrapped"
     push_auth: Annotated[Literal["oidc", "none"], about("`none` disables authentication of pushes.")] = "oidc"
     push_audience: Annotated[str, about("Audience that the token of a push must have.")] = ""
-    push_service_account: Annotated[
-        str, about("E-mail address of the service account that signs the pushes.")
-    ] = ""
+    push_service_account: Annotated[str, about("E-mail address of the service account that signs the pushes.")] = ""
     dedupe_redis_url: Annotated[
         str, about("URL of the dedup store: a Redis that records answered and cancelled deliveries.")
     ] = ""
 
     # --- the rest
-    result_details: Annotated[
-        bool, about("Add attempts, durations, tokens, finish time and metadata to results.")
-    ] = False
+    result_details: Annotated[bool, about("Add attempts, durations, tokens, finish time and metadata to results.")] = (
+        False
+    )
     finished_records: Annotated[
         int,
         about(
@@ -318,12 +299,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     finished_records_bytes: Annotated[
         int, about("Most bytes of all records of finished requests; the oldest are dropped first.", ge=1_024)
     ] = 10_000_000
-    finished_records_seconds: Annotated[int, about("Lifetime of a record of a finished request.", ge=1)] = (
-        86_400
-    )
-    config_file: Annotated[
-        str, about("Files (JSON or YAML, comma-separated) with queues, pools and transforms.")
-    ] = ""
+    finished_records_seconds: Annotated[int, about("Lifetime of a record of a finished request.", ge=1)] = 86_400
+    config_file: Annotated[str, about("Files (JSON or YAML, comma-separated) with queues, pools and transforms.")] = ""
     config_reload_seconds: Annotated[
         float, about("Interval between checks of the file for changes; 0 disables reloading.", ge=0, le=3_600)
     ] = 5.0
@@ -335,23 +312,15 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     gate_refresh_seconds: Annotated[
         float, about("Interval between readings of a gate's metric.", ge=0.05, le=3_600)
     ] = 5.0
-    gate_source_timeout_seconds: Annotated[
-        float, about("Timeout of one reading of a metric.", gt=0, le=60)
-    ] = 4.0
+    gate_source_timeout_seconds: Annotated[float, about("Timeout of one reading of a metric.", gt=0, le=60)] = 4.0
     gate_most_held: Annotated[int, about("Most pushes that wait at a closed gate.", ge=1, le=100_000)] = 1_000
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], about("Lowest level that is logged.")
-    ] = "info"
-    log_format: Annotated[
-        Literal["auto", "json", "text"], about("`auto`: text in a terminal, else JSON.")
-    ] = "auto"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], about("Lowest level that is logged.")] = "info"
+    log_format: Annotated[Literal["auto", "json", "text"], about("`auto`: text in a terminal, else JSON.")] = "auto"
     log_hash_ids: Annotated[bool, about("Log the start of each id's SHA-256 instead of the id.")] = False
-    otel_exporter_otlp_endpoint: Annotated[str, about("URL of the OTLP/HTTP receiver; empty: no traces.")] = (
-        ""
+    otel_exporter_otlp_endpoint: Annotated[str, about("URL of the OTLP/HTTP receiver; empty: no traces.")] = ""
+    otel_exporter_otlp_protocol: Annotated[str, about("Only `http/protobuf` is supported; gRPC is refused.")] = (
+        "http/protobuf"
     )
-    otel_exporter_otlp_protocol: Annotated[
-        str, about("Only `http/protobuf` is supported; gRPC is refused.")
-    ] = "http/protobuf"
     otel_service_name: Annotated[
         str,
         about("Service name in traces; empty: the one in `OTEL_RESOURCE_ATTRIBUTES`, else `llm-d-async`."),
@@ -432,9 +401,7 @@ def invalid_setting(
     value = value_at(content, setting)
     if value is not None:
         found = shown_value(value)
-    return InvalidSetting(
-        setting, found=found, accepted=_accepted(struct, setting, expected.replace("`", ""))
-    )
+    return InvalidSetting(setting, found=found, accepted=_accepted(struct, setting, expected.replace("`", "")))
 
 
 _NOUNS: Final = {

@@ -135,8 +135,7 @@ def gates_section() -> str:
     """The parameters of all gates, as Markdown."""
     parts = [
         _BEGIN,
-        "\n## Parameters of every gate\n\n"
-        "A duration is a number of seconds or a text such as `500ms` or `1m30s`.\n",
+        "\n## Parameters of every gate\n\nA duration is a number of seconds or a text such as `500ms` or `1m30s`.\n",
         f"\n### {_SHARED}\n\nThey are `prometheus-*`, `endpoint-scrape` and `redis`.\n\n",
         _parameter_table(_fields(ReadingParameters)),
     ]
@@ -154,8 +153,7 @@ def gates_section() -> str:
 
 def _parameter_table(fields: list[tuple[Any, inspect.Type]]) -> str:
     rows = [
-        _row(field, kind, with_example=False)
-        for field, kind in sorted(fields, key=lambda one: not one[0].required)
+        _row(field, kind, with_example=False) for field, kind in sorted(fields, key=lambda one: not one[0].required)
     ]
     return "| parameter | takes | default | what it does |\n|---|---|---|---|\n" + "".join(rows)
 
@@ -200,9 +198,7 @@ def _example(kind: inspect.Type) -> str:
 
 def _examples(struct: type[msgspec.Struct]) -> dict[str, Any]:
     return {
-        field.encode_name: yaml.safe_load(example)
-        for field, kind in _fields(struct)
-        if (example := _example(kind))
+        field.encode_name: yaml.safe_load(example) for field, kind in _fields(struct) if (example := _example(kind))
     }
 
 

@@ -102,9 +102,7 @@ class Settings(msgspec.Struct, frozen=True):
     @property
     def max_in_flight_bytes(self) -> int:
         """Most bytes of requests and responses that this process holds."""
-        return self.env.max_in_flight_bytes or derived_budget(
-            memory_limit(), least=self.least_in_flight_bytes
-        )
+        return self.env.max_in_flight_bytes or derived_budget(memory_limit(), least=self.least_in_flight_bytes)
 
     @property
     def queues(self) -> list[QueueEntry]:
@@ -354,8 +352,7 @@ def _check_distinct(settings: Settings, faults: SettingFaults) -> None:
             taken.setdefault(queue.queue_name, setting)
     others = [(retry, settings.retry_queue_name), (result, settings.result_queue_name)]
     others += [
-        (f"queues[{number}].result_queue_name", queue.result_queue_name)
-        for number, queue in enumerate(settings.queues)
+        (f"queues[{number}].result_queue_name", queue.result_queue_name) for number, queue in enumerate(settings.queues)
     ]
     for setting, name in others:
         if faults.touch(setting, setting.lower()):
@@ -377,9 +374,7 @@ def _check_bases(settings: Settings, faults: SettingFaults) -> None:
     for where, entry in entries:
         base = f"{where}.igw_base_url" if entry and entry.igw_base_url else "IGW_BASE_URL"
         path = f"{where}.request_path_url" if entry and entry.request_path_url else "REQUEST_PATH_URL"
-        if faults.touch(
-            base, path, *([f"{where}.igw_base_url", f"{where}.request_path_url"] if entry else [])
-        ):
+        if faults.touch(base, path, *([f"{where}.igw_base_url", f"{where}.request_path_url"] if entry else [])):
             continue
         route = routes.default if entry is None else routes.of(_entry_name(entry))
         if shared := _overlap(urlsplit(route.base_url).path, route.path):
@@ -449,9 +444,7 @@ def _check_paths(settings: Settings, faults: SettingFaults) -> None:
     paths += [("ALLOWED_ENDPOINTS", path) for path in _names(settings.env.allowed_endpoints)]
     for setting, path in paths:
         if path and not is_safe_path(path, ("/",)):
-            faults.add(
-                InvalidSetting(setting, found=repr(path), accepted="a plain path like /v1/completions")
-            )
+            faults.add(InvalidSetting(setting, found=repr(path), accepted="a plain path like /v1/completions"))
 
 
 def _check_numbers(settings: Settings, faults: SettingFaults) -> None:
@@ -459,12 +452,8 @@ def _check_numbers(settings: Settings, faults: SettingFaults) -> None:
     env = settings.env
     sizes = ("MAX_IN_FLIGHT_BYTES", "MAX_REQUEST_BYTES", "MAX_RESPONSE_BYTES")
     if 0 < env.max_in_flight_bytes < settings.least_in_flight_bytes and not faults.touch(*sizes):
-        accepted = (
-            f"0, or at least {settings.least_in_flight_bytes} for MAX_REQUEST_BYTES and MAX_RESPONSE_BYTES"
-        )
-        faults.add(
-            InvalidSetting("MAX_IN_FLIGHT_BYTES", found=f"{env.max_in_flight_bytes}", accepted=accepted)
-        )
+        accepted = f"0, or at least {settings.least_in_flight_bytes} for MAX_REQUEST_BYTES and MAX_RESPONSE_BYTES"
+        faults.add(InvalidSetting("MAX_IN_FLIGHT_BYTES", found=f"{env.max_in_flight_bytes}", accepted=accepted))
     is_late = env.heartbeat_seconds * 2 > env.lease_seconds
     if is_late and not faults.touch("HEARTBEAT_SECONDS", "LEASE_SECONDS"):
         accepted = f"at most half of LEASE_SECONDS ({env.lease_seconds:g})"

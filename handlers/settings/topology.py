@@ -47,9 +47,7 @@ def redis_address(url: str, mode: str, addrs: Sequence[str], master_name: str) -
     if mode in ("", "standalone"):
         return url
     if parts.scheme not in ("redis", "rediss"):
-        raise InvalidSetting(
-            "mode", found=f"{mode} beside {parts.scheme}://", accepted="a redis:// or rediss:// URL"
-        )
+        raise InvalidSetting("mode", found=f"{mode} beside {parts.scheme}://", accepted="a redis:// or rediss:// URL")
     return _of_several(parts, mode, addrs, master_name)
 
 
@@ -61,9 +59,7 @@ def _check_fields(mode: str, addrs: Sequence[str], master_name: str) -> None:
         accepted = "no name unless mode is sentinel"
         raise InvalidSetting("master_name", found=repr(master_name), accepted=accepted)
     if mode == "sentinel" and (not master_name or "/" in master_name):
-        raise InvalidSetting(
-            "master_name", found=repr(master_name), accepted="the master's name at the Sentinels"
-        )
+        raise InvalidSetting("master_name", found=repr(master_name), accepted="the master's name at the Sentinels")
 
 
 def _of_several(parts: SplitResult, mode: str, addrs: Sequence[str], master_name: str) -> str:

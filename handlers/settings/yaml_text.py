@@ -39,8 +39,6 @@ class _UniqueKeys(yaml.SafeLoader):
                 continue
             line = key.start_mark.line + 1
             if key.value in lines:
-                raise _RepeatedKey(
-                    f"the key {key.value[:80]!r} on line {lines[key.value]} and on line {line}"
-                )
+                raise _RepeatedKey(f"the key {key.value[:80]!r} on line {lines[key.value]} and on line {line}")
             lines[key.value] = line
         return super().construct_mapping(node, deep)

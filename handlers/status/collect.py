@@ -33,9 +33,7 @@ _MOST_FAILURES: Final = 50
 SHOWN_BYTES: Final = 256
 """Most bytes of an id, tenant or reason on the status board, so that 200 failures take at most 200 KB."""
 
-_NOT_ATTEMPTED: Final = frozenset(
-    {GATE_CLOSED, QUOTA_EXHAUSTED, CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET}
-)
+_NOT_ATTEMPTED: Final = frozenset({GATE_CLOSED, QUOTA_EXHAUSTED, CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET})
 """Reasons of retries without an attempt. Gates and circuits show their state themselves."""
 
 
@@ -57,9 +55,7 @@ class Tally(msgspec.Struct):
                     rank = bisect_left(LATENCY_SECONDS, now - request.created)
                     self.counts[f"latency{rank}"] += 1
                 if not is_good and result.error_code != ErrorCode.CANCELLED:
-                    self._fail(
-                        request, now, result.error_code or "answered", result.status_code, is_final=True
-                    )
+                    self._fail(request, now, result.error_code or "answered", result.status_code, is_final=True)
             case Retry(reason=reason) if reason in _NOT_ATTEMPTED:
                 pass
             case Retry(reason=reason, last=last):
@@ -133,9 +129,7 @@ class StatusWatch:
     async def tick(self) -> None:
         """Post once. If it fails, the counts since the last post are lost."""
         counts, failures = self._tally.take()
-        await self._board.post(
-            msgspec.json.encode(self._report()), int(self._tally.clock() // 60), counts, failures
-        )
+        await self._board.post(msgspec.json.encode(self._report()), int(self._tally.clock() // 60), counts, failures)
 
     async def leave(self) -> None:
         await self._board.leave()

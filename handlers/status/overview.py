@@ -256,9 +256,7 @@ def lived_minutes(all_minutes: Sequence[Minute]) -> Sequence[Minute]:
 def _minute(counts: Mapping[str, int]) -> Minute:
     sums: Counter[str] = Counter()
     for name, count in counts.items():
-        sums[name.rpartition(" ")[2]] += (
-            count  # pollers of earlier versions put the queue's name before a space
-        )
+        sums[name.rpartition(" ")[2]] += count  # pollers of earlier versions put the queue's name before a space
     classes = [sums[f"latency{rank}"] for rank in range(len(LATENCY_SECONDS) + 1)]
     failed = sums["failed"] + sums["expired"]
     return Minute(

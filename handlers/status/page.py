@@ -64,9 +64,7 @@ def line_chart(title: str, series: Sequence[tuple[str, Sequence[float | None]]],
     for name, values in series:
         step = WIDTH / max(1, len(values) - 1)
         for run in _runs(values):
-            points = " ".join(
-                f"{at * step:.1f},{_BASE - value / top * (_BASE - 12):.1f}" for at, value in run
-            )
+            points = " ".join(f"{at * step:.1f},{_BASE - value / top * (_BASE - 12):.1f}" for at, value in run)
             shape = f'<polyline class="{escape(name)}" points="{points}"/>'
             if len(run) == 1:
                 at, value = run[0]

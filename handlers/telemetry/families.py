@@ -53,8 +53,7 @@ class DeadlineProximity(Collector):
         family = HistogramMetricFamily(self._name, _TEXT, labels=self._labels)
         for labels, (counts, total) in self._snapshots.items():
             buckets = [
-                (_label(bound), float(count))
-                for bound, count in zip(DEADLINE_BOUNDS_SECONDS, counts, strict=True)
+                (_label(bound), float(count)) for bound, count in zip(DEADLINE_BOUNDS_SECONDS, counts, strict=True)
             ]
             family.add_metric(labels, [*buckets, ("+Inf", float(total))], _estimated_sum(counts, total))
         yield family
@@ -193,9 +192,7 @@ class Families:
         self.shedded = counter("shedded_requests_total", "Attempts that the gateway rejected with 429.")
         self.exceeded = counter("exceeded_deadline_requests_total", "Requests whose deadline passed.")
         self.retries = counter("request_retries_total", "Requests put back for another attempt.")
-        self.gate_requeues = counter(
-            "gate_wait_requeues_total", "Requests that a gate put back in the queue."
-        )
+        self.gate_requeues = counter("gate_wait_requeues_total", "Requests that a gate put back in the queue.")
         self.gate_decisions = counter(
             "gate_decisions_total", "Requests not admitted by a gate, by reason.", (*_QUEUE, "reason")
         )
@@ -210,24 +207,16 @@ class Families:
             "Deliveries to a handler, by outcome (`no_room`: refused for lack of memory).",
             ("door", "outcome"),
         )
-        self.refusals = self._counter(
-            "refused_callers_total", "Callers refused by authentication.", ("status",)
-        )
+        self.refusals = self._counter("refused_callers_total", "Callers refused by authentication.", ("status",))
 
     def _add_histograms(self) -> None:
         histogram = self._histogram
-        self.latency = histogram(
-            "message_latency_time_millis", "Time from creation to final result.", _LATENCY_MS
-        )
+        self.latency = histogram("message_latency_time_millis", "Time from creation to final result.", _LATENCY_MS)
         self.inference = histogram(
             "inference_latency_time_millis", "Duration of one call to the gateway.", _INFERENCE_MS
         )
-        self.residence = histogram(
-            "queue_residence_time_millis", "Time from creation to an attempt.", _RESIDENCE_MS
-        )
-        self.left = histogram(
-            "deadline_left_millis", "Time left until the deadline at the final result.", _LEFT_MS
-        )
+        self.residence = histogram("queue_residence_time_millis", "Time from creation to an attempt.", _RESIDENCE_MS)
+        self.left = histogram("deadline_left_millis", "Time left until the deadline at the final result.", _LEFT_MS)
         self.attempts = histogram("attempts_per_request", "Attempts until the final result.", _ATTEMPTS)
         self.publish = histogram(
             "result_publish_time_millis", "Time from an outcome until its result is recorded.", _PUBLISH_MS
@@ -291,12 +280,8 @@ class Families:
     def _counter(self, name: str, text: str, labels: Sequence[str] = _QUEUE) -> Counter:
         return _FastCounter(f"{METRIC_PREFIX}_{name}", text, labels, registry=self.registry)
 
-    def _histogram(
-        self, name: str, text: str, buckets: tuple[int, ...], labels: Sequence[str] = _QUEUE
-    ) -> Histogram:
-        return _FastHistogram(
-            f"{METRIC_PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry
-        )
+    def _histogram(self, name: str, text: str, buckets: tuple[int, ...], labels: Sequence[str] = _QUEUE) -> Histogram:
+        return _FastHistogram(f"{METRIC_PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def _gauge(self, name: str, text: str, labels: Sequence[str] = _QUEUE) -> Gauge:
         return Gauge(f"{METRIC_PREFIX}_{name}", text, labels, registry=self.registry)
@@ -367,9 +352,7 @@ class GateGauges:
             "rule",
         )
         self._closed = gauge("gate_closed", "1 while a gate admits nothing.", *_OWNER, "gate_type")
-        self._figures = gauge(
-            "gate_figure", "Other numbers of a gate, by name.", *_OWNER, "gate_type", "figure"
-        )
+        self._figures = gauge("gate_figure", "Other numbers of a gate, by name.", *_OWNER, "gate_type", "figure")
         self._aimd = {name: gauge(name, text, "pool_name", "band") for name, text in _AIMD.items()}
         self._gates: dict[Owner, Callable[[], GateView]] = {}
 

@@ -238,9 +238,7 @@ class Metrics(Families):
         self._log = get_logger("metrics")
         self._gates = GateGauges(self.registry, self.dispatch_budget)
 
-    def of_queue(
-        self, queue_id: str, queue_name: str, pool_name: str, *, model_name: str = ""
-    ) -> QueueMetrics:
+    def of_queue(self, queue_id: str, queue_name: str, pool_name: str, *, model_name: str = "") -> QueueMetrics:
         """Series of a queue or subscription; beyond `MOST_SHOWN_QUEUES`, the series of `other`.
 
         The autoscaler of a model selects the queue's backlog by `model_name`.
@@ -297,9 +295,7 @@ class Metrics(Families):
         """Call `refresh` before each scrape to set gauges; it must be cheap."""
         self._watches.append(refresh)
 
-    def watch_gate(
-        self, queue_id: str, queue_name: str, pool_name: str, state: Callable[[], GateView]
-    ) -> None:
+    def watch_gate(self, queue_id: str, queue_name: str, pool_name: str, state: Callable[[], GateView]) -> None:
         """Show a gate's state. For a pool's gate, queue id and name are empty."""
         self._gates.watch((queue_id, queue_name, pool_name), state)
 

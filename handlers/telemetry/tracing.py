@@ -77,9 +77,7 @@ class _Exporter(OTLPSpanExporter):
     def __init__(self, url: str) -> None:
         super().__init__(endpoint=url)
         self._url = url
-        self._is_checked = (
-            urlsplit(url).port == GRPC_PORT
-        )  # the warning about that port was logged at the start
+        self._is_checked = urlsplit(url).port == GRPC_PORT  # the warning about that port was logged at the start
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = super().export(spans)
@@ -103,12 +101,8 @@ def answers_in_http2(url: str) -> bool:
     host, is_secure = parts.hostname or "", parts.scheme == "https"
     head = b""
     try:
-        with socket.create_connection(
-            (host, parts.port or (443 if is_secure else 80)), _CHECK_SECONDS
-        ) as plain:
-            link = (
-                ssl.create_default_context().wrap_socket(plain, server_hostname=host) if is_secure else plain
-            )
+        with socket.create_connection((host, parts.port or (443 if is_secure else 80)), _CHECK_SECONDS) as plain:
+            link = ssl.create_default_context().wrap_socket(plain, server_hostname=host) if is_secure else plain
             link.sendall(f"POST {parts.path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n".encode())
             while len(head) < _FRAME_HEAD_BYTES and (part := link.recv(_FRAME_HEAD_BYTES - len(head))):
                 head += part
@@ -155,9 +149,7 @@ class Tracing:
         finally:
             _wanted_trace_id.reset(wanted)
         found = span.get_span_context()
-        enter_trace(
-            CurrentTrace(f"{found.trace_id:032x}", f"{found.span_id:016x}", found.trace_flags.sampled)
-        )
+        enter_trace(CurrentTrace(f"{found.trace_id:032x}", f"{found.span_id:016x}", found.trace_flags.sampled))
         token = _open_span.set(span)
         try:
             yield span
@@ -197,9 +189,7 @@ class Tracing:
 
         def shut_down() -> None:
             self._provider.shutdown()
-            with contextlib.suppress(
-                RuntimeError
-            ):  # the loop is already closed, and nothing waits for this event
+            with contextlib.suppress(RuntimeError):  # the loop is already closed, and nothing waits for this event
                 loop.call_soon_threadsafe(done.set)
 
         threading.Thread(target=shut_down, name="tracing-shutdown", daemon=True).start()

@@ -215,9 +215,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a transport of a stream, as every one of TCP
         self._is_tls = transport.get_extra_info("ssl_object") is not None
         self.is_open = True
-        self._transport.set_write_buffer_limits(
-            high=0
-        )  # asyncio buffers nothing, so `_write_on` can stop in time
+        self._transport.set_write_buffer_limits(high=0)  # asyncio buffers nothing, so `_write_on` can stop in time
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes of the response; unsolicited bytes close the connection."""
@@ -241,14 +239,10 @@ class Connection(asyncio.Protocol):
     def _too_much(self) -> Exception:
         if not self._has_headers:
             return self._too_much_headers()
-        return ResponseTooLarge(
-            f"has trailers or chunk extensions of more than {MAX_RESPONSE_HEADER_BYTES} bytes"
-        )
+        return ResponseTooLarge(f"has trailers or chunk extensions of more than {MAX_RESPONSE_HEADER_BYTES} bytes")
 
     def _too_much_headers(self) -> Exception:
-        return ResponseTooLarge(
-            f"has headers of more than {MAX_RESPONSE_HEADER_BYTES} bytes", self._status_code
-        )
+        return ResponseTooLarge(f"has headers of more than {MAX_RESPONSE_HEADER_BYTES} bytes", self._status_code)
 
     def _on_parser_error(self, error: Exception) -> None:
         if self._is_complete:
@@ -290,9 +284,7 @@ class Connection(asyncio.Protocol):
         if self._has_headers:
             return TruncatedBody("the connection ended inside the body")
         found = "closed" if exc is None else "reset"
-        may_resend = (
-            self.uses > 1 and not self._has_first_byte and (self._request.may_repeat or self._is_unread(exc))
-        )
+        may_resend = self.uses > 1 and not self._has_first_byte and (self._request.may_repeat or self._is_unread(exc))
         return ConnectionLost(f"the connection was {found} before a response", may_resend=may_resend)
 
     def _is_unread(self, exc: Exception | None) -> bool:
@@ -372,9 +364,7 @@ class Connection(asyncio.Protocol):
             elif name == b"transfer-encoding":
                 is_chunked = value.strip().lower() == b"chunked"
                 if not is_chunked:
-                    self._fail(
-                        UnusableResponse("has a transfer-encoding other than chunked", self._status_code)
-                    )
+                    self._fail(UnusableResponse("has a transfer-encoding other than chunked", self._status_code))
                     return
             elif name == b"keep-alive":
                 self._read_keep_alive(value)
@@ -432,9 +422,7 @@ class Connection(asyncio.Protocol):
             self._headers.clear()
             return
         self._is_complete = True
-        self._is_reusable = (
-            self._unsent is None and not self._is_ambiguous and self._parser.should_keep_alive()
-        )
+        self._is_reusable = self._unsent is None and not self._is_ambiguous and self._parser.should_keep_alive()
 
     def _wait_for_room(self, ask: AskForRoom) -> None:
         """Pause reading a large body until there is room for it."""

@@ -58,9 +58,7 @@ class Caller:
     It connects to public addresses only, unless `allow_private`.
     """
 
-    def __init__(
-        self, *, allow_private: bool, call_seconds: float, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, *, allow_private: bool, call_seconds: float, clock: Callable[[], float] = time.time) -> None:
         options = TransportOptions(
             max_response_bytes=_MOST_ANSWER_BYTES,
             dns_seconds=0.0,
@@ -73,9 +71,7 @@ class Caller:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def post(
-        self, target: WebhookTarget, result: Result, since: float, undelivered: str = ""
-    ) -> CallAnswer:
+    async def post(self, target: WebhookTarget, result: Result, since: float, undelivered: str = "") -> CallAnswer:
         """Sign and send the event once. `event_body` explains the arguments."""
         body = event_body(result, since, undelivered)
         signed = signature_headers(target.keys, webhook_id(result), int(self._clock()), body)
@@ -140,9 +136,7 @@ def _key(line: str, setting: str) -> bytes:
     """Parse one secret. Errors do not show it."""
     text, accepted = line.removeprefix(_PREFIX), f"{_PREFIX} and base64 of {_LEAST} to {_MOST} bytes"
     if not _ALPHABET.fullmatch(text):
-        hint = (
-            "the URL-safe alphabet (- and _)" if "-" in text or "_" in text else "a character outside base64"
-        )
+        hint = "the URL-safe alphabet (- and _)" if "-" in text or "_" in text else "a character outside base64"
         raise InvalidSetting(setting, found=hint, accepted=accepted)
     try:
         key = base64.b64decode(text, validate=True)

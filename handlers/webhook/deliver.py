@@ -82,9 +82,7 @@ class WebhookOptions(msgspec.Struct, frozen=True):
             )
             raise InvalidSetting("url", found=found, accepted=accepted)
         if not self.allow_private and not is_public_host(parts.hostname):
-            raise InvalidSetting(
-                "url", found=f"the private address {parts.hostname}", accepted="a public host"
-            )
+            raise InvalidSetting("url", found=f"the private address {parts.hostname}", accepted="a public host")
         for one in self.destinations:
             if not self.allow_private and not is_public_host(one.host.partition(":")[0]):
                 found = f"the private address {one.host}"
@@ -147,9 +145,7 @@ class Webhook:
 
     async def __aenter__(self) -> Self:
         options = self._options
-        self._caller = Caller(
-            allow_private=options.allow_private, call_seconds=options.call_seconds, clock=self._clock
-        )
+        self._caller = Caller(allow_private=options.allow_private, call_seconds=options.call_seconds, clock=self._clock)
         return self
 
     async def __aexit__(self, *_error: object) -> None:
@@ -188,9 +184,7 @@ class Webhook:
         """The receiver that the request names, else the default one and why."""
         options = self._options
         try:
-            found = webhook_target_of(
-                result.metadata, options.destinations, allow_private=options.allow_private
-            )
+            found = webhook_target_of(result.metadata, options.destinations, allow_private=options.allow_private)
         except DestinationRefused as error:
             return self._own, str(error)
         if found is None:
@@ -329,9 +323,7 @@ class Webhook:
         receiver = held.receiver
         async with receiver.lane.slots:
             began_at = self._clock()
-            answer = await self._caller.post(
-                receiver.target, held.delivery.result, held.since, held.undelivered
-            )
+            answer = await self._caller.post(receiver.target, held.delivery.result, held.since, held.undelivered)
         now = self._clock()
         if answer.is_taken:
             receiver.took(now)

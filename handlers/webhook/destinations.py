@@ -148,9 +148,7 @@ def is_public_host(host: str) -> bool:
     public.
     """
     try:
-        host = httpx.URL(scheme="https", host=host).raw_host.decode(
-            "ascii"
-        )  # the transport reads it like this
+        host = httpx.URL(scheme="https", host=host).raw_host.decode("ascii")  # the transport reads it like this
     except (httpx.InvalidURL, ValueError):
         return False
     try:

@@ -72,9 +72,7 @@ async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
     env = settings.env
     seconds = max(_TIMEOUT_SECONDS, env.redis_timeout_seconds, env.connect_timeout_seconds)
     found = await asyncio.gather(*(_bounded(part, CHECKS[part](settings), seconds) for part in parts))
-    unused = [
-        Finding(path, "warning", text, UNUSED_GATE_FIX) for path, text in unused_gates(settings).items()
-    ]
+    unused = [Finding(path, "warning", text, UNUSED_GATE_FIX) for path, text in unused_gates(settings).items()]
     return [
         *_names(settings),
         *_tiers(settings),
@@ -147,9 +145,7 @@ async def _gateway(settings: Settings) -> list[Finding]:
         for base in bases
     ]
     return [
-        msgspec.structs.replace(one, fix=_DEFAULT_DNS)
-        if base == DEFAULT_GATEWAY and one.found == "dns"
-        else one
+        msgspec.structs.replace(one, fix=_DEFAULT_DNS) if base == DEFAULT_GATEWAY and one.found == "dns" else one
         for base, one in zip(bases, found, strict=True)
     ]
 
@@ -197,9 +193,7 @@ async def _page(
     return Finding(what, "fault", f"{url.rsplit('/', 1)[-1]} answers {response.status_code}", fix)
 
 
-_NO_TLS: Final = frozenset(
-    {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"}
-)
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 
 
 def _is_plain_http(error: BaseException) -> bool:
@@ -235,9 +229,7 @@ def _gate_finding(entry: GateEntry, state: GateState) -> Finding:
         if state.why_missing in ("", "no sample"):
             fix = "its source has no value: compare address, pool and metric names"
             return Finding(what, "fault", f"no reading{rule}", fix)
-        fix = (
-            "is the source running, and are its address and credentials right? From a pod: is egress allowed?"
-        )
+        fix = "is the source running, and are its address and credentials right? From a pod: is egress allowed?"
         return Finding(what, "fault", f"{state.why_missing}{rule}", fix)
     return Finding(
         what,
@@ -247,8 +239,7 @@ def _gate_finding(entry: GateEntry, state: GateState) -> Finding:
 
 
 _DEFAULT_DNS: Final = (
-    f"IGW_BASE_URL has its default, {DEFAULT_GATEWAY}, which does not resolve on this machine: "
-    "set it to your gateway"
+    f"IGW_BASE_URL has its default, {DEFAULT_GATEWAY}, which does not resolve on this machine: set it to your gateway"
 )
 _UNREACHABLE: Final = {
     "connect": "is it running, and is {} right? From a pod: is egress to it allowed?",
@@ -268,9 +259,7 @@ async def _redis(settings: Settings) -> list[Finding]:
         round_trip_seconds = time.time() - started_at
         findings = [Finding(what, "ok", f"answers in {round_trip_seconds * 1000:.0f} ms")]
         findings.append(clock_finding(server_seconds, started_at, round_trip_seconds))
-        findings += [
-            Finding(what, "warning", warning, _DURABLE) for warning in await durability_warnings(redis)
-        ]
+        findings += [Finding(what, "warning", warning, _DURABLE) for warning in await durability_warnings(redis)]
         for entry in settings.queues:
             findings += await _queue(settings, redis, entry.queue_name)
     except STORE_FAILURES as error:
@@ -292,9 +281,7 @@ def clock_finding(server_seconds: float, started_at: float, round_trip_seconds: 
     skew = server_seconds - (started_at + round_trip_seconds / 2)
     if abs(skew) <= _CLOCK_SECONDS + round_trip_seconds / 2:
         return Finding("clocks", "ok", f"{abs(skew) * 1000:.0f} ms apart")
-    return Finding(
-        "clocks", "fault", f"{skew:+.1f} s apart", "synchronise both clocks (NTP): deadlines depend on them"
-    )
+    return Finding("clocks", "fault", f"{skew:+.1f} s apart", "synchronise both clocks (NTP): deadlines depend on them")
 
 
 async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
@@ -303,15 +290,10 @@ async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
     Scripts run once without effect.
     """
     cluster = redis_options(settings).is_cluster
-    wrong = await wrong_types(
-        redis, name, settings.retry_queue_name, settings.result_queue_name, cluster=cluster
-    )
+    wrong = await wrong_types(redis, name, settings.retry_queue_name, settings.result_queue_name, cluster=cluster)
     if wrong:
         fix = "another program uses this key: choose another name for the queue, or remove the key"
-        return [
-            Finding(f"key {key}", "fault", f"is a {found}, not a {wanted}", fix)
-            for key, found, wanted in wrong
-        ]
+        return [Finding(f"key {key}", "fault", f"is a {found}, not a {wanted}", fix) for key, found, wanted in wrong]
     options = QueueOptions(settings.retry_queue_name, settings.result_queue_name, cluster=cluster)
     queue = open_queue(redis, name, options)
     try:
@@ -320,9 +302,7 @@ async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
         await queue.renew([])
         await open_retries(redis, name, options).promote(0)
     except STORE_FAILURES as error:
-        return [
-            Finding(f"queue {name}", "fault", explained(error), "grant the ACL user what docs/redis.md lists")
-        ]
+        return [Finding(f"queue {name}", "fault", explained(error), "grant the ACL user what docs/redis.md lists")]
     refused = await refused_commands(
         redis,
         name,

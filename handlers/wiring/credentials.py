@@ -60,9 +60,7 @@ def gateway_tls(settings: Settings) -> ssl.SSLContext | None:
             context.load_cert_chain(env.gateway_cert_file, env.gateway_key_file or None)
     except (OSError, ssl.SSLError) as error:
         found = f"{type(error).__name__}: {error}"
-        raise InvalidSetting(
-            "GATEWAY_CA_FILE, GATEWAY_CERT_FILE", found=found, accepted="PEM files"
-        ) from None
+        raise InvalidSetting("GATEWAY_CA_FILE, GATEWAY_CERT_FILE", found=found, accepted="PEM files") from None
     return context
 
 

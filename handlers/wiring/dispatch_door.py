@@ -40,9 +40,7 @@ def dispatch_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticat
         path = Path(env.dispatch_token_file) if env.dispatch_token_file else None
         authenticator = DispatchToken(DispatchTokenOptions(path=path, tokens=(env.dispatch_token,)))
     elif env.dispatch_auth != "none":
-        parts.log.warning(
-            "dispatch authentication is disabled", fix="set DISPATCH_TOKEN_FILE, or DISPATCH_AUTH=none"
-        )
+        parts.log.warning("dispatch authentication is disabled", fix="set DISPATCH_TOKEN_FILE, or DISPATCH_AUTH=none")
     fields, sink = event_fields(settings), event_sink(settings, parts.log, parts.closers)
     door = DispatchDoor(
         max_request_bytes=env.max_request_bytes,
@@ -91,9 +89,7 @@ def event_fields(settings: Settings) -> EventFields | None:
     return None if fields.is_empty else fields
 
 
-def event_sink(
-    settings: Settings, log: Logger, closers: list[Callable[[], Awaitable[object]]]
-) -> EventSink | None:
+def event_sink(settings: Settings, log: Logger, closers: list[Callable[[], Awaitable[object]]]) -> EventSink | None:
     """The sink for results of other sources' events, or None.
 
     Without a sink, results are the replies to the events.
@@ -102,9 +98,7 @@ def event_sink(
     if not env.k_sink:
         return None
     tls, overrides = _sink_parts(settings)
-    client = Gateway(
-        GatewayOptions(env.connect_timeout_seconds, max_response_bytes=_MAX_ANSWER_BYTES, ssl_context=tls)
-    )
+    client = Gateway(GatewayOptions(env.connect_timeout_seconds, max_response_bytes=_MAX_ANSWER_BYTES, ssl_context=tls))
     closers.append(client.aclose)
     return EventSink(client, SinkOptions(env.k_sink, overrides), log)
 
@@ -113,9 +107,7 @@ def _sink_parts(settings: Settings) -> tuple[ssl.SSLContext | None, dict[str, st
     """TLS and overrides of the sink. Raises `InvalidSetting`."""
     env = settings.env
     if env.k_sink and not env.k_sink.startswith(("http://", "https://")):
-        raise InvalidSetting(
-            "K_SINK", found=repr(masked_url(env.k_sink)), accepted="an http:// or https:// URL"
-        )
+        raise InvalidSetting("K_SINK", found=repr(masked_url(env.k_sink)), accepted="an http:// or https:// URL")
     return _tls(env.k_ca_certs), _overrides(env.k_ce_overrides)
 
 

@@ -281,9 +281,7 @@ def forwarder_of(settings: Settings, gateway: Sender, clock: Callable[[], float]
         keeps_bytes=env.result_details,
         transforms=build_transforms(settings.file.request_transforms, "requestTransforms"),
         clock=clock,
-        on_unreachable=lambda gateway, reason: unreachable.report(
-            gateway=without_secrets(gateway), reason=reason
-        ),
+        on_unreachable=lambda gateway, reason: unreachable.report(gateway=without_secrets(gateway), reason=reason),
     )
 
 
@@ -411,9 +409,7 @@ def poller_client(settings: Settings) -> Gateway:
         return gateway_of(settings)
     env = settings.env
     limit = wrapped_answer_bytes(env.max_response_bytes)
-    return Gateway(
-        GatewayOptions(env.connect_timeout_seconds, env.connection_idle_seconds, max_response_bytes=limit)
-    )
+    return Gateway(GatewayOptions(env.connect_timeout_seconds, env.connection_idle_seconds, max_response_bytes=limit))
 
 
 Closers = list[Callable[[], Awaitable[object]]]

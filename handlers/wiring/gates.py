@@ -107,9 +107,7 @@ class ProcessGates:
         self._connections: dict[str, Store] = {}
         self._stores: dict[str, RedisGateStore] = {}
         log = get_logger("gates")
-        options = FeedOptions(
-            refresh_seconds=env.gate_refresh_seconds, timeout_seconds=env.gate_source_timeout_seconds
-        )
+        options = FeedOptions(refresh_seconds=env.gate_refresh_seconds, timeout_seconds=env.gate_source_timeout_seconds)
         self._sources = GateSources(
             feeds=Feeds(options, log),
             http=HttpText(),
@@ -325,10 +323,7 @@ def all_gate_params(settings: Settings) -> list[Mapping[str, Any]]:
 def withheld_labels(settings: Settings) -> frozenset[str]:
     """Labels that decide a request's priority and that `ALLOWED_LABELS` does not list."""
     named = {
-        value
-        for parameters in all_gate_params(settings)
-        for name, value in _texts(parameters)
-        if name == _TIER_LABEL
+        value for parameters in all_gate_params(settings) for name, value in _texts(parameters) if name == _TIER_LABEL
     }
     allowed = {name.strip() for name in settings.env.allowed_labels.split(",")}
     return frozenset({CLASSIFICATION, TIER, settings.tier_label, *named} - allowed)

@@ -91,9 +91,7 @@ class Handler:
                 budget=self.shared.budget,
                 on_no_room=self._no_room,
             ),
-            guarded_pages={}
-            if metrics is None
-            else {"/metrics": GuardedPage(metrics.authenticator, metrics.page)},
+            guarded_pages={} if metrics is None else {"/metrics": GuardedPage(metrics.authenticator, metrics.page)},
         )
 
     def _show(self) -> None:

@@ -113,9 +113,7 @@ def handler_metrics_of(settings: Settings, target: str) -> HandlerMetrics | None
 def _metrics_authenticator(settings: Settings) -> DispatchToken:
     env = settings.env
     path = Path(env.metrics_token_file) if env.metrics_token_file else None
-    return DispatchToken(
-        DispatchTokenOptions(path=path, tokens=(env.metrics_token,), setting="METRICS_TOKEN")
-    )
+    return DispatchToken(DispatchTokenOptions(path=path, tokens=(env.metrics_token,), setting="METRICS_TOKEN"))
 
 
 _SETTING = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -155,6 +153,4 @@ def tracing_of(settings: Settings) -> Tracing | None:
             found=f"{shown_value(env.otel_exporter_otlp_endpoint)} without the OpenTelemetry SDK",
             accepted=accepted,
         ) from None
-    return Tracing(
-        TracingOptions(env.otel_exporter_otlp_endpoint, env.otel_service_name, version("async-processor"))
-    )
+    return Tracing(TracingOptions(env.otel_exporter_otlp_endpoint, env.otel_service_name, version("async-processor")))

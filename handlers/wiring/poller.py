@@ -128,9 +128,7 @@ class PollerApp:
         """The merge policy of a pool; the current object if unchanged."""
         setting = f"pools[{number}]"
         check_objectives(entry.lane_objectives, f"{setting}.lane_objectives")
-        merge = build_merge(
-            entry.merge_policy, f"{setting}.merge_policy", ageing_seconds=entry.ageing_seconds
-        )
+        merge = build_merge(entry.merge_policy, f"{setting}.merge_policy", ageing_seconds=entry.ageing_seconds)
         old = None if previous is None else previous.pools.get(entry.id)
         if previous is None or old is None:
             return merge

@@ -47,9 +47,7 @@ def push_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticator |
             project_id=settings.project_id,
             max_request_bytes=env.max_request_bytes,
             dead_letter_topic=env.dead_letter_topic_id,
-            dead_letters=unlisted_subscription(settings, "dead-letters")
-            if settings.result_topic_id
-            else None,
+            dead_letters=unlisted_subscription(settings, "dead-letters") if settings.result_topic_id else None,
             form=env.push_form,
             may_name=settings.may_name_topics,
             has_details=env.result_details,
@@ -162,9 +160,7 @@ def subscriptions(settings: Settings) -> Callable[[str], Subscription | None]:
     def of(name: str) -> Subscription | None:
         entry = settings.subscription(name)
         if entry is None:
-            return (
-                None if topics or not settings.is_own_project(name) else unlisted_subscription(settings, name)
-            )
+            return None if topics or not settings.is_own_project(name) else unlisted_subscription(settings, name)
         own_topic = entry.result_topic_id or entry.result_queue_name
         return Subscription(
             name=entry.subscriber_id,
@@ -181,9 +177,7 @@ def subscriptions(settings: Settings) -> Callable[[str], Subscription | None]:
 def unlisted_subscription(settings: Settings, name: str) -> Subscription:
     """Settings of a subscription that is not in the configuration file."""
     env, short = settings.env, name.rsplit("/", 1)[-1]
-    return Subscription(
-        short, settings.result_topic_id, {}, env.ack_deadline_seconds, env.min_redelivery_seconds
-    )
+    return Subscription(short, settings.result_topic_id, {}, env.ack_deadline_seconds, env.min_redelivery_seconds)
 
 
 def _given(value: float | None, default: float) -> float:

@@ -75,9 +75,7 @@ class ConfigWatch:
             self._log.error("configuration refused", error=type(error).__name__)
             return
         for one in (error, *error.others):
-            self._log.error(
-                "configuration refused", setting=one.setting, found=one.found, accepted=one.accepted
-            )
+            self._log.error("configuration refused", setting=one.setting, found=one.found, accepted=one.accepted)
 
     def poll(self) -> Settings | None:
         """The settings of a valid change since the last call, or None.

@@ -41,9 +41,7 @@ async def find_faults(settings: Settings, faults: SettingFaults) -> None:
 
 
 _PARTS: Final[Mapping[tuple[str, ...], Callable[[Settings], object]]] = {
-    ("GATEWAY_TOKEN_FILE",): lambda settings: file_token(
-        "GATEWAY_TOKEN_FILE", settings.env.gateway_token_file
-    ),
+    ("GATEWAY_TOKEN_FILE",): lambda settings: file_token("GATEWAY_TOKEN_FILE", settings.env.gateway_token_file),
     ("GATEWAY_CA_FILE", "GATEWAY_CERT_FILE", "GATEWAY_KEY_FILE"): gateway_tls,
     ("PROMETHEUS_TOKEN_FILE",): lambda settings: file_token(
         "PROMETHEUS_TOKEN_FILE", settings.env.prometheus_token_file
@@ -63,9 +61,7 @@ def _check_pools(settings: Settings, faults: SettingFaults) -> None:
     if policy is not None:
         objectives = policy.parameters.lane_objectives
         checks.append(partial(build_merge, policy.type, "request_merge_policy.type"))
-        checks.append(
-            partial(check_objectives, objectives, "request_merge_policy.parameters.lane_objectives")
-        )
+        checks.append(partial(check_objectives, objectives, "request_merge_policy.parameters.lane_objectives"))
     for number, pool in enumerate(settings.file.pools):
         path = f"pools[{number}]"
         checks.append(partial(check_objectives, pool.lane_objectives, f"{path}.lane_objectives"))

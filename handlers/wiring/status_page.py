@@ -147,8 +147,7 @@ class RedisSource:
         retrying = max((one.retrying for one in found.values()), default=0)
         tenants = await self._tenants(redis, found)
         lanes = {
-            entry.queue_name: BANDS[band_of(entry.labels, self._settings.tier_label)]
-            for entry in self._settings.queues
+            entry.queue_name: BANDS[band_of(entry.labels, self._settings.tier_label)] for entry in self._settings.queues
         }
         queues = queue_lines(depths, pollers, tenants, lanes)
         return Overview(
@@ -175,9 +174,7 @@ class RedisSource:
                 keys = queue_keys(name, cluster=self._options.is_cluster)
                 pending = await sample_members(redis, "ZRANGE", keys.pending) if one.pending else []
                 claimed = await sample_members(redis, "HSCAN", keys.claimed) if one.claimed else []
-                found[name] = Tenants(
-                    _sum(self._counted(pending, name)), _sum(self._counted(claimed, name)), own
-                )
+                found[name] = Tenants(_sum(self._counted(pending, name)), _sum(self._counted(claimed, name)), own)
         return found
 
     def _counted(self, members: Sequence[bytes], queue: str) -> dict[str, Counter[str]]:
@@ -242,9 +239,7 @@ class RedisSource:
 
     def drop(self, queue: str, dead_id: str) -> bool:
         """Delete a dead letter; False if it no longer exists."""
-        return self._run(
-            lambda redis: DeadLetters(redis, queue, cluster=self._options.is_cluster).drop(dead_id)
-        )
+        return self._run(lambda redis: DeadLetters(redis, queue, cluster=self._options.is_cluster).drop(dead_id))
 
 
 def _sum(by_queue: Mapping[str, Counter[str]]) -> Counter[str]:

@@ -103,9 +103,7 @@ async def test_every_line_gets_its_answer_once(
     assert sum(taken) == 3_000
     assert max(report.unanswered for report in reports) <= 1_000
     out = lines(files.out)
-    assert {line["custom_id"]: line["response"]["body"]["n"] for line in out} == {
-        f"c{n}": n for n in range(3_000)
-    }
+    assert {line["custom_id"]: line["response"]["body"]["n"] for line in out} == {f"c{n}": n for n in range(3_000)}
     assert (len(out), out[0]["response"]["status_code"], out[0]["error"]) == (3_000, 200, None)
     assert (state.outcome, state.completed, state.failed) == ("done", 3_000, 0)
     assert files.errors.read_bytes() == b""
@@ -141,9 +139,7 @@ async def test_lines_are_cancelled_whether_submitted_or_not(
     state = begin(files, write_requests(tmp_path / "in.jsonl", 5), options)
     files.request_cancel_of([4])
     queue = CancelsDuringSubmit(valkey_url, state, files)
-    running = asyncio.create_task(
-        BatchRun(files, state, queue, options=BatchOptions(), report=lambda _: None).run()
-    )
+    running = asyncio.create_task(BatchRun(files, state, queue, options=BatchOptions(), report=lambda _: None).run())
     await wait_until_async(
         lambda: redis.exists(f"request-cancel:{state.batch}-2") and redis.zcard(options.queue) == 4,
         "the cancellation of line 2, and all lines but the fourth in the queue",
@@ -194,9 +190,7 @@ async def test_failed_lines_are_written_to_the_error_file(
     files = BatchFiles(tmp_path / "out.jsonl")
     source = write_requests(tmp_path / "in.jsonl", 2, fail=404)
     with source.open("a") as file:
-        file.write(
-            '\n{"custom_id":"x"}\nnot json\n{"custom_id":"y","method":"POST","url":"/v1/c","body":{"a":1}}\n'
-        )
+        file.write('\n{"custom_id":"x"}\nnot json\n{"custom_id":"y","method":"POST","url":"/v1/c","body":{"a":1}}\n')
     with echoing(redis, options.queue):
         state = begin(files, source, options, is_checked=False)
         await run(files, state, valkey_url)
@@ -411,9 +405,7 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path, options: ClientOptions) ->
 
 
 @pytest.mark.parametrize("ending", [".lock", ".batch.new", ".batch", ".cancel", ".cancel-lines", ""])
-def test_no_file_of_a_batch_is_opened_through_a_link(
-    tmp_path: Path, options: ClientOptions, ending: str
-) -> None:
+def test_no_file_of_a_batch_is_opened_through_a_link(tmp_path: Path, options: ClientOptions, ending: str) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / f"out.jsonl{ending}").symlink_to(victim)

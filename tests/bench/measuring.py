@@ -42,9 +42,7 @@ class Started:
 
 
 @contextlib.contextmanager
-def started(
-    name: str, command: list[str], variables: dict[str, str], pattern: re.Pattern[str]
-) -> Iterator[Started]:
+def started(name: str, command: list[str], variables: dict[str, str], pattern: re.Pattern[str]) -> Iterator[Started]:
     """Start a process and wait for a line that matches."""
     began = time.perf_counter()
     with Child(name, command, {"LOG_FORMAT": "text", **variables}) as child:
@@ -73,9 +71,7 @@ def handler(target: str, variables: dict[str, str]) -> Iterator[Started]:
 @contextlib.contextmanager
 def poller(variables: dict[str, str]) -> Iterator[Started]:
     """The poller."""
-    with started(
-        "poller", [COMMAND, "poll"], {"METRICS_PORT": "0", **variables}, re.compile("(polling)")
-    ) as up:
+    with started("poller", [COMMAND, "poll"], {"METRICS_PORT": "0", **variables}, re.compile("(polling)")) as up:
         yield up
 
 

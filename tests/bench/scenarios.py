@@ -113,9 +113,7 @@ def push_memory(in_flight: int) -> Figures:
     with (
         running_sink() as host,
         gateway("--time-to-first-token", "4") as up,
-        handler(
-            "pubsub_push", {"IGW_BASE_URL": up.url, "PUBSUB_EMULATOR_HOST": host, **PUSH_VARIABLES}
-        ) as door,
+        handler("pubsub_push", {"IGW_BASE_URL": up.url, "PUBSUB_EMULATOR_HOST": host, **PUSH_VARIABLES}) as door,
     ):
         return {"RSS in flight MB": most_memory(door, push_of, in_flight)}
 

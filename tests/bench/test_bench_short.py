@@ -13,9 +13,7 @@ from tests.bench.__main__ import BARE, SCENARIOS, main, missing_servers
 from tests.servers.presence import not_found
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in SCENARIOS if not name.endswith(("512 workers", "2,000 workers"))]
-)
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if not name.endswith(("512 workers", "2,000 workers"))])
 def test_a_scenario_runs_and_has_figures(name: str) -> None:
     for server in missing_servers([name]):
         not_found(server)
@@ -81,6 +79,4 @@ def test_an_outage_costs_few_calls_and_a_deep_queue_keeps_its_order() -> None:
     assert outage["probes/s"] <= 1.5, "an open circuit sends one call a second"
     assert outage["calls a request at 10 %"] <= 1.5, "a budget keeps retries few"
     scenario, _, quick_count = SCENARIOS["100,000 queued"]
-    assert scenario(quick_count)["worst place off"] < 200, (
-        "in deadline order, except requests in flight together"
-    )
+    assert scenario(quick_count)["worst place off"] < 200, "in deadline order, except requests in flight together"

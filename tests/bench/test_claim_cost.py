@@ -50,12 +50,8 @@ def _fastest(redis: Redis, prepare: Callable[[], object], call: Callable[[], obj
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("is_id_first", [True, False])
 @pytest.mark.parametrize("form", PAYLOADS)
-@pytest.mark.parametrize(
-    ("size", "count"), [(1_000, 64), (4_000, 64), (60_000, 64), (1_000_000, 8), (LARGE, 1)]
-)
-def test_a_claim_costs_a_bounded_multiple_of_a_plain_one(
-    size: int, count: int, form: str, is_id_first: bool
-) -> None:
+@pytest.mark.parametrize(("size", "count"), [(1_000, 64), (4_000, 64), (60_000, 64), (1_000_000, 8), (LARGE, 1)])
+def test_a_claim_costs_a_bounded_multiple_of_a_plain_one(size: int, count: int, form: str, is_id_first: bool) -> None:
     members = [_member(n, PAYLOADS[form](size), is_id_first=is_id_first) for n in range(count)]
     with Valkey(valkey_program()) as server, Redis.from_url(server.url) as redis:
         redis.config_set("slowlog-log-slower-than", 0)

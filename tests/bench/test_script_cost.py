@@ -75,8 +75,7 @@ def _cheapest(redis: Redis, commands: list[list[str]], call: Callable[[], object
 
 
 _READS = {
-    f"read_part {kind}": Scene([key], [kind, 0, 9, 1_000, 9])
-    for kind, key in (("HSCAN", "h"), ("ZREVRANGE", "q"))
+    f"read_part {kind}": Scene([key], [kind, 0, 9, 1_000, 9]) for kind, key in (("HSCAN", "h"), ("ZREVRANGE", "q"))
 }
 _MANY = [["HSET", "h", f"f{n}", "@"] for n in range(9)]
 """More values than a bucket of the hash has."""
@@ -89,9 +88,7 @@ def test_a_call_of_a_script_costs_a_bounded_multiple_of_a_plain_write(redis: Red
     name, scene, member = call.split(maxsplit=1)[0], {**SCENES, **_READS}[call], b"x" * LARGE
     keys = {*scene.keys, *scene.others}
     commands = [enlarged(words) for words in stored_commands() + _MANY if words[1] in keys]
-    given = (
-        scene.args[:3] if name == "release" else scene.args
-    )  # its caller releases one large claim at a time
+    given = scene.args[:3] if name == "release" else scene.args  # its caller releases one large claim at a time
     arguments = [word.replace("@", "x" * LARGE) for word in _at_most_one(enlarged(given))]
     sha = redis.script_load(script_text(name))
     plain = _cheapest(redis, [], lambda: redis.zadd("w", {member: 1}))

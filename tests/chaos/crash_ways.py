@@ -93,9 +93,7 @@ def run_redis_point(case: Case) -> None:
             if len(case.deaths) > 1:
                 elapse(LEASE_SECONDS + 0.1, "the lease of the dead")
         living.enter_context(_poller(case, None))
-        wait_until(
-            lambda: redis.llen(RESULTS) >= REQUESTS, f"results after {case.point}", timeout_seconds=120
-        )
+        wait_until(lambda: redis.llen(RESULTS) >= REQUESTS, f"results after {case.point}", timeout_seconds=120)
         wait_until(lambda: not redis.exists(QUEUE, f"{QUEUE}:claimed"), "nothing is held", timeout_seconds=90)
         results = [json.loads(text) for text in cast(list[bytes], redis.lrange(RESULTS, 0, -1))]
         left = keys_left(redis)
@@ -176,9 +174,7 @@ def _judge_executions(case: Case) -> None:
 
 
 @contextmanager
-def _process(
-    case: Case, points: str, point: str | None, arguments: Sequence[str], **own: str
-) -> Iterator[Process]:
+def _process(case: Case, points: str, point: str | None, arguments: Sequence[str], **own: str) -> Iterator[Process]:
     log = case.folder / f"{points}-{case.number}-{point or 'living'}.log"
     variables = {**SETTINGS, **_OWN_SETTINGS, "IGW_BASE_URL": case.scene.gateway_url, **own}
     process = Process(points, point, arguments, variables, log)
@@ -191,9 +187,7 @@ def _process(
 @contextmanager
 def _poller(case: Case, point: str | None) -> Iterator[Process]:
     most_deaths = "1" if case.point == "in dead-letter move" else "1000"
-    with _process(
-        case, "redis", point, ["poll"], REDIS_URL=case.redis_url, MAX_DEATHS=most_deaths
-    ) as process:
+    with _process(case, "redis", point, ["poll"], REDIS_URL=case.redis_url, MAX_DEATHS=most_deaths) as process:
         yield process
 
 
@@ -221,9 +215,7 @@ def run_crash_points(folder: Path, transport: str, repeats: int) -> int:
         databases.put(database)
     with Scene(folder) as scene, Redis.from_url(scene.redis_url) as redis:
         for name in _SCRIPTS:
-            redis.script_load(
-                script_text(name)
-            )  # otherwise the first call would only find that the script is unknown
+            redis.script_load(script_text(name))  # otherwise the first call would only find that the script is unknown
 
         def run_one(point: str, number: int) -> int:
             database = databases.get()

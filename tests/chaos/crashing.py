@@ -167,9 +167,7 @@ class Process:
         self.end()
 
 
-def _run(
-    points: str, point: str | None, arguments: Sequence[str], variables: Mapping[str, str], log: Path
-) -> None:
+def _run(points: str, point: str | None, arguments: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
     """Run by name, because a replaced function cannot be sent to another process."""
     table = REDIS_POINTS if points == "redis" else PUBSUB_POINTS
     _live(table[point] if point else None, arguments, variables, log)

@@ -107,9 +107,7 @@ def verdict(seed: int, reported: History, executions: list[Execution]) -> Verdic
     judge_results(reported.queued, reported.results, executions, late_seconds, faults)
     duplicates = judge_published(set(reported.pushed), reported.published)
     assert duplicates <= faults.in_flight, "doubled on Pub/Sub only where a fault met a delivery"
-    assert {one.key for one in executions} <= {*reported.queued, *reported.pushed}, (
-        "nobody else asked the gateway"
-    )
+    assert {one.key for one in executions} <= {*reported.queued, *reported.pushed}, "nobody else asked the gateway"
     again = executed_again(executions)
     assert 0 < again <= faults.in_flight, "some met a fault, and no more than were in flight at one"
     spaced = judge_spacing(executions, reported.queued, faults)
@@ -131,9 +129,7 @@ def verdict(seed: int, reported: History, executions: list[Execution]) -> Verdic
 
 def read_executions(witness: Path) -> list[Execution]:
     """The gateway's records in order of their start."""
-    lines = (
-        json.loads(text) for text in witness.read_text().splitlines(keepends=True) if text.endswith("\n")
-    )
+    lines = (json.loads(text) for text in witness.read_text().splitlines(keepends=True) if text.endswith("\n"))
     found = [Execution(one["key"], one["started_at"], one["ended_at"], one["status"]) for one in lines]
     return sorted(found, key=lambda one: one.started_at)
 

@@ -31,9 +31,7 @@ _KILLS = 4
 
 
 @contextlib.contextmanager
-def _running(
-    folder: Path, seed: int, settings: Mapping[str, str] = SETTINGS
-) -> Iterator[tuple[Fleet, Redis]]:
+def _running(folder: Path, seed: int, settings: Mapping[str, str] = SETTINGS) -> Iterator[tuple[Fleet, Redis]]:
     with (
         Pushing(seed) as pushing,
         Fleet(folder, pushing.host, pollers=2, handlers=2, settings=settings) as fleet,
@@ -123,9 +121,7 @@ def run_failing_tenant(folder: Path, seed: int, seconds: float) -> str:
             waits += [now - queued_at[one] for one in new if one in queued_at]
             seen = len(reader.results)
             elapse(0.02, "results are looked for often")
-        wait_until(
-            lambda: reader.take() >= BAD + len(queued_at), "results of all", timeout_seconds=seconds + 180
-        )
+        wait_until(lambda: reader.take() >= BAD + len(queued_at), "results of all", timeout_seconds=seconds + 180)
     ids = {one["id"] for one in reader.results}
     assert len(reader.results) == len(ids) == BAD + len(queued_at), "one result for each"
     share = sum(wait <= IN_TIME_SECONDS for wait in waits) / len(queued_at)

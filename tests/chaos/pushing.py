@@ -81,9 +81,7 @@ class Pushing:
         frame = json.dumps({"message": message, "subscription": "projects/chaos-project/subscriptions/s"})
         await asyncio.gather(*(self._until_acked(session, url, frame, request_id) for _ in range(times)))
 
-    async def _until_acked(
-        self, session: aiohttp.ClientSession, url: str, frame: str, request_id: str
-    ) -> None:
+    async def _until_acked(self, session: aiohttp.ClientSession, url: str, frame: str, request_id: str) -> None:
         pause = 0.1
         while not await self._is_acked(session, url, frame, request_id):
             await elapse_async(pause * (0.5 + self._chance.random()), "the next delivery is due")

@@ -69,9 +69,7 @@ def run_redelivery(folder: Path, seed: int, kills: int) -> Redelivery:
     executions = read_executions(fleet.witness)
     judge_results(dict.fromkeys(names, deadline), reader.results, executions)
     again = [
-        sent_again(
-            list(leases.by_id.get(name, {}).values()), killed, started_at, killed_at, DEFAULT_LEASE_SECONDS
-        )
+        sent_again(list(leases.by_id.get(name, {}).values()), killed, started_at, killed_at, DEFAULT_LEASE_SECONDS)
         for name, killed, started_at in left_and_sent(executions, names, killed_at)
     ]
     found = [one.seconds for one in again]

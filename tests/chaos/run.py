@@ -52,9 +52,7 @@ def run(folder: Path, seed: int, plan: Plan) -> Verdict:
     ):
         reader, keda = ResultReader(redis), Keda(redis)
         chaos = Chaos(fleet, keda, chance)
-        pushing.push(
-            fleet.push_url, [(name, request_body(name, deadline)) for name, deadline in pushed.items()]
-        )
+        pushing.push(fleet.push_url, [(name, request_body(name, deadline)) for name, deadline in pushed.items()])
         queued = _inflict_all(reader, chaos, faults, names, chance)
         chaos.end()
         fleet.gateway("faults")

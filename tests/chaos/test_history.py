@@ -57,9 +57,7 @@ def test_a_correct_history_is_summarised_in_numbers() -> None:
         ("kill handler", DELAY_SECONDS, False),
     ],
 )
-def test_a_call_may_be_late_by_what_a_fault_held_it_up(
-    fault: str, late_seconds: float, is_excused: bool
-) -> None:
+def test_a_call_may_be_late_by_what_a_fault_held_it_up(fault: str, late_seconds: float, is_excused: bool) -> None:
     deadline = NOW + 2 - late_seconds
     faults = Inflicted([(deadline - 0.1, fault), (NOW, "kill poller")], 1, [NOW])
     faults.at.sort()

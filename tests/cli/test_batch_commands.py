@@ -148,10 +148,7 @@ def test_a_resumed_batch_refuses_other_flags_than_the_first_run(shell: Shell, tm
     refused = shell.run(*arguments, *(part for flag, (value, _) in others.items() for part in (flag, value)))
     assert refused.exit_code == 2, refused.output
     for flag, (value, kept) in others.items():
-        assert (
-            f"{flag}: expected {kept} as in the first run, got {value.replace('2h', '2h00m')}"
-            in refused.stderr
-        )
+        assert f"{flag}: expected {kept} as in the first run, got {value.replace('2h', '2h00m')}" in refused.stderr
     assert shell.redis.zcard(shell.queue) == 5
     with shell.echoing():
         assert shell.run(*first).exit_code == 0, "the same command continues"

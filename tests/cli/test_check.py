@@ -39,9 +39,7 @@ def findings(*arguments: str, **variables: str) -> tuple[int, dict[str, dict[str
 
 
 def test_a_sound_stack_has_no_fault(stack: Stack) -> None:
-    code, found = findings(
-        REDIS_URL=stack.redis_url, IGW_BASE_URL=stack.gateway_url, HANDLER_URL=stack.handler_url
-    )
+    code, found = findings(REDIS_URL=stack.redis_url, IGW_BASE_URL=stack.gateway_url, HANDLER_URL=stack.handler_url)
 
     assert code == 0
     assert {one["state"] for one in found.values()} == {"ok"}
@@ -62,9 +60,7 @@ def test_a_default_gateway_that_does_not_resolve_is_reported_as_the_default() ->
     assert (code, finding["found"]) == (1, "dns")
     assert finding["fix"].startswith("IGW_BASE_URL has its default, http://infra-")
     _, found = findings("--only", "gateway", IGW_BASE_URL="http://no-such-host.invalid")
-    assert [one["fix"] for one in found.values()] == [
-        "the host name in IGW_BASE_URL does not resolve on this machine"
-    ]
+    assert [one["fix"] for one in found.values()] == ["the host name in IGW_BASE_URL does not resolve on this machine"]
 
 
 def test_a_key_of_another_type_is_named(stack: Stack) -> None:
@@ -87,9 +83,7 @@ def test_a_key_of_another_type_is_named(stack: Stack) -> None:
 def test_settings_are_printed_with_secrets_masked(stack: Stack) -> None:
     url = stack.redis_url.replace("redis://", "redis://default:canary-in-url@")
 
-    done = check(
-        "--only", "gateway", REDIS_URL=url, REDIS_PASSWORD="canary", DISPATCH_TOKEN="canary-token-0123456789"
-    )
+    done = check("--only", "gateway", REDIS_URL=url, REDIS_PASSWORD="canary", DISPATCH_TOKEN="canary-token-0123456789")
 
     assert "canary" not in done.stdout + done.stderr
     assert "REDIS_PASSWORD" in done.stdout
@@ -213,8 +207,7 @@ def test_a_gate_of_an_unused_pool_is_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     limit = "gate_type: local-max-concurrency, gate_params: {limit: 1}"
     file.write_text(
-        f"pools: [{{id: big, {limit}}}, {{id: default, {limit}}}]\n"
-        "queues: [{queue_name: a, worker_pool_id: default}]"
+        f"pools: [{{id: big, {limit}}}, {{id: default, {limit}}}]\nqueues: [{{queue_name: a, worker_pool_id: default}}]"
     )
     code, found = findings("--only", "gates", CONFIG_FILE=str(file))
     warned = found.pop("pools[0].gate_type")
@@ -224,9 +217,7 @@ def test_a_gate_of_an_unused_pool_is_a_warning(tmp_path: Path) -> None:
     assert "worker_pool_id" in warned["fix"]
 
 
-def test_a_gate_whose_source_answers_is_ok_and_one_whose_does_not_is_a_fault(
-    stack: Stack, tmp_path: Path
-) -> None:
+def test_a_gate_whose_source_answers_is_ok_and_one_whose_does_not_is_a_fault(stack: Stack, tmp_path: Path) -> None:
     store = redis.Redis.from_url(stack.redis_url)
     store.set("dispatch-gate-budget", "0.5")
     store.close()
@@ -269,9 +260,7 @@ def test_a_gate_whose_source_answers_is_ok_and_one_whose_does_not_is_a_fault(
         ("{tls}/metrics", "{tls}/metrics failed the TLS handshake"),
     ],
 )
-def test_an_unreachable_source_of_a_gate_is_explained(
-    stack: Stack, tmp_path: Path, address: str, reason: str
-) -> None:
+def test_an_unreachable_source_of_a_gate_is_explained(stack: Stack, tmp_path: Path, address: str, reason: str) -> None:
     urls = {"gateway": stack.gateway_url, "tls": stack.gateway_url.replace("http:", "https:")}
     gate = {
         "gate_type": "endpoint-scrape",
@@ -304,9 +293,7 @@ def test_what_the_settings_ask_for_needs_rights_too(stack: Stack) -> None:
     url = stack.redis_url.replace("redis://", "redis://plain:plain-password@")
 
     _, without = findings("--only", "redis", REDIS_URL=url)
-    code, found = findings(
-        "--only", "redis", REDIS_URL=url, RESULT_APART_BYTES="9", RESULT_PER_REQUEST="true"
-    )
+    code, found = findings("--only", "redis", REDIS_URL=url, RESULT_APART_BYTES="9", RESULT_PER_REQUEST="true")
 
     store.execute_command("ACL", "DELUSER", "plain")  # type: ignore[no-untyped-call]  # untyped
     store.close()

@@ -37,9 +37,7 @@ class Dead:
         env = {"REDIS_URL": self.url, "REQUEST_QUEUE_NAME": self.queue, "COLUMNS": str(width)}
         return CliRunner().invoke(main, ["dead", *arguments], env=env)
 
-    async def dead_letter(
-        self, member: bytes, message: str = "5 pollers crashed", at: float = 1_700_000_000
-    ) -> str:
+    async def dead_letter(self, member: bytes, message: str = "5 pollers crashed", at: float = 1_700_000_000) -> str:
         """Claim `member` and acknowledge it as dead; returns the dead letter's id."""
         redis = AsyncRedis.from_url(self.url)
         queue = RedisQueue(redis, self.queue, QueueOptions("retries", "results"))
@@ -196,9 +194,7 @@ async def test_dropping_all_of_none_asks_for_no_confirmation(dead: Dead) -> None
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_at_the_question_ends_it_and_drops_nothing(dead: Dead, number: int) -> None:
     await dead.dead_letter(b"m-1")
-    with Terminal(
-        ["dead", "drop", "--all"], {"REDIS_URL": dead.url, "REQUEST_QUEUE_NAME": dead.queue}
-    ) as terminal:
+    with Terminal(["dead", "drop", "--all"], {"REDIS_URL": dead.url, "REQUEST_QUEUE_NAME": dead.queue}) as terminal:
         terminal.wait_for("Drop 1 dead letter")
         terminal.process.send_signal(number)
         assert terminal.end() == (1 if number == signal.SIGINT else 143)

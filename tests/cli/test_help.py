@@ -13,9 +13,7 @@ from handlers.cli.main import main
 COLUMNS = 80
 
 
-def groups(
-    command: click.Command, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Group]]:
+def groups(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Group]]:
     if isinstance(command, click.Group):
         yield path, command
         context = click.Context(command)

@@ -121,9 +121,7 @@ def test_cancel_reaches_requests_on_pubsub_by_the_push_doors_redis(shell: Shell)
     name = f"r-{uuid.uuid4().hex}"
     done = shell.run("cancel", "--from", "pubsub", "--dedupe-redis-url", shell.env["REDIS_URL"], name)
     assert (done.exit_code, done.output) == (0, f"{name} cancelled, unless it was answered\n")
-    assert float(cast("bytes", shell.redis.get(f"delivery-cancel:{name}"))) == pytest.approx(
-        time.time(), abs=60
-    )
+    assert float(cast("bytes", shell.redis.get(f"delivery-cancel:{name}"))) == pytest.approx(time.time(), abs=60)
     shell.redis.delete(f"delivery-cancel:{name}")
 
 
@@ -244,9 +242,7 @@ def test_submit_with_an_idempotency_key_submits_once_and_reports_a_conflict(shel
 
 
 @pytest.mark.parametrize("flags", [("--to", "pubsub"), ("--id", "r", "--once", "1h")])
-def test_submit_refuses_an_idempotency_key_that_it_cannot_honour(
-    shell: Shell, flags: tuple[str, ...]
-) -> None:
+def test_submit_refuses_an_idempotency_key_that_it_cannot_honour(shell: Shell, flags: tuple[str, ...]) -> None:
     run = shell.run("submit", "-", "--idempotency-key", "k", *flags, stdin='{"n":1}')
     assert run.exit_code == 2
     assert "--idempotency-key" in run.stderr
@@ -292,9 +288,7 @@ def test_a_waiting_user_reads_that_no_poller_serves_the_queue_or_its_gate_is_clo
         report = PollerReport(time.time() + 600, "host", [], [queue])
         shell.redis.hset(POLLERS, "poller", msgspec.json.encode(report))
         shown = shell.run("where", "a").stderr
-        assert shown == (
-            f"note: the gate of queue {shell.queue} is closed: its budget is 0\n" if gates else ""
-        )
+        assert shown == (f"note: the gate of queue {shell.queue} is closed: its budget is 0\n" if gates else "")
     shell.redis.hdel(POLLERS, "poller")
 
 
@@ -324,9 +318,7 @@ def test_a_waiting_user_reads_that_no_poller_serves_the_queue_or_its_gate_is_clo
         (["batch", "status", "/does/not/exist"], "", "no batch has written this file"),
     ],
 )
-def test_invalid_input_gives_one_line_and_code_2(
-    shell: Shell, arguments: list[str], stdin: str, message: str
-) -> None:
+def test_invalid_input_gives_one_line_and_code_2(shell: Shell, arguments: list[str], stdin: str, message: str) -> None:
     done = shell.run(*arguments, stdin=stdin)
     assert done.exit_code == 2
     assert message in done.stderr
@@ -409,9 +401,7 @@ def test_a_batch_runs_and_prints_its_outcome(shell: Shell, tmp_path: Path) -> No
 def test_a_batch_with_errors_is_code_1(shell: Shell, tmp_path: Path) -> None:
     source = write_requests(tmp_path / "in.jsonl", 3, fail=422)
     with shell.echoing():
-        done = shell.run(
-            "batch", "run", source, "--out", str(tmp_path / "o"), "--errors", str(tmp_path / "bad.jsonl")
-        )
+        done = shell.run("batch", "run", source, "--out", str(tmp_path / "o"), "--errors", str(tmp_path / "bad.jsonl"))
     assert done.exit_code == 1
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 3
 
@@ -471,9 +461,7 @@ def test_help_imports_no_client() -> None:
         "    main([name, '--help'], standalone_mode=False)\n"
         "assert not {'redis', 'aiohttp', 'rich'} & set(sys.modules), 'too much for a help text'\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Exit codes" in done.stdout
 

@@ -60,9 +60,7 @@ def locked(tmp_path: Path) -> Iterator[Locked]:
 
 def test_every_command_signs_in_with_the_variables_of_a_poller(locked: Locked, tmp_path: Path) -> None:
     lines = tmp_path / "lines.jsonl"
-    lines.write_text(
-        '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "m"}}\n'
-    )
+    lines.write_text('{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "m"}}\n')
     sent = locked.run("submit", "--prompt", "hi", "--model", "m", "--id", "one")
     assert (sent.returncode, sent.stdout.strip()) == (0, "one"), sent.stderr
     assert locked.run("results", "--for", "0s").returncode == 0

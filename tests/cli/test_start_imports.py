@@ -98,9 +98,7 @@ def test_a_command_starts_without_the_modules_that_it_does_not_need(
 
 
 @pytest.mark.parametrize("command", ["poll", "serve"])
-def test_garbage_is_collected_once_a_command_has_started(
-    command: str, valkey: Valkey, tmp_path: Path
-) -> None:
+def test_garbage_is_collected_once_a_command_has_started(command: str, valkey: Valkey, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import gc, signal\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('collects', gc.isenabled(), gc.get_freeze_count() > 0))\n"

@@ -71,9 +71,7 @@ def test_headings_are_whole_and_a_gate_without_budget_is_closed(width: int) -> N
     gate = GateReport("local-max-concurrency", 0.0)
     now = Overview(
         at=1.0,
-        queues=[
-            QueueLine("a-queue-with-quite-a-long-name", depths, 47, 17, "default", "overflow-batch", "closed")
-        ],
+        queues=[QueueLine("a-queue-with-quite-a-long-name", depths, 47, 17, "default", "overflow-batch", "closed")],
         gates=[GateLine("pool default", gate)],
         failures=[Failure(1.0, "r1", "q", 0, "timeout")],
     )
@@ -90,9 +88,7 @@ def test_headings_are_whole_and_a_gate_without_budget_is_closed(width: int) -> N
     assert "p50" in text
 
 
-@pytest.mark.parametrize(
-    ("number", "words"), [(1, "1 result in"), (0, "0 results in"), (1_200, "1,200 results in")]
-)
+@pytest.mark.parametrize(("number", "words"), [(1, "1 result in"), (0, "0 results in"), (1_200, "1,200 results in")])
 def test_results_of_the_last_minute_are_counted(number: int, words: str) -> None:
     console = Console(width=100, record=True, file=io.StringIO())
     minutes = [Minute(number, 0, 0, None, None), Minute(0, 0, 0, None, None)]

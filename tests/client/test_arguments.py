@@ -83,9 +83,7 @@ def cases() -> Iterator[Any]:
                 if one == "has_own_results" and name == "ask":
                     continue  # `ask` sets it
                 for value in WRONG[one]:
-                    yield pytest.param(
-                        kind, name, one, value, id=f"{kind.__name__}.{name}({one}={value!r:.12})"
-                    )
+                    yield pytest.param(kind, name, one, value, id=f"{kind.__name__}.{name}({one}={value!r:.12})")
 
 
 async def called(kind: type, name: str, arguments: dict[str, Any]) -> object:
@@ -103,9 +101,7 @@ async def called(kind: type, name: str, arguments: dict[str, Any]) -> object:
 
 
 @pytest.mark.parametrize(("kind", "name", "parameter", "value"), list(cases()))
-async def test_a_wrong_argument_is_named_with_its_unit(
-    kind: type, name: str, parameter: str, value: object
-) -> None:
+async def test_a_wrong_argument_is_named_with_its_unit(kind: type, name: str, parameter: str, value: object) -> None:
     required = {
         one.name: RIGHT[one.name]
         for one in parameters(kind, name)

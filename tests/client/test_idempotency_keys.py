@@ -108,9 +108,7 @@ async def test_one_call_also_queues_other_keys_and_requests_without_a_key(
     client: AsyncClient, store: Store, keyed: ClientOptions
 ) -> None:
     keys = ["k", "", "k", "other", ""]
-    found = await client.submit_many(
-        [NewRequest(payload={}, deadline=HOUR, idempotency_key=key) for key in keys]
-    )
+    found = await client.submit_many([NewRequest(payload={}, deadline=HOUR, idempotency_key=key) for key in keys])
     assert [one.is_new for one in found] == [True, True, False, True, True]
     assert found[2].token == found[0].token
     assert await store.zcard(keyed.queue) == 4
@@ -123,13 +121,9 @@ async def test_a_key_belongs_to_its_queue(url: str, client: AsyncClient, keyed: 
         assert (await other.submit({"a": 2}, deadline=HOUR, idempotency_key="k")).is_new
 
 
-async def test_of_many_producers_with_one_key_one_submits(
-    url: str, store: Store, keyed: ClientOptions
-) -> None:
+async def test_of_many_producers_with_one_key_one_submits(url: str, store: Store, keyed: ClientOptions) -> None:
     clients = [AsyncClient.for_redis(url, keyed) for _ in range(6)]
-    calls = [
-        client.submit({}, deadline=HOUR, idempotency_key=f"k{n}") for n in range(5) for client in clients
-    ]
+    calls = [client.submit({}, deadline=HOUR, idempotency_key=f"k{n}") for n in range(5) for client in clients]
     found = await asyncio.gather(*calls)
     await asyncio.gather(*(client.close() for client in clients))
     assert sum(one.is_new for one in found) == 5
@@ -222,9 +216,7 @@ def test_what_a_retry_changes_is_not_content(name: str) -> None:
 
 def test_every_other_field_is_content() -> None:
     assert set(OTHER) == set(NewRequest.__struct_fields__) - {"deadline", "idempotency_key"}
-    digests = [
-        content_digest(msgspec.structs.replace(REQUEST, **{name: value})) for name, value in OTHER.items()
-    ]
+    digests = [content_digest(msgspec.structs.replace(REQUEST, **{name: value})) for name, value in OTHER.items()]
     assert len({*digests, content_digest(REQUEST)}) == len(OTHER) + 1
 
 

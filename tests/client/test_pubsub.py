@@ -93,15 +93,11 @@ async def test_with_the_push_doors_redis_a_request_can_be_cancelled(valkey_url: 
     async with AsyncClient.for_pubsub("p-none", emulator_host=NOBODY, cancel_redis_url=valkey_url) as client:
         assert await client.cancel_many(["a", "b"]) == [True, True]
     for name in ("a", "b"):
-        assert float(cast("bytes", redis.get(f"delivery-cancel:{name}"))) == pytest.approx(
-            time.time(), abs=60
-        )
+        assert float(cast("bytes", redis.get(f"delivery-cancel:{name}"))) == pytest.approx(time.time(), abs=60)
 
 
 async def test_cancel_reports_an_unavailable_redis() -> None:
-    async with AsyncClient.for_pubsub(
-        "p-none", emulator_host=NOBODY, cancel_redis_url="redis://127.0.0.1:1"
-    ) as client:
+    async with AsyncClient.for_pubsub("p-none", emulator_host=NOBODY, cancel_redis_url="redis://127.0.0.1:1") as client:
         with pytest.raises(BrokerUnreachable):
             await client.cancel("a")
 
@@ -115,9 +111,7 @@ async def test_a_missing_name_is_reported() -> None:
 
 
 async def test_a_missing_topic_is_reported(pubsub_emulator: PubSubEmulator) -> None:
-    async with AsyncClient.for_pubsub(
-        "p-none", topic="nowhere", emulator_host=pubsub_emulator.host
-    ) as client:
+    async with AsyncClient.for_pubsub("p-none", topic="nowhere", emulator_host=pubsub_emulator.host) as client:
         with pytest.raises(BrokerUnreachable, match="nowhere"):
             await client.submit({"n": 1}, deadline=MINUTE)
 

@@ -65,9 +65,7 @@ async def test_unacknowledged_results_return_when_the_reader_leaves(
     assert await read(client) == ["a", "b", "c"]
 
 
-async def test_readers_that_pop_get_unleased_results(
-    client: AsyncClient, redis: Redis, options: ClientOptions
-) -> None:
+async def test_readers_that_pop_get_unleased_results(client: AsyncClient, redis: Redis, options: ClientOptions) -> None:
     push(redis, options, "a", "b")
     async with client.results(limit=1) as stream:
         delivery = await anext(stream)
@@ -124,9 +122,7 @@ async def test_a_killed_reader_loses_nothing(valkey_url: str, redis: Redis, opti
             reader.kill()
 
 
-async def test_two_readers_share_without_doubles(
-    client: AsyncClient, redis: Redis, options: ClientOptions
-) -> None:
+async def test_two_readers_share_without_doubles(client: AsyncClient, redis: Redis, options: ClientOptions) -> None:
     ids = [f"r{n}" for n in range(500)]
     push(redis, options, *ids)
     parts = await asyncio.gather(*(read(client, idle=0.1) for _ in range(2)))
@@ -168,9 +164,7 @@ async def test_a_lease_that_was_lost_in_the_buffer_is_not_handed_out(
         await first.ack()  # acknowledged by the other reader, so it is not delivered again
 
 
-async def test_an_ack_that_is_sent_twice_is_fine(
-    client: AsyncClient, redis: Redis, options: ClientOptions
-) -> None:
+async def test_an_ack_that_is_sent_twice_is_fine(client: AsyncClient, redis: Redis, options: ClientOptions) -> None:
     push(redis, options, "a")
     async with client.results(limit=1) as stream:
         delivery = await anext(stream)
@@ -192,27 +186,19 @@ async def test_an_undecodable_result_stays_and_blocks_no_reader(
 
 async def test_a_result_in_its_own_list_can_be_waited_for_by_many(client: AsyncClient, redis: Redis) -> None:
     submission = await client.submit({"a": 1}, deadline=timedelta(hours=1), has_own_results=True)
-    waits = [
-        asyncio.create_task(client.wait(name, within=60)) for name in (submission, submission.id, submission)
-    ]
+    waits = [asyncio.create_task(client.wait(name, within=60)) for name in (submission, submission.id, submission)]
     await asyncio.sleep(0)
     redis.lpush(submission.results, encode_result(Result(submission.id, 500, "old", request_token="older")))
-    redis.lpush(
-        submission.results, encode_result(Result(submission.id, 200, "new", request_token=submission.token))
-    )
+    redis.lpush(submission.results, encode_result(Result(submission.id, 200, "new", request_token=submission.token)))
     by_token, by_id, again = await asyncio.gather(*waits)
     assert by_token.payload == again.payload == "new"
     assert by_id.payload in ("old", "new")
     assert (await client.wait(submission, within=60)).payload == "new", "it is not consumed"
 
 
-async def test_a_result_list_of_another_type_fails_only_its_own_wait(
-    client: AsyncClient, redis: Redis
-) -> None:
+async def test_a_result_list_of_another_type_fails_only_its_own_wait(client: AsyncClient, redis: Redis) -> None:
     """One loop waits for all callers of a client."""
-    broken, sound = [
-        await client.submit({"a": n}, deadline=timedelta(hours=1), has_own_results=True) for n in range(2)
-    ]
+    broken, sound = [await client.submit({"a": n}, deadline=timedelta(hours=1), has_own_results=True) for n in range(2)]
     redis.set(broken.results, "not a list")
     waits = [asyncio.create_task(client.wait(submission, within=60)) for submission in (broken, sound)]
     with pytest.raises(BrokerUnreachable, match=f"{broken.id}: a key has another type"):
@@ -280,9 +266,7 @@ async def test_an_id_is_not_called_unknown_if_the_queue_is_too_long_to_tell(
         await client.wait("nobody", within=timedelta(milliseconds=50))
 
 
-async def test_a_reader_follows_and_can_be_cancelled(
-    client: AsyncClient, redis: Redis, options: ClientOptions
-) -> None:
+async def test_a_reader_follows_and_can_be_cancelled(client: AsyncClient, redis: Redis, options: ClientOptions) -> None:
     seen: list[str] = []
 
     async def follow() -> None:

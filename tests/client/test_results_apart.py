@@ -30,9 +30,7 @@ async def test_an_acknowledged_result_takes_its_answer_along(
     assert not redis.exists(KEY)
 
 
-async def test_a_returned_result_is_unchanged(
-    client: AsyncClient, options: ClientOptions, redis: Redis
-) -> None:
+async def test_a_returned_result_is_unchanged(client: AsyncClient, options: ClientOptions, redis: Redis) -> None:
     redis.lpush(options.results, REFERENCE)
     for _ in range(2):
         async with client.results(limit=1) as stream:

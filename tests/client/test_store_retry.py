@@ -107,9 +107,7 @@ async def test_a_permanent_error_is_raised_at_once() -> None:
 
 
 @given(seconds=st.floats(0, 120), jitter=st.floats(0, 0.999))
-async def test_it_ends_at_its_time_limit_and_asks_at_most_a_few_times_a_second(
-    seconds: float, jitter: float
-) -> None:
+async def test_it_ends_at_its_time_limit_and_asks_at_most_a_few_times_a_second(seconds: float, jitter: float) -> None:
     clock = Clock()
     retry = clock.retry(seconds, jitter)
     await retry.run(Failing(0, NoConnection()))

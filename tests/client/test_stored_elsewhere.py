@@ -90,9 +90,7 @@ async def _wait(client: AsyncClient) -> Result:
 
 
 @pytest.mark.parametrize("read", [_stream, _peek, _wait])
-async def test_the_client_passes_it_on(
-    client: AsyncClient, read: Callable[[AsyncClient], Awaitable[Result]]
-) -> None:
+async def test_the_client_passes_it_on(client: AsyncClient, read: Callable[[AsyncClient], Awaitable[Result]]) -> None:
     result = await read(client)
     assert _passed_on(result)
     assert result.stored_elsewhere == STORED_TEXT
@@ -111,9 +109,7 @@ async def test_the_client_of_pubsub_passes_it_on(pubsub_emulator: PubSubEmulator
     resources = Resources(options)
     await resources.topic("results")
     await resources.subscription("results-sub", "results", ackDeadlineSeconds=10)
-    client = AsyncClient.for_pubsub(
-        options.project_id, subscription="results-sub", emulator_host=pubsub_emulator.host
-    )
+    client = AsyncClient.for_pubsub(options.project_id, subscription="results-sub", emulator_host=pubsub_emulator.host)
     async with PubSubChannel(options) as channel, client, Publisher(channel) as publisher:
         for read in (_wait, _stream):
             await publisher.publish("results", TEXT)
@@ -193,8 +189,6 @@ WRITERS = {
 
 def test_every_reader_of_results_is_tried() -> None:
     reads = re.compile(r"\b(?:decode_result|whole_results?|event_body)\(|\.stored_elsewhere\b")
-    found = {
-        str(path.relative_to(HANDLERS)) for path in HANDLERS.rglob("*.py") if reads.search(path.read_text())
-    }
+    found = {str(path.relative_to(HANDLERS)) for path in HANDLERS.rglob("*.py") if reads.search(path.read_text())}
     assert found - {*WRITERS} <= {*READERS}, "a reader of results needs a test of its own here"
     assert all(inspect.isfunction(test) for test in READERS.values())

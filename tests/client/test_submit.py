@@ -40,9 +40,7 @@ def members(redis: Redis, options: ClientOptions) -> list[tuple[bytes, float]]:
     return cast("list[tuple[bytes, float]]", redis.zrange(options.queue, 0, -1, withscores=True))
 
 
-async def test_a_member_is_what_the_reference_writes(
-    client: AsyncClient, redis: Redis, options: ClientOptions
-) -> None:
+async def test_a_member_is_what_the_reference_writes(client: AsyncClient, redis: Redis, options: ClientOptions) -> None:
     started = int(time.time())
     deadline = started + 3600
     submission = await client.submit(
@@ -79,9 +77,7 @@ async def test_a_member_is_what_the_reference_writes(
     assert score == deadline + 1 / 2**21
 
 
-async def test_the_markers_expire_with_the_request(
-    client: AsyncClient, redis: Redis, options: ClientOptions
-) -> None:
+async def test_the_markers_expire_with_the_request(client: AsyncClient, redis: Redis, options: ClientOptions) -> None:
     submission = await client.submit({"a": 1}, deadline=HOUR)
     assert redis.get(f"request-active:{submission.id}") == submission.token.encode()
     assert redis.expiretime(f"request-active:{submission.id}") == submission.deadline
@@ -177,8 +173,7 @@ async def test_a_call_that_is_repeated_queues_nothing_twice(
     submissions = Submissions(store)
     deadline = int(time.time()) + 60
     parts = [
-        MemberParts(f"r{n}", deadline, "t", b'{"internal":{"request_token":"t-', b'},"data":{}}')
-        for n in range(3)
+        MemberParts(f"r{n}", deadline, "t", b'{"internal":{"request_token":"t-', b'},"data":{}}') for n in range(3)
     ]
     first = await submissions.submit(options.queue, parts[:2])
     second = await submissions.submit(options.queue, parts, is_repeated=True)
@@ -298,9 +293,7 @@ def test_calls_are_bounded_in_number_and_size() -> None:
     assert list(batches([])) == []
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("queue", ""), ("lease_seconds", 0), ("idempotent_window_seconds", -1)]
-)
+@pytest.mark.parametrize(("field", "value"), [("queue", ""), ("lease_seconds", 0), ("idempotent_window_seconds", -1)])
 def test_a_wrong_option_names_itself(field: str, value: object) -> None:
     with pytest.raises(InvalidSetting, match=field):
         msgspec.structs.replace(ClientOptions(), **{field: value})

@@ -36,9 +36,7 @@ def test_ask_submits_and_waits(sync_client: Client, redis: Redis, options: Clien
     assert (result.status_code, result.payload) == (200, '{"prompt":"Hi"}')
 
 
-def test_results_are_iterated_and_acknowledged(
-    sync_client: Client, redis: Redis, options: ClientOptions
-) -> None:
+def test_results_are_iterated_and_acknowledged(sync_client: Client, redis: Redis, options: ClientOptions) -> None:
     with sync_client as client:
         requests = [NewRequest(payload={"n": n}, deadline=timedelta(minutes=1)) for n in range(5)]
         submissions = client.submit_many(requests)
@@ -64,9 +62,7 @@ def test_errors_are_raised_and_a_second_close_has_no_effect(sync_client: Client)
     assert "async-processor" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_peek_reads_results_and_leaves_them(
-    sync_client: Client, redis: Redis, options: ClientOptions
-) -> None:
+def test_peek_reads_results_and_leaves_them(sync_client: Client, redis: Redis, options: ClientOptions) -> None:
     redis.lpush(options.results, b'{"id":"one","status_code":200,"payload":"{}"}')
     with sync_client as client:
         assert [result.id for result in client.peek()] == ["one"]

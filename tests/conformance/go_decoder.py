@@ -100,11 +100,7 @@ def _body(data: bytes, internal: _Struct | None) -> Meaning:
     body = _Struct(_BODY)
     body.read(data)
     payload = body.raw.get("payload", b"")
-    if (
-        not body.strings.get("id")
-        or body.ints.get("deadline", 0) <= 0
-        or not payload.startswith((b"{", b"null"))
-    ):
+    if not body.strings.get("id") or body.ints.get("deadline", 0) <= 0 or not payload.startswith((b"{", b"null")):
         raise Rejected("no id, deadline or payload")
     routing = internal or body
     return Meaning(
@@ -168,9 +164,7 @@ class _Struct:
 
 
 def _folded(name: str) -> str:
-    return "".join(
-        {"\u017f": "s", "\u212a": "k"}.get(each, each.lower() if each.isascii() else each) for each in name
-    )
+    return "".join({"\u017f": "s", "\u212a": "k"}.get(each, each.lower() if each.isascii() else each) for each in name)
 
 
 def _string_value(value: bytes) -> str:

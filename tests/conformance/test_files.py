@@ -52,9 +52,7 @@ GATE_KINDS = json.loads((FILES / "gates.json").read_text())
 
 @pytest.mark.parametrize("where", ["queue", "pool"])
 @pytest.mark.parametrize("gate", GATE_KINDS, ids=lambda gate: gate["gate_type"])
-async def test_a_gate_is_built_from_text_and_from_json_values(
-    tmp_path: Path, gate: dict[str, Any], where: str
-) -> None:
+async def test_a_gate_is_built_from_text_and_from_json_values(tmp_path: Path, gate: dict[str, Any], where: str) -> None:
     queue = {
         "queue_name": "q",
         "igw_base_url": "http://gateway.example:80",
@@ -73,9 +71,7 @@ def test_the_gates_of_the_files_are_all_that_there_are() -> None:
 
 def test_a_transform_file_names_the_providers_of_forms() -> None:
     (transform,) = build_transforms(loaded("transforms").file.request_transforms, "requestTransforms")
-    request = Request(
-        id="a", payload=b'{"gcs_uri":"https://s/x"}', deadline=1, metadata={"provider": "whisper"}
-    )
+    request = Request(id="a", payload=b'{"gcs_uri":"https://s/x"}', deadline=1, metadata={"provider": "whisper"})
 
     body = transform.body(request)
 
@@ -144,9 +140,7 @@ def test_a_pool_keeps_the_policy_of_its_own(tmp_path: Path) -> None:
         ),
     ],
 )
-async def test_a_merge_policy_that_is_wrong_stops_the_start_and_is_named(
-    tmp_path: Path, text: str, named: str
-) -> None:
+async def test_a_merge_policy_that_is_wrong_stops_the_start_and_is_named(tmp_path: Path, text: str, named: str) -> None:
     file = tmp_path / "merge.json"
     file.write_text(text)
     with pytest.raises(Exception, match=named):
@@ -183,9 +177,5 @@ def test_what_the_guide_names_instead_exists() -> None:
     for flags, ours in rows():
         words = re.findall(r"`([A-Z][A-Z0-9_]+)`", ours)
         assert set(words) <= settings, flags
-        assert set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", ours)) - {"keda"} <= fields | {"network-policy"}, (
-            flags
-        )
-        assert words or ours.startswith("none") or "folder" in ours, (
-            f"{flags}: no setting of our own, and no reason"
-        )
+        assert set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", ours)) - {"keda"} <= fields | {"network-policy"}, flags
+        assert words or ours.startswith("none") or "folder" in ours, f"{flags}: no setting of our own, and no reason"

@@ -54,17 +54,13 @@ def objects(draw: st.DrawFn, names: st.SearchStrategy[bytes], values: st.SearchS
 
 VALUES: st.SearchStrategy[bytes] = st.recursive(
     SCALARS,
-    lambda inner: (
-        objects(STRINGS, inner) | st.lists(inner, max_size=3).map(lambda each: b"[" + b",".join(each) + b"]")
-    ),
+    lambda inner: objects(STRINGS, inner) | st.lists(inner, max_size=3).map(lambda each: b"[" + b",".join(each) + b"]"),
     max_leaves=6,
 )
 MAPS = st.one_of(objects(STRINGS, STRINGS | st.just(b"null")), st.just(b"null"))
 SHORTEST = b'""'
 IDS = st.integers(0, 9).flatmap(
-    lambda chance: (
-        st.just(b"null") if chance == 9 else STRINGS.map(lambda text: text if text != SHORTEST else b'"a"')
-    )
+    lambda chance: st.just(b"null") if chance == 9 else STRINGS.map(lambda text: text if text != SHORTEST else b'"a"')
 )
 DEADLINES = st.integers(1, 4_000_000_000).map(lambda number: str(number).encode())
 STRANGE = st.one_of(VALUES, DEEP)

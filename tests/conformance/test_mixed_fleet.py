@@ -171,12 +171,8 @@ def check(fleet: Fleet, count: int, cancelled: set[int]) -> None:
     own: Any = fleet.store.llen(OWN_RESULTS)
     assert own == sum(kind_of(number) == OWN_LIST for number in range(count))
     sides = Counter(result.get("answered_by", "ours") for result in results)
-    assert min(sides["ours"], sides["second"]) > 0, (
-        "both had their part; how large it is depends on their speed"
-    )
-    left = [
-        key for kind in ("active", "cancel", "payload") for key in fleet.store.scan_iter(f"request-{kind}:*")
-    ]
+    assert min(sides["ours"], sides["second"]) > 0, "both had their part; how large it is depends on their speed"
+    left = [key for kind in ("active", "cancel", "payload") for key in fleet.store.scan_iter(f"request-{kind}:*")]
     assert left == [], "what was a submission's own goes with its result"
 
 
@@ -187,9 +183,7 @@ def test_a_mixed_fleet_answers_every_request_once(parts: ExitStack) -> None:
     for begin in range(0, COUNT, 100):
         for number in range(begin, begin + 100):
             queue_it(fleet.store, number)
-        wait_until(
-            lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6 or fleet.is_settled(), "both at work, or done"
-        )
+        wait_until(lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6 or fleet.is_settled(), "both at work, or done")
         elapse(0.2, "kills meet requests at any point of their way")
         fleet.kill(begin // 100)
         for number in range(begin, begin + 100, 9):
@@ -211,9 +205,7 @@ def test_retries_cross_to_a_processor_that_keeps_its_claims_and_back(parts: Exit
     for begin in range(0, count, 40):
         for number in range(begin, begin + 40):
             queue_it(fleet.store, number)
-        wait_until(
-            lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6 or fleet.is_settled(), "both at work, or done"
-        )
+        wait_until(lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6 or fleet.is_settled(), "both at work, or done")
         elapse(0.2, "kills meet requests at any point of their way")
         fleet.kill(0)
         fleet.halt(2)

@@ -90,9 +90,7 @@ async def test_a_claim_that_is_kept_for_a_retry_is_taken_over(store: Redis, case
 
 @cases("retries")
 def test_a_retry_is_an_envelope_that_others_read(case: Case) -> None:
-    written = encode_retry(
-        case["member"].encode(), queue=case["queue"], attempt=case["attempt"], score=case["score"]
-    )
+    written = encode_retry(case["member"].encode(), queue=case["queue"], attempt=case["attempt"], score=case["score"])
     envelope = json.loads(written)
     assert envelope["internal"] == case["internal"]
     assert case["data"].encode() in written, "the body stays byte for byte"

@@ -87,9 +87,7 @@ async def test_a_reading_admits_so_many_requests(case: Case) -> None:
 @cases("gates")
 async def test_a_gate_starts_or_names_the_parameter_that_it_refuses(store: Redis, case: Case) -> None:
     given = sources(stores=lambda _address: RedisGateStore(store))
-    expected = (
-        pytest.raises(InvalidSetting, match=case["refused"]) if case["refused"] else contextlib.nullcontext()
-    )
+    expected = pytest.raises(InvalidSetting, match=case["refused"]) if case["refused"] else contextlib.nullcontext()
     with expected:
         gate(case["gate_type"], case["gate_params"], given)
     await given.http.aclose()
@@ -115,9 +113,7 @@ def test_a_metric_has_the_labels_that_others_select_by(case: Case) -> None:
 
 
 @cases("read_results")
-async def test_a_reader_gets_the_payload_or_the_place_where_it_is(
-    store: Redis, valkey: Valkey, case: Case
-) -> None:
+async def test_a_reader_gets_the_payload_or_the_place_where_it_is(store: Redis, valkey: Valkey, case: Case) -> None:
     await store.set("result-payload:a:1", "stored")
     await store.lpush("results", case["result"])
     async with (

@@ -56,9 +56,7 @@ async def plant_a_readers_keys(store: Redis, results: str) -> dict[str, bytes | 
 
 
 @cases("acks")
-async def test_a_result_reaches_its_list_and_the_submissions_keys_are_deleted(
-    store: Redis, case: Case
-) -> None:
+async def test_a_result_reaches_its_list_and_the_submissions_keys_are_deleted(store: Redis, case: Case) -> None:
     queue, own = RedisQueue(store, QUEUE, OPTIONS), case["queue"]
     route = ResultRoute(own.get("result_queue_name", ""), own.get("result_ttl_seconds"), "results")
     for key, value in case["before"].items():
@@ -70,9 +68,7 @@ async def test_a_result_reaches_its_list_and_the_submissions_keys_are_deleted(
 
     assert await queue.ack([ack_of(claim, route)]) == [True]
 
-    assert {key: await store.dump(key) for key in readers} == readers, (
-        "what reads under a lease is its own affair"
-    )
+    assert {key: await store.dump(key) for key in readers} == readers, "what reads under a lease is its own affair"
 
     assert await store.rpop(case["list"]) == b"an older one", "consumers take the oldest from the right"
     texts: Any = await store.lrange(case["list"], 0, -1)
@@ -165,9 +161,7 @@ async def test_other_processors_read_our_submissions(store: Redis, valkey: Valke
     envelope = json.loads(member)
     created = envelope["data"].pop("created")
     place = token.rpartition("-")[0]
-    internal = json.loads(
-        json.dumps(case["internal"]).replace("a:<token>", f"a:{place}").replace("<token>", token)
-    )
+    internal = json.loads(json.dumps(case["internal"]).replace("a:<token>", f"a:{place}").replace("<token>", token))
     assert (envelope["request_kind"], envelope["data"], envelope["internal"]) == (
         "redis",
         case["data"],

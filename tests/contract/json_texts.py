@@ -10,11 +10,7 @@ from hypothesis import strategies as st
 # msgspec refuses lone surrogates, as RFC 8259 lets it; producers cannot make them in UTF-8.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**70), 2**70)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | TEXT
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
 )
 JSON = st.recursive(
     SCALARS,

@@ -106,9 +106,7 @@ def test_an_event_announces_itself(headers: list[tuple[bytes, bytes]], expected:
 
 
 @given(event_id=TEXT.filter(bool), source=TEXT.filter(bool), extensions=st.dictionaries(st.just("x"), TEXT))
-def test_events_in_binary_mode_survive_a_round_trip(
-    event_id: str, source: str, extensions: dict[str, str]
-) -> None:
+def test_events_in_binary_mode_survive_a_round_trip(event_id: str, source: str, extensions: dict[str, str]) -> None:
     headers = binary_headers(event_id, source, "t", extensions)
     wire = [(name.encode(), value.encode("ascii")) for name, value in headers.items()]
     event = decode_event(wire, b"{}")
@@ -150,9 +148,7 @@ def test_a_header_value_is_printable_ascii_without_a_quote(value: str) -> None:
 @given(
     headers=st.lists(
         st.tuples(
-            st.sampled_from(
-                [b"ce-id", b"ce-source", b"ce-type", b"ce-specversion", b"ce-x", b"content-type"]
-            ),
+            st.sampled_from([b"ce-id", b"ce-source", b"ce-type", b"ce-specversion", b"ce-x", b"content-type"]),
             st.binary(max_size=12) | st.sampled_from([b"1.0", b"application/cloudevents+json"]),
         ),
         max_size=7,
@@ -166,9 +162,7 @@ def test_no_delivery_crashes(headers: list[tuple[bytes, bytes]], body: bytes) ->
         assert error.field
 
 
-@given(
-    fields=st.dictionaries(st.sampled_from([*ATTRIBUTES, "data", "data_base64", "subject"]), JSON, max_size=7)
-)
+@given(fields=st.dictionaries(st.sampled_from([*ATTRIBUTES, "data", "data_base64", "subject"]), JSON, max_size=7))
 def test_no_structured_event_crashes(fields: dict[str, Any]) -> None:
     try:
         decode_event(STRUCTURED, json.dumps({**ATTRIBUTES, **fields}).encode())

@@ -169,9 +169,7 @@ def test_leniently_decoded_members_can_be_queued_again(member: bytes) -> None:
     assert again.metadata == first.metadata
 
 
-@pytest.mark.parametrize(
-    "repeated", [b'"metadata":{},', b'"metadata":{"a":"b"},', b'"other":1,', b'"other":[],']
-)
+@pytest.mark.parametrize("repeated", [b'"metadata":{},', b'"metadata":{"a":"b"},', b'"other":1,', b'"other":[],'])
 def test_an_object_that_repeats_names_is_read_up_to_a_number_of_fields(repeated: bytes) -> None:
     """Each such field is read one by one, which costs a thousand times more than a field of an ordinary object."""
     maps = frozenset({"metadata"})

@@ -119,9 +119,7 @@ def test_the_lint_finds_what_backtracks(pattern: str) -> None:
     assert list(faults(_parser.parse(pattern)))
 
 
-@pytest.mark.parametrize(
-    "pattern", ["(?:a*+b)*+", "a+b+", "[^/]+/x", "(a{1,9})*", r'"[^"\\]*+(?:\\.[^"\\]*+)*+"']
-)
+@pytest.mark.parametrize("pattern", ["(?:a*+b)*+", "a+b+", "[^/]+/x", "(a{1,9})*", r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'])
 def test_the_lint_passes_what_does_not(pattern: str) -> None:
     assert not list(faults(_parser.parse(pattern)))
 
@@ -161,9 +159,7 @@ def structured_at(text: bytes) -> object:
 
 def foreign_request(text: bytes, *, is_payload: bool) -> bytes:
     event = Event(id="e", source="/s", type="t", data=text)
-    return as_request(
-        event, Delivery([], text), EventFields(tenant_from="source", is_payload=is_payload), 0.0
-    )
+    return as_request(event, Delivery([], text), EventFields(tenant_from="source", is_payload=is_payload), 0.0)
 
 
 def read_gauge(text: bytes) -> object:
@@ -202,9 +198,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "doors.pubsub.push_body.decode_push": lambda text: decode_push(Delivery([], text)),
     "doors.cloudevents.foreign_event.read_event": lambda text: read_event(STRUCTURED, text),
     "doors.cloudevents.foreign_event.as_request": lambda text: foreign_request(text, is_payload=False),
-    "doors.cloudevents.foreign_event.as_request of a payload": lambda text: foreign_request(
-        text, is_payload=True
-    ),
+    "doors.cloudevents.foreign_event.as_request of a payload": lambda text: foreign_request(text, is_payload=True),
     "doors.auth.google_keys.decode_keys": decode_keys,
     "batch.lines.custom_id_of": custom_id_of,
     "batch.lines.decode_line": lambda text: decode_line(1, text),
@@ -244,9 +238,7 @@ def functions_of_bytes() -> Iterator[str]:
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
                 continue
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            if any(
-                _TAKES_BYTES.search(ast.unparse(each.annotation)) for each in arguments if each.annotation
-            ):
+            if any(_TAKES_BYTES.search(ast.unparse(each.annotation)) for each in arguments if each.annotation):
                 yield f"{module}.{node.name}"
 
 

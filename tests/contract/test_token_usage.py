@@ -24,8 +24,6 @@ from handlers.contract.result import token_usage
         ('{"usage": {"prompt_tokens": ' + "9" * 5_000 + "}}", None),
     ],
 )
-def test_token_usage_is_read_from_openai_bodies_only(
-    body: str | bytes, tokens: tuple[int, int] | None
-) -> None:
+def test_token_usage_is_read_from_openai_bodies_only(body: str | bytes, tokens: tuple[int, int] | None) -> None:
     usage = token_usage(body)
     assert (usage and (usage.input_tokens, usage.output_tokens)) == tokens

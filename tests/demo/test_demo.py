@@ -140,9 +140,7 @@ def test_dev_names_its_configuration_and_its_lines_use_a_queue_of_it(tmp_path: P
         script = "\n".join(
             [*exports, "async-processor submit --prompt hi --model m --wait", "async-processor top --once"]
         )
-        done = subprocess.run(
-            ["/bin/bash", "-ec", script], capture_output=True, text=True, timeout=110, check=False
-        )
+        done = subprocess.run(["/bin/bash", "-ec", script], capture_output=True, text=True, timeout=110, check=False)
         assert done.returncode == 0, done.stderr
         assert '"object":"' in done.stdout
         assert "night" in done.stdout

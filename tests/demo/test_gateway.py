@@ -27,9 +27,7 @@ def url(witness: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "handlers.demo.gateway", "--capacity", "2", "--queue-size", "1"]
     command += ["--sheddable", "spare", "--witness", str(witness)]
     with Child("gateway", command) as child:
-        found = child.wait_for(
-            lambda output: m[1] if (m := re.search(r"listening on (\S+)", output)) else None
-        )
+        found = child.wait_for(lambda output: m[1] if (m := re.search(r"listening on (\S+)", output)) else None)
         yield found
 
 
@@ -37,9 +35,7 @@ def url(witness: Path) -> Iterator[str]:
 def calm(url: str) -> Iterator[None]:
     """Reset the engine before and after each test."""
     yield
-    httpx.post(
-        f"{url}/simulate/engine", json={"capacity": 2, "queue_size": 1, "time_to_first_token": 0, "evicts": 0}
-    )
+    httpx.post(f"{url}/simulate/engine", json={"capacity": 2, "queue_size": 1, "time_to_first_token": 0, "evicts": 0})
     httpx.post(f"{url}/simulate/faults", json={})
 
 
@@ -109,9 +105,7 @@ async def test_beyond_capacity_it_queues_and_beyond_the_queue_it_rejects(url: st
         calls = [group.create_task(client.post(f"{url}/v1/completions", json={})) for _ in range(4)]
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         (rejected,) = [call.result() for call in calls if call.done()]
-        await wait_until_async(
-            lambda: (state(url)["running"], state(url)["waiting"]) == (2, 1), "three to be held"
-        )
+        await wait_until_async(lambda: (state(url)["running"], state(url)["waiting"]) == (2, 1), "three to be held")
         for call in calls:
             call.cancel()
 

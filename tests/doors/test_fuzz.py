@@ -218,9 +218,7 @@ def judge_gateway(gateway: RawHttp) -> None:
     content_type=CONTENT_TYPES,
     is_whole=st.booleans(),
 )
-@example(
-    body=b'{"id":"a","deadline":4000000000,"payload":{}}', extensions={}, content_type=b"", is_whole=True
-)
+@example(body=b'{"id":"a","deadline":4000000000,"payload":{}}', extensions={}, content_type=b"", is_whole=True)
 def test_no_event_breaks_the_dispatch_door(
     rig: Rig, body: bytes, extensions: dict[bytes, bytes], content_type: bytes, is_whole: bool
 ) -> None:
@@ -237,9 +235,7 @@ def test_no_event_breaks_the_dispatch_door(
 
 
 STRUCTURED = st.dictionaries(
-    st.sampled_from(
-        ["specversion", "id", "source", "type", "data", "data_base64", "datacontenttype", "attempt"]
-    ),
+    st.sampled_from(["specversion", "id", "source", "type", "data", "data_base64", "datacontenttype", "attempt"]),
     JSON | REQUESTS.map(lambda body: body.decode("utf-8", "replace")),
     max_size=8,
 )
@@ -247,9 +243,7 @@ STRUCTURED = st.dictionaries(
 
 @settings(max_examples=150)
 @given(event=STRUCTURED, data=SPOILT)
-def test_no_structured_event_breaks_the_dispatch_door(
-    rig: Rig, event: dict[str, Any], data: dict[str, Any]
-) -> None:
+def test_no_structured_event_breaks_the_dispatch_door(rig: Rig, event: dict[str, Any], data: dict[str, Any]) -> None:
     whole = {"specversion": "1.0", "id": "e", "source": "/s", "type": "t", "data": data, **event}
     response = rig.post("dispatch", {b"content-type": b"application/cloudevents+json"}, text(whole))
     judge(response)
@@ -281,14 +275,9 @@ def test_every_push_that_pubsub_can_send_is_settled_and_leaves_one_record(
 
 @settings(max_examples=200)
 @given(
-    body=STRANGE.map(text)
-    | broken()
-    | DEEP
-    | st.dictionaries(st.sampled_from([*FIELDS, "message"]), JSON).map(text),
+    body=STRANGE.map(text) | broken() | DEEP | st.dictionaries(st.sampled_from([*FIELDS, "message"]), JSON).map(text),
     headers=st.dictionaries(
-        st.sampled_from(
-            [b"x-goog-pubsub-subscription-name", b"x-goog-pubsub-message-id", b"ce-id", b"ce-type"]
-        ),
+        st.sampled_from([b"x-goog-pubsub-subscription-name", b"x-goog-pubsub-message-id", b"ce-id", b"ce-type"]),
         HEADER_BYTES,
         max_size=3,
     ),

@@ -32,9 +32,7 @@ class FixedAuthenticator:
 class Rig:
     """An endpoint that records what its door gets."""
 
-    def __init__(
-        self, refusal: Refused | None = None, budget: ByteBudget | None = None, limit: int = LIMIT
-    ) -> None:
+    def __init__(self, refusal: Refused | None = None, budget: ByteBudget | None = None, limit: int = LIMIT) -> None:
         self.without_room = 0
         self.walked: list[Delivery] = []
         self.refused: list[CallerRefusal] = []

@@ -42,9 +42,7 @@ def clock() -> Clock:
 def forwarder(gateway: Gateway, server: RawHttp, clock: Clock) -> Forwarder:
     routes = Routes(
         default=Route(server.url),
-        by_queue={
-            "chat": Route(server.url + "/pool", path="/v1/chat/completions", inference_objective="low")
-        },
+        by_queue={"chat": Route(server.url + "/pool", path="/v1/chat/completions", inference_objective="low")},
     )
     return Forwarder(gateway, routes, request_timeout_seconds=20.0, clock=clock, jitter=lambda: 0.5)
 
@@ -94,9 +92,7 @@ async def test_capacity_and_server_errors_are_retried_with_the_last_response(
         (Answer(b"\x00\x01garbage\r\n\r\n", end=End.CLOSE), "broken_response"),
     ],
 )
-async def test_no_whole_answer_is_retried(
-    forwarder: Forwarder, server: RawHttp, fault: Answer, reason: str
-) -> None:
+async def test_no_whole_answer_is_retried(forwarder: Forwarder, server: RawHttp, fault: Answer, reason: str) -> None:
     server.reply(fault)
     outcome = retried(await forwarder.forward(request(attempt=1)))
     assert (outcome.reason, outcome.last, outcome.delay_seconds) == (reason, None, 3.0)
@@ -111,9 +107,7 @@ async def test_an_undecodable_refusal_is_retried_by_its_status(forwarder: Forwar
 
 
 @pytest.mark.parametrize("status", [200, 404])
-async def test_an_undecodable_answer_is_final_with_a_reason(
-    forwarder: Forwarder, server: RawHttp, status: int
-) -> None:
+async def test_an_undecodable_answer_is_final_with_a_reason(forwarder: Forwarder, server: RawHttp, status: int) -> None:
     server.reply(answer(status, gzip.compress(b"x" * 99)[:-9], {"content-encoding": "gzip"}))
     outcome = await forwarder.forward(request())
     assert isinstance(outcome, Answered)
@@ -122,9 +116,7 @@ async def test_an_undecodable_answer_is_final_with_a_reason(
     assert len(server.received) == 1
 
 
-async def test_a_body_over_the_limit_is_final_and_paid_for_once(
-    forwarder: Forwarder, server: RawHttp
-) -> None:
+async def test_a_body_over_the_limit_is_final_and_paid_for_once(forwarder: Forwarder, server: RawHttp) -> None:
     for large in (answer(200, b"x" * (LIMIT + 1)), answer(200, b"", declared=10**12)):
         server.reply(large)
         status, code, payload = final(await forwarder.forward(request()))
@@ -137,9 +129,7 @@ async def test_a_binary_body_is_a_result(forwarder: Forwarder, server: RawHttp) 
     assert final(await forwarder.forward(request())) == (200, "", "�ok")
 
 
-@pytest.mark.parametrize(
-    "limits", [AttemptOptions(0.05), AttemptOptions(0.0)], ids=["ack deadline", "no time at all"]
-)
+@pytest.mark.parametrize("limits", [AttemptOptions(0.05), AttemptOptions(0.0)], ids=["ack deadline", "no time at all"])
 async def test_a_hang_is_retried_after_what_the_transport_allows(
     forwarder: Forwarder, server: RawHttp, limits: AttemptOptions
 ) -> None:
@@ -166,9 +156,7 @@ async def test_a_request_past_its_deadline_is_not_sent(forwarder: Forwarder, ser
     assert server.received == []
 
 
-async def test_the_last_response_is_final_where_no_further_attempt_fits(
-    forwarder: Forwarder, server: RawHttp
-) -> None:
+async def test_the_last_response_is_final_where_no_further_attempt_fits(forwarder: Forwarder, server: RawHttp) -> None:
     server.reply(answer(503, b"busy", {"retry-after": "30"}))
     assert final(await forwarder.forward(request(deadline=NOW + 1.5))) == (503, "", "busy")
     limits = AttemptOptions(earliest_retry_seconds=600.0)
@@ -205,9 +193,7 @@ async def test_each_queue_has_its_route(forwarder: Forwarder, server: RawHttp) -
     assert [r.header("x-llm-d-inference-objective") for r in server.received] == ["low", None, "low"]
 
 
-async def test_an_endpoint_out_of_bounds_is_final_and_nothing_is_sent(
-    forwarder: Forwarder, server: RawHttp
-) -> None:
+async def test_an_endpoint_out_of_bounds_is_final_and_nothing_is_sent(forwarder: Forwarder, server: RawHttp) -> None:
     status, code, _ = final(await forwarder.forward(request(endpoint="//127.0.0.1:1/v1/x")))
     assert (status, code) == (0, ErrorCode.INVALID_REQUEST)
     assert server.connections == 0

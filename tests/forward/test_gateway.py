@@ -124,9 +124,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_fault_of_the_server_is_a_failure_with_a_name(
-    gateway: Gateway, server: RawHttp, name: str
-) -> None:
+async def test_a_fault_of_the_server_is_a_failure_with_a_name(gateway: Gateway, server: RawHttp, name: str) -> None:
     fault, reason = FAULTS[name]
     server.reply(fault)
     assert (await failure(gateway, server)).startswith(reason)
@@ -212,9 +210,7 @@ async def test_a_hang_ends_with_the_callers_timeout(gateway: Gateway, server: Ra
     ],
     ids=["declared", "declared absurdly", "undeclared", "endless", "gzip bomb", "gzip", "deflate"],
 )
-async def test_a_body_over_the_limit_is_not_read_further(
-    gateway: Gateway, server: RawHttp, large: Answer
-) -> None:
+async def test_a_body_over_the_limit_is_not_read_further(gateway: Gateway, server: RawHttp, large: Answer) -> None:
     server.reply(large)
     with pytest.raises(ResponseTooLarge):
         await sent(gateway, server)

@@ -100,9 +100,7 @@ def test_an_unlisted_header_does_not_pass(name: str) -> None:
 
 @given(st.from_regex(r"[a-z0-9-]{1,40}", fullmatch=True))
 def test_only_listed_names_pass_whatever_the_name(name: str) -> None:
-    is_listed = any(
-        name == known or (known[-1] == "*" and name.startswith(known[:-1])) for known in DEFAULT_HEADERS
-    )
+    is_listed = any(name == known or (known[-1] == "*" and name.startswith(known[:-1])) for known in DEFAULT_HEADERS)
     assert is_listed or allowed_headers({name: "1"}) == {}
 
 
@@ -110,14 +108,10 @@ def test_only_listed_names_pass_whatever_the_name(name: str) -> None:
 def test_the_operator_may_list_any_header_except_framing_and_routing(name: str) -> None:
     listed = (*DEFAULT_HEADERS, name)
     assert allowed_headers({name.upper(): "1"}, listed) == {name: "1"}
-    assert (
-        gateway_headers(request(headers={name: "1"}), Route("http://g", allowed_headers=listed))[name] == "1"
-    )
+    assert gateway_headers(request(headers={name: "1"}), Route("http://g", allowed_headers=listed))[name] == "1"
 
 
-@pytest.mark.parametrize(
-    "name", ["x-api-key", "x-auth-request-user", "x-user-id", "x-gateway-priority", "x-envoy-a"]
-)
+@pytest.mark.parametrize("name", ["x-api-key", "x-auth-request-user", "x-user-id", "x-gateway-priority", "x-envoy-a"])
 def test_a_pattern_does_not_list_credentials_identity_or_routing(name: str) -> None:
     assert allowed_headers({name: "1", "x-note": "2"}, ["x-*"]) == {"x-note": "2"}
 
@@ -152,9 +146,7 @@ def test_ten_thousand_headers_are_cut_to_the_limits() -> None:
     assert sum(len(name) + len(value) for name, value in large.items()) <= MAX_TOTAL_BYTES
 
 
-@given(
-    headers=st.dictionaries(st.text(max_size=20) | st.sampled_from(sorted(FORBIDDEN)), st.text(max_size=20))
-)
+@given(headers=st.dictionaries(st.text(max_size=20) | st.sampled_from(sorted(FORBIDDEN)), st.text(max_size=20)))
 def test_whatever_passes_is_one_plain_line_each(headers: dict[str, str]) -> None:
     for name, value in allowed_headers(headers).items():
         assert re.fullmatch(r"[a-z0-9-]{1,64}", name)
@@ -215,10 +207,7 @@ def test_a_tenant_that_is_not_a_header_value_is_not_sent(tenant: str) -> None:
 
 @pytest.mark.parametrize("tenant", ["a", "x" * 256, "team one", "a,b", "Zoë", "é" * 128, "團隊"])
 def test_a_tenant_of_1_to_256_bytes_is_sent(tenant: str) -> None:
-    assert (
-        gateway_headers(request(metadata={"userid": tenant}), ROUTE)["x-llm-d-inference-fairness-id"]
-        == tenant
-    )
+    assert gateway_headers(request(metadata={"userid": tenant}), ROUTE)["x-llm-d-inference-fairness-id"] == tenant
 
 
 def test_a_lane_stamps_its_priority_over_the_callers_own() -> None:
@@ -232,9 +221,7 @@ def test_the_producers_trace_continues_from_the_metadata() -> None:
     headers = gateway_headers(request(metadata=metadata, headers={"traceparent": "forged"}), ROUTE)
     assert (headers["traceparent"], headers["tracestate"], headers["baggage"]) == (TRACE, "a=b", "k=v")
     assert "other" not in headers
-    assert (
-        gateway_headers(request(metadata=metadata), ROUTE, {"traceparent": "ours"})["traceparent"] == "ours"
-    )
+    assert gateway_headers(request(metadata=metadata), ROUTE, {"traceparent": "ours"})["traceparent"] == "ours"
 
 
 @pytest.mark.parametrize(
@@ -252,9 +239,7 @@ def test_a_trace_that_is_not_well_formed_is_dropped_with_its_state(parent: str) 
 async def test_only_allowed_headers_reach_the_wire(gateway: Gateway, server: RawHttp) -> None:
     """F73, I16: seen by the gateway, byte for byte."""
     route = Route("http://gateway", allowed_headers=("x-*",))
-    hostile = dict.fromkeys(FORBIDDEN | NEVER, "forged") | {
-        f"{prefix}x": "forged" for prefix in FORBIDDEN_PREFIXES
-    }
+    hostile = dict.fromkeys(FORBIDDEN | NEVER, "forged") | {f"{prefix}x": "forged" for prefix in FORBIDDEN_PREFIXES}
     hostile |= {"x-ok": "fine", "bad name": "forged", "x-break": "a\r\nx-injected: forged", "X-OK2": "fine"}
     given = request(headers=hostile, metadata={"userid": "me", "traceparent": TRACE})
     await gateway.send(server.url + "/v1/x", gateway_headers(given, route), b"{}")

@@ -48,18 +48,14 @@ def test_what_lies_below_the_client_is_in_the_table_too(kind: type[BaseException
     assert failure_reason(kind()) in WORDS
 
 
-@pytest.mark.parametrize(
-    "kind", [asyncio.CancelledError, KeyError, RuntimeError, AssertionError, MemoryError]
-)
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyError, RuntimeError, AssertionError, MemoryError])
 def test_our_own_defect_does_not_count_as_a_gateway_failure(kind: type[BaseException]) -> None:
     assert not isinstance(kind(), FAILURES)
 
 
 def test_no_row_of_the_table_hides_behind_a_wider_one() -> None:
     kinds = [kind for kind, _ in FAILURE_REASONS]
-    hidden = [
-        narrow for at, narrow in enumerate(kinds) if any(issubclass(narrow, wide) for wide in kinds[:at])
-    ]
+    hidden = [narrow for at, narrow in enumerate(kinds) if any(issubclass(narrow, wide) for wide in kinds[:at])]
     assert hidden == []
 
 

@@ -154,9 +154,7 @@ def test_an_unknown_type_lists_the_gates_of_packages_too(packages: Path) -> None
 
 async def test_the_example_of_a_metric_is_a_gate(redis: Redis, from_redis: GateSources) -> None:
     names: dict[str, Any] = {"__name__": __name__}
-    [example] = [
-        text for text in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "ReadingGate" in text
-    ]
+    [example] = [text for text in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "ReadingGate" in text]
     exec(compile(example, "docs/adding-a-gate.md", "exec", dont_inherit=True), names)
     parameters = parse_parameters(names["NightShareParameters"], "night-share", {"address": "a"}, "x")
     await redis.set("night-share", "0.5")
@@ -209,9 +207,7 @@ async def test_a_reservation_that_is_not_undone_is_found(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(example["TenantSlot"], "give_back", keep)
     gate = example["KIND"].build({"limit": 3}, sources(), "gate_params")
-    with pytest.raises(
-        AssertionError, match="as many admitted requests after give_back as before \\(3\\), got 0"
-    ):
+    with pytest.raises(AssertionError, match="as many admitted requests after give_back as before \\(3\\), got 0"):
         await async_processor.gates.check_reservations(gate)
 
 

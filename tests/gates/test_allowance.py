@@ -71,9 +71,7 @@ def test_finished_requests_make_room_again_at_once(part: float, slots: int, fini
         assert pool.allowance.in_use <= most
 
 
-@pytest.mark.parametrize(
-    ("part", "slots", "whole"), [(0.3, 10, 3), (0.7, 10, 7), (0.1, 30, 3), (0.29, 100, 29)]
-)
+@pytest.mark.parametrize(("part", "slots", "whole"), [(0.3, 10, 3), (0.7, 10, 7), (0.1, 30, 3), (0.29, 100, 29)])
 def test_binary_fractions_lose_no_slot(part: float, slots: int, whole: int) -> None:
     assert Pool(slots, Share(part)).allowance.room() == whole
 

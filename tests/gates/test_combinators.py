@@ -133,9 +133,7 @@ async def test_a_composite_gives_a_quota_back_when_the_budget_is_closed(
 
 
 async def test_wait_on_refuse_waits_as_long_as_the_refusal_asked_for() -> None:
-    built = gate(
-        "wait-on-refuse", {"gate": {"gate_type": "local-max-concurrency", "gate_params": {"limit": 1}}}
-    )
+    built = gate("wait-on-refuse", {"gate": {"gate_type": "local-max-concurrency", "gate_params": {"limit": 1}}})
     first = await built.admit(request())
     assert isinstance(first, Go)
     verdict = await built.admit(request("b"))
@@ -181,9 +179,7 @@ async def test_all_requests_are_admitted_while_the_pool_is_not_saturated(
         assert isinstance(await built.admit(request(labels=labels)), Go)
 
 
-async def test_a_headroom_holds_inside_too_and_shares_the_pool(
-    from_pages: GateSources, exporter: Exporter
-) -> None:
+async def test_a_headroom_holds_inside_too_and_shares_the_pool(from_pages: GateSources, exporter: Exporter) -> None:
     """Above its threshold it takes slots back, while a plain budget closes and leaves the decision to the tier."""
     headroom = publishes(exporter, -0.1) | {"budget_means": "headroom"}
     params = {"saturation_gate": "endpoint-scrape", "saturation_gate_params": headroom}
@@ -193,9 +189,7 @@ async def test_a_headroom_holds_inside_too_and_shares_the_pool(
     assert not gate("constant").shares_pool()
 
 
-async def test_while_saturated_only_droppable_requests_are_claimed(
-    from_pages: GateSources, exporter: Exporter
-) -> None:
+async def test_while_saturated_only_droppable_requests_are_claimed(from_pages: GateSources, exporter: Exporter) -> None:
     params: dict[str, Any] = {
         "saturation_gate": "endpoint-scrape",
         "saturation_gate_params": publishes(exporter, 0.0),

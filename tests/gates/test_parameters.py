@@ -108,17 +108,13 @@ def test_durations_are_written_as_go_writes_them(written: str | float, meant: fl
     assert read("window", written) == pytest.approx(meant)
 
 
-@pytest.mark.parametrize(
-    "written", ["", "1x", "m", "1m 30s", "-1s", "1e400", "inf", "nan", True, None, [], {}]
-)
+@pytest.mark.parametrize("written", ["", "1x", "m", "1m 30s", "-1s", "1e400", "inf", "nan", True, None, [], {}])
 def test_an_invalid_duration_is_refused(written: Any) -> None:
     with pytest.raises(InvalidSetting):
         read("window", written)
 
 
-@given(
-    st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.text("abc-./", min_size=1), max_size=4)
-)
+@given(st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.text("abc-./", min_size=1), max_size=4))
 def test_labels_may_be_json_or_pairs(labels: dict[str, str]) -> None:
     assert read("labels", labels) == labels
     assert read("labels", json.dumps(labels)) == labels

@@ -128,17 +128,13 @@ def test_a_required_parameter_that_is_missing_stops_the_start(gate_type: str, mi
         ("redis-quota", {"address": "x", "limit": 1, "mode": "both"}, "mode"),
     ],
 )
-def test_an_error_of_an_inner_gate_names_its_full_path(
-    gate_type: str, params: dict[str, Any], setting: str
-) -> None:
+def test_an_error_of_an_inner_gate_names_its_full_path(gate_type: str, params: dict[str, Any], setting: str) -> None:
     with pytest.raises(InvalidSetting) as caught:
         gate(gate_type, params)
     assert caught.value.setting == f"queues[0].gate_params.{setting}"
 
 
-@pytest.mark.parametrize(
-    "inner", ['{"gate_type": "constant"}', {"gate_type": "constant", "gate_params": "{}"}]
-)
+@pytest.mark.parametrize("inner", ['{"gate_type": "constant"}', {"gate_type": "constant", "gate_params": "{}"}])
 def test_an_inner_gate_may_be_text_or_json(inner: object) -> None:
     assert gate("wait-on-refuse", {"gate": inner}).budget() == 1.0
     assert gate("composite", {"gates": [inner] if isinstance(inner, dict) else f"[{inner}]"}).budget() == 1.0

@@ -160,9 +160,7 @@ async def test_no_slot_is_lost_or_used_twice_whatever_the_outcome() -> None:
                 for _ in range(rng.randrange(4)):
                     await asyncio.sleep(0)
             finally:
-                await (
-                    verdict.reservation.release() if rng.random() < 0.5 else verdict.reservation.give_back()
-                )
+                await (verdict.reservation.release() if rng.random() < 0.5 else verdict.reservation.give_back())
 
     tasks = []
     for number in range(300):

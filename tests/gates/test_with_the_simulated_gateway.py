@@ -53,9 +53,7 @@ async def given(prometheus_url: str) -> AsyncIterator[GateSources]:
     await made.http.aclose()
 
 
-async def test_each_gate_follows_the_load_of_the_gateway(
-    given: GateSources, gateway_url: str, pool: str
-) -> None:
+async def test_each_gate_follows_the_load_of_the_gateway(given: GateSources, gateway_url: str, pool: str) -> None:
     async with (
         started("prometheus-saturation", {"pool": pool}, given) as by_saturation,
         started("prometheus-budget", {"pool": pool, "max_concurrency": str(CAPACITY)}, given) as by_budget,
@@ -73,8 +71,7 @@ async def test_each_gate_follows_the_load_of_the_gateway(
         await until(lambda budget: budget > 0.5, "open while idle")
         body = {"model": "m", "prompt": "x", "max_tokens": 10_000}
         asking = [
-            asyncio.create_task(_ask(session, f"{gateway_url}/v1/completions", body))
-            for _ in range(3 * CAPACITY)
+            asyncio.create_task(_ask(session, f"{gateway_url}/v1/completions", body)) for _ in range(3 * CAPACITY)
         ]
         await until(lambda budget: budget == 0, "closed while the gateway is full")
         for one in asking:

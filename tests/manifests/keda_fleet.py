@@ -36,9 +36,7 @@ class Fleet:
             self.started += 1
             with (self.logs / f"poller-{self.started}.log").open("wb") as log:
                 self.running.append(
-                    subprocess.Popen(
-                        COMMAND, env=dict(self.environment), stdout=log, stderr=subprocess.STDOUT
-                    )
+                    subprocess.Popen(COMMAND, env=dict(self.environment), stdout=log, stderr=subprocess.STDOUT)
                 )
         while len(self.running) > replicas:
             leaver = self.running.pop()
@@ -67,9 +65,7 @@ class Fleet:
 
     def read_logs(self) -> str:
         """The logs of the pollers, for a failure's message."""
-        return "\n".join(
-            f"--- {p.name}\n{p.read_text()[-2000:]}" for p in sorted(self.logs.glob("poller-*.log"))
-        )
+        return "\n".join(f"--- {p.name}\n{p.read_text()[-2000:]}" for p in sorted(self.logs.glob("poller-*.log")))
 
 
 @contextmanager
@@ -83,9 +79,7 @@ def fleet_of(environment: Mapping[str, str], logs: Path) -> Iterator[Fleet]:
         fleet.close()
 
 
-def rehearse(
-    scaler: Autoscaler, fleet: Fleet, redis: Redis, *, until: Callable[[list[int]], bool]
-) -> list[int]:
+def rehearse(scaler: Autoscaler, fleet: Fleet, redis: Redis, *, until: Callable[[list[int]], bool]) -> list[int]:
     """Decide and scale until `until` accepts the number of replicas after each decision; returns these numbers.
 
     KEDA's clock advances by one polling interval with each decision. As long as work is left, the next decision waits

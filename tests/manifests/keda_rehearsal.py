@@ -152,9 +152,7 @@ class Autoscaler:
         """How many replicas the policies of one direction allow to add or remove now."""
         room: list[int] = []
         for policy in rule.get("policies", [{"type": "Percent", "value": 100, "periodSeconds": 15}]):
-            period = [
-                c for at, c in self._changes if now - at < policy["periodSeconds"] and c * direction > 0
-            ]
+            period = [c for at, c in self._changes if now - at < policy["periodSeconds"] and c * direction > 0]
             done = abs(sum(period))
             started_with = self.replicas - direction * done
             limit = policy["value"]

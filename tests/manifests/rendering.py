@@ -97,9 +97,7 @@ def load(text: str) -> list[Manifest]:
 def kustomizations() -> list[Path]:
     """All kustomizations that can be applied or are combined here."""
     folders = {
-        path.parent
-        for name in ("knative", "keda", "monitoring")
-        for path in (ROOT / name).rglob("kustomization.yaml")
+        path.parent for name in ("knative", "keda", "monitoring") for path in (ROOT / name).rglob("kustomization.yaml")
     }
     folders |= {path.parent for path in COMBINATIONS.glob("*/kustomization.yaml")}
     return sorted(folder for folder in folders if not is_component(folder))

@@ -156,9 +156,7 @@ def test_a_request_ends_before_the_stop_and_the_stop_before_the_platform_cuts(
         limits = environment(spec["containers"][0], knative)
         assert int(limits["REQUEST_TIMEOUT_SECONDS"]) < int(limits["SHUTDOWN_GRACE_SECONDS"])
         assert int(limits["SHUTDOWN_GRACE_SECONDS"]) < spec["timeoutSeconds"] <= KNATIVE_TIMEOUT_LIMIT
-        assert spec["responseStartTimeoutSeconds"] == spec["timeoutSeconds"], (
-            "the first byte comes at the end"
-        )
+        assert spec["responseStartTimeoutSeconds"] == spec["timeoutSeconds"], "the first byte comes at the end"
         assert spec["timeoutSeconds"] < grace, "the poller waits longer than the handler may take"
 
 
@@ -198,9 +196,7 @@ def test_cloud_run_gets_one_object_without_what_it_refuses() -> None:
         f'["{settings["PUSH_AUDIENCE"]}"]'
     )
     assert template["spec"]["serviceAccountName"] == settings["GOOGLE_SERVICE_ACCOUNT"]
-    assert {name: env[name] for name in env if name in settings} == {
-        n: settings[n] for n in env if n in settings
-    }
+    assert {name: env[name] for name in env if name in settings} == {n: settings[n] for n in env if n in settings}
     assert {
         "IGW_BASE_URL",
         "PROJECT_ID",

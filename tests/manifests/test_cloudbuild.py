@@ -167,9 +167,7 @@ def test_scripts_are_sound(build: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "folders", ["knative/overlays/gke", "knative/base/dispatch keda", "knative/overlays/cloud-run"]
 )
-def test_the_render_step_puts_the_pushed_digest_everywhere(
-    build: dict[str, Any], folders: str, tmp_path: Path
-) -> None:
+def test_the_render_step_puts_the_pushed_digest_everywhere(build: dict[str, Any], folders: str, tmp_path: Path) -> None:
     image = f"europe-west4-docker.pkg.dev/p/async-processor/async-processor@{DIGEST}"
     for folder in ("knative", "keda"):
         shutil.copytree(ROOT / folder, tmp_path / folder)

@@ -81,9 +81,7 @@ def test_the_image_takes_two_layers_from_the_build(stages: list[Stage]) -> None:
 def test_every_package_from_the_index_has_a_hash(stages: list[Stage]) -> None:
     for stage in stages:
         for command in re.findall(r"pip [^&|]*\binstall [^&|]*", " && ".join(stage.all("RUN"))):
-            assert "--no-index" in command or {"--require-hashes", "--only-binary"} <= set(command.split()), (
-                command
-            )
+            assert "--no-index" in command or {"--require-hashes", "--only-binary"} <= set(command.split()), command
     pins = re.findall(r"^(\S+==\S+) \\\n    --hash=sha256:[0-9a-f]{64}$", lock_for_the_build(), re.M)
     assert len(pins) == 1
 

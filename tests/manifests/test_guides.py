@@ -11,10 +11,7 @@ import pytest
 from tests.manifests.rendering import ROOT, kubectls, load, pods, render
 
 GUIDES = ("keda/README.md", "knative/README.md", "docs/coming-from-llm-d-async.md")
-BODY = (
-    '{"id" : "testmsg", "payload":{ "model":"your-model", "prompt":"Hi, good morning "}, '
-    '"deadline" :"1999999999" }'
-)
+BODY = '{"id" : "testmsg", "payload":{ "model":"your-model", "prompt":"Hi, good morning "}, "deadline" :"1999999999" }'
 # The llm-d guides' own test commands, letter by letter.
 PUBLISHED = {
     "keda/README.md": [f"ZADD request-sortedset 1999999999 '{BODY}'", "RPOP result-list"],
@@ -123,9 +120,7 @@ def test_every_overlay_is_in_the_guide(folder: str) -> None:
 def test_numbers_in_the_guide_are_those_of_the_manifest(number: str) -> None:
     """The table of the section Scale tells the numbers that are deployed."""
     text = (ROOT / "keda/README.md").read_text()
-    (row,) = [
-        line for line in text.splitlines() if line.startswith("| `") and f"`{number}`" in line.split("|")[1]
-    ]
+    (row,) = [line for line in text.splitlines() if line.startswith("| `") and f"`{number}`" in line.split("|")[1]]
     objects = render(ROOT / "keda")
     (scaled,) = (o["spec"] for o in objects if o["kind"] == "ScaledObject")
     pending, _, claimed = (t["metadata"]["listLength"] for t in scaled["triggers"])

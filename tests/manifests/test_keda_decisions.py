@@ -68,9 +68,7 @@ def test_pollers_leave_one_by_one_and_the_last_after_the_cooldown() -> None:
         (0.95, 5_000, 3, 1),  # the claims of a crashed poller still start one
     ],
 )
-def test_slack_aware_wakes_only_for_slack(
-    saturation: float, pending: float, claimed: float, replicas: int
-) -> None:
+def test_slack_aware_wakes_only_for_slack(saturation: float, pending: float, claimed: float, replicas: int) -> None:
     scaler = Autoscaler(read(COMBINATIONS / "keda-slack-aware"))
     values = {"pending": pending, "retry": 0.0, "claimed": claimed, "saturation": saturation}
     assert scaler.decide(values, now=0) == replicas

@@ -116,9 +116,7 @@ def left_over(store: redis.Redis) -> list[object]:
     return [key for key in store.scan_iter() if not idle.fullmatch(key)]
 
 
-def test_zero_to_many_and_back_to_zero_with_nothing_lost(
-    store: redis.Redis, fleet: Fleet, scaler: Autoscaler
-) -> None:
+def test_zero_to_many_and_back_to_zero_with_nothing_lost(store: redis.Redis, fleet: Fleet, scaler: Autoscaler) -> None:
     ids = sorted(f"request-{number:04}" for number in range(1_200))
     assert scaler.decide({"pending": 0, "retry": 0, "claimed": 0}, 0) == 0
     store.zadd("request-sortedset", {body(request_id): time.time() + 300 for request_id in ids})
@@ -129,9 +127,7 @@ def test_zero_to_many_and_back_to_zero_with_nothing_lost(
     assert left_over(store) == []
 
 
-def test_a_delayed_retry_wakes_a_poller_from_zero(
-    store: redis.Redis, fleet: Fleet, scaler: Autoscaler
-) -> None:
+def test_a_delayed_retry_wakes_a_poller_from_zero(store: redis.Redis, fleet: Fleet, scaler: Autoscaler) -> None:
     """Nothing is pending: only the second trigger sees it."""
     member = encode_retry(body("later"), queue="request-sortedset", attempt=1, score=time.time() + 300)
     store.zadd("retry-sortedset", {member: time.time() + 2})
@@ -141,9 +137,7 @@ def test_a_delayed_retry_wakes_a_poller_from_zero(
     assert left_over(store) == []
 
 
-def test_claims_of_crashed_pollers_start_a_new_one(
-    store: redis.Redis, fleet: Fleet, scaler: Autoscaler
-) -> None:
+def test_claims_of_crashed_pollers_start_a_new_one(store: redis.Redis, fleet: Fleet, scaler: Autoscaler) -> None:
     """Nothing is pending and nothing waits for a retry: only the third trigger counts the claims."""
     store.zadd("request-sortedset", {body(f"held-{n}"): time.time() + 300 for n in range(40)})
     rehearse(scaler, fleet, store, until=lambda _: all_are_claimed(store))

@@ -50,9 +50,7 @@ def test_a_component_is_on_the_menu_in_the_guide_and_in_a_combination(component:
     assert is_component(component)
     assert f"# - {path} " in (folder / "kustomization.yaml").read_text(), f"not on the menu of {folder.name}/"
     assert f"| `{component.name}` |" in (folder / "README.md").read_text(), f"not in {folder.name}/README.md"
-    used = [
-        p for p in COMBINATIONS.glob("*/kustomization.yaml") if f"{folder.name}/{path}\n" in p.read_text()
-    ]
+    used = [p for p in COMBINATIONS.glob("*/kustomization.yaml") if f"{folder.name}/{path}\n" in p.read_text()]
     assert used, "no combination renders it"
 
 
@@ -88,9 +86,7 @@ def choices(folder: str) -> list[set[str]]:
 
 
 @pytest.mark.parametrize("folder", ["knative", "keda"])
-def test_every_line_of_a_menu_can_be_uncommented_alone_and_with_each_other_line(
-    folder: str, tmp_path: Path
-) -> None:
+def test_every_line_of_a_menu_can_be_uncommented_alone_and_with_each_other_line(folder: str, tmp_path: Path) -> None:
     by_url: dict[str, list[set[str]]] = {}
     for chosen in choices(folder):
         url = next((url for name, url in URLS.items() if name in chosen), "")

@@ -121,8 +121,7 @@ def test_every_selector_finds_a_pod(objects: list[Manifest]) -> None:
         terms = selector if manifest["kind"] == "Service" else selector.get("matchLabels", {})
         one_of = {e["key"]: e["values"] for e in selector.get("matchExpressions", [])}
         assert any(
-            terms.items() <= found.items() and all(found.get(k) in v for k, v in one_of.items())
-            for found in labels
+            terms.items() <= found.items() and all(found.get(k) in v for k, v in one_of.items()) for found in labels
         ), f"{manifest['kind']}/{manifest['metadata']['name']} selects nothing"
 
 
@@ -132,9 +131,7 @@ def test_probes_ask_for_the_paths_and_ports_of_the_app(objects: list[Manifest]) 
         for container in pod.spec["containers"]:
             if pod.labels.get("app.kubernetes.io/name") != "async-processor":
                 continue
-            ports = {p.get("name") for p in container["ports"]} | {
-                p["containerPort"] for p in container["ports"]
-            }
+            ports = {p.get("name") for p in container["ports"]} | {p["containerPort"] for p in container["ports"]}
             expected = {"livenessProbe": "/healthz", "readinessProbe": "/readyz", "startupProbe": "/readyz"}
             for probe, path in expected.items():
                 asked = container.get(probe, {}).get("httpGet")

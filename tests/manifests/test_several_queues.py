@@ -33,9 +33,7 @@ def scaled_object(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, A
         shutil.copytree(ROOT / tree, tmp_path / tree)
     settings = tmp_path / "knative/settings/settings.env"
     text = settings.read_text().replace("WORKERS=64", "WORKERS=32")
-    lines = [
-        f"REDIS_URL={url}" if url and line.startswith("REDIS_URL=") else line for line in text.splitlines()
-    ]
+    lines = [f"REDIS_URL={url}" if url and line.startswith("REDIS_URL=") else line for line in text.splitlines()]
     settings.write_text("\n".join(lines) + "\n")
     room = tmp_path / "keda/components/several-queues"
     is_cluster = request.param == "cluster"
@@ -87,9 +85,7 @@ def test_the_committed_triggers_are_those_of_the_script(tmp_path: Path) -> None:
     shutil.copytree(room, tmp_path / "room")
     subprocess.run([tmp_path / "room/write-triggers", "second-sortedset"], check=True)
     for name in ("triggers-patch.yaml", "slack-aware/formula-patch.yaml"):
-        assert (tmp_path / "room" / name).read_text() == (room / name).read_text(), (
-            f"run {room}/write-triggers"
-        )
+        assert (tmp_path / "room" / name).read_text() == (room / name).read_text(), f"run {room}/write-triggers"
 
 
 def test_a_combination_renders_the_committed_triggers() -> None:

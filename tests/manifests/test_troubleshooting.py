@@ -216,9 +216,7 @@ def test_a_publish_without_the_grant_is_a_403_in_the_log_of_the_push_door(tmp_pa
             url = f"http://127.0.0.1:{port_of(log)}"
             with urllib.request.urlopen(f"{url}/healthz", timeout=60) as answer:
                 assert answer.status == 200, "the row `no push arrives` asks for this path from outside"
-            push = urllib.request.Request(
-                url, json.dumps(frame).encode(), {"content-type": "application/json"}
-            )
+            push = urllib.request.Request(url, json.dumps(frame).encode(), {"content-type": "application/json"})
             with pytest.raises(urllib.error.HTTPError):
                 urllib.request.urlopen(push, timeout=60)
             assert "403" in line_with(log, "told to fail")
@@ -337,9 +335,7 @@ async def test_a_door_that_is_not_ready_is_in_the_pollers_log(server: Valkey, tm
             activator.reply(answer(503, b"no ready address"))
             variables = {"REDIS_URL": server.url, "METRICS_PORT": "0", "HANDLER_URL": activator.url}
             with running(["poll"], variables, tmp_path / "log") as log:
-                await wait_until_async(
-                    lambda: '"reason":"handler_unavailable"' in log.read_text(), "the line"
-                )
+                await wait_until_async(lambda: '"reason":"handler_unavailable"' in log.read_text(), "the line")
                 await wait_until_async(lambda: admin.zcard(RETRIES), "the retry")
     assert "`retry` with `reason=handler_unavailable` in the poller's log | dispatch door not ready" in README
 

@@ -67,9 +67,7 @@ AILING = {
     "AsyncProcessorFailures": {f"failed_requests_total{QUEUE}": "0+100x120"},
     "AsyncProcessorRetryStorm": {f"request_retries_total{QUEUE}": "0+400x120"},
     "AsyncProcessorResultsNotRecorded": {f'nacks_total{QUEUE[:-1]},reason="not_recorded"}}': "0+1x120"},
-    "AsyncProcessorHandlersUnreachable": {
-        f'nacks_total{QUEUE[:-1]},reason="handler_unavailable"}}': "0+30x120"
-    },
+    "AsyncProcessorHandlersUnreachable": {f'nacks_total{QUEUE[:-1]},reason="handler_unavailable"}}': "0+30x120"},
     "AsyncProcessorDeadLetters": {f"dead_letters_total{QUEUE}": "0x110 1x10"},
     "AsyncProcessorLeasesLost": {f"lease_losses_total{QUEUE}": "0x110 1x10"},
     "AsyncProcessorOwnersDie": {f"reclaimed_requests_total{QUEUE}": "0x110 9x10"},

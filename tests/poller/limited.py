@@ -61,9 +61,7 @@ async def limited_poller(
         yield parts.enter_context(Child("poller", [*limit, COMMAND, "poll"], variables))
 
 
-async def results_of(
-    store: Redis, poller: Child, count: int, timeout_seconds: float = 110
-) -> list[dict[str, Any]]:
+async def results_of(store: Redis, poller: Child, count: int, timeout_seconds: float = 110) -> list[dict[str, Any]]:
     """The results of `count` requests. Fails if the poller ends."""
     found: list[Any] = []
 

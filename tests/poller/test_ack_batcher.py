@@ -48,9 +48,7 @@ async def test_a_settlement_that_arrives_during_a_batch_is_recorded_too(store: R
     async with running(rig.ack_batcher.run()):
         rig.ack_batcher.add(ack_of(claims[0]), rig.worker.settled)
         for claim in claims[1:]:
-            await asyncio.sleep(
-                0
-            )  # one step of the ack_batcher at a time: each lands at another place of its way
+            await asyncio.sleep(0)  # one step of the ack_batcher at a time: each lands at another place of its way
             rig.ack_batcher.add(ack_of(claim), rig.worker.settled)
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
     assert await rig.result_count() == 50
@@ -159,9 +157,7 @@ class WrittenRecords:
         return len(self.written)
 
 
-def ack(
-    request_id: str = "r", outcome: str = "HTTP 200", result: bytes = b"{}", dead: bytes | None = None
-) -> Ack:
+def ack(request_id: str = "r", outcome: str = "HTTP 200", result: bytes = b"{}", dead: bytes | None = None) -> Ack:
     return Ack(CLAIM, result, "results", None, request_id, "token", dead=dead, outcome=outcome)
 
 
@@ -175,9 +171,7 @@ def finished(written: WrittenRecords) -> FinishedLog:
     return FinishedLog(cast(FinishedRecords, written), lambda: 5.0)
 
 
-async def test_a_final_result_is_recorded_with_where_it_went(
-    finished: FinishedLog, written: WrittenRecords
-) -> None:
+async def test_a_final_result_is_recorded_with_where_it_went(finished: FinishedLog, written: WrittenRecords) -> None:
     finished.note(ack())
     finished.note(ack("d", "UNDELIVERABLE", dead=b"{}"))
     await finished.tick()

@@ -212,9 +212,7 @@ async def test_claiming_ends_when_it_is_cancelled_at_any_moment(valkey: Valkey, 
     """Also if the Redis library converts the cancellation to a connection error."""
     for n in range(60):
         impatient = connect(RedisOptions(valkey.url, timeout_seconds=1.0))
-        claiming = asyncio.create_task(
-            claimer_of(Rig(impatient), slots=2, poll_interval_seconds=0.0001).run()
-        )
+        claiming = asyncio.create_task(claimer_of(Rig(impatient), slots=2, poll_interval_seconds=0.0001).run())
         for _ in range(n % 30):
             await asyncio.sleep(0)
         await impatient.ping()

@@ -69,9 +69,7 @@ async def test_an_answer_counts_its_attempt_its_time_its_tokens_and_its_record(s
     ],
     ids=["invalid", "late"],
 )
-async def test_a_request_that_is_not_sent_is_final_once_without_a_call(
-    store: Redis, member: bytes, final: str
-) -> None:
+async def test_a_request_that_is_not_sent_is_final_once_without_a_call(store: Redis, member: bytes, final: str) -> None:
     rig = Rig(store)
     await carry(rig, member)
     assert {name for name in FINALS if value(rig, name)} == {final}

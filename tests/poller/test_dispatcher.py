@@ -67,12 +67,8 @@ def result(request_id: str = "a") -> bytes:
     return encode_result(answered_result(request_id, "", 200, b"said"))
 
 
-async def test_the_event_carries_the_body_as_it_was_queued(
-    dispatcher: HttpDispatcher, server: RawHttp
-) -> None:
-    given = request(
-        "é\r\n%", attempt=3, request_token="t", labels={"tier": "batch"}, objective="low", priority=4
-    )
+async def test_the_event_carries_the_body_as_it_was_queued(dispatcher: HttpDispatcher, server: RawHttp) -> None:
+    given = request("é\r\n%", attempt=3, request_token="t", labels={"tier": "batch"}, objective="low", priority=4)
     await dispatcher.forward(given, OPTIONS)
     (received,) = server.received
     assert received.header("authorization") == "Bearer new"
@@ -90,9 +86,7 @@ async def test_the_event_carries_the_body_as_it_was_queued(
     }
 
 
-async def test_the_event_is_what_the_cloudevents_sdk_reads(
-    dispatcher: HttpDispatcher, server: RawHttp
-) -> None:
+async def test_the_event_is_what_the_cloudevents_sdk_reads(dispatcher: HttpDispatcher, server: RawHttp) -> None:
     await dispatcher.forward(request("é\r\n%", request_token="t", labels={"a": "b"}), OPTIONS)
     (received,) = server.received
     read = from_http(dict(received.headers), received.body)
@@ -142,9 +136,7 @@ def test_no_answer_of_a_permitted_response_is_over_the_pollers_limit(byte: bytes
     assert len(answered.body) <= wrapped_answer_bytes(most)
 
 
-async def test_a_door_of_an_earlier_version_is_understood(
-    dispatcher: HttpDispatcher, server: RawHttp
-) -> None:
+async def test_a_door_of_an_earlier_version_is_understood(dispatcher: HttpDispatcher, server: RawHttp) -> None:
     """It answers in binary mode, whose body is the result itself."""
     server.reply(answer(200, result(), {"content-type": "application/json", "ce-bandheadroom": "0.5"}))
     outcome = await dispatcher.forward(request(), OPTIONS)
@@ -182,9 +174,7 @@ async def test_a_door_that_refuses_the_poller_is_called_less_often(
     dispatcher: HttpDispatcher, server: RawHttp, status: int
 ) -> None:
     server.reply(answer(status))
-    assert await dispatcher.forward(request(), OPTIONS) == Retry(
-        10.0, "handler_refused", counts_attempt=False
-    )
+    assert await dispatcher.forward(request(), OPTIONS) == Retry(10.0, "handler_refused", counts_attempt=False)
 
 
 @pytest.mark.parametrize(

@@ -149,9 +149,7 @@ async def test_a_released_request_runs_with_its_next_owner(store: Redis) -> None
 async def test_behind_its_window_an_id_runs_again(store: Redis) -> None:
     rig = rig_of(store, window_seconds=60)
     await carried(rig, submission("one"))
-    assert 0 < await store.ttl(id_record_key("a", QUEUE)) <= 60, (
-        "it counts from the end, not from the deadline"
-    )
+    assert 0 < await store.ttl(id_record_key("a", QUEUE)) <= 60, "it counts from the end, not from the deadline"
     await store.delete(id_record_key("a", QUEUE))
     await carried(rig, submission("two"))
     assert [result.status_code for result in await rig.results()] == [200, 200]
@@ -200,9 +198,7 @@ async def test_a_retry_rewritten_by_another_processor_is_recognised(store: Redis
         return Retry(60.0, "rejected") if request.attempt == 0 else await answering(request)
 
     rig = rig_of(store, busy_once)
-    data = json.loads(
-        body("a", created=1_700_000_000, payload={"prompt": "<a & b>", "n": 12345678901234567890})
-    )
+    data = json.loads(body("a", created=1_700_000_000, payload={"prompt": "<a & b>", "n": 12345678901234567890}))
     await carried(rig, json.dumps(data).encode())
     await store.delete(RETRIES)
     data["payload"]["n"] = 1.2345678901234567e19
@@ -213,9 +209,7 @@ async def test_a_retry_rewritten_by_another_processor_is_recognised(store: Redis
     assert [result.status_code for result in await rig.results()] == [200]
 
 
-@pytest.mark.parametrize(
-    "members", [(submission("one"), submission("two")), (body("a", n=1), body("a", n=2))]
-)
+@pytest.mark.parametrize("members", [(submission("one"), submission("two")), (body("a", n=1), body("a", n=2))])
 async def test_after_its_poller_was_killed_a_request_runs_and_is_not_its_own_duplicate(
     store: Redis, members: tuple[bytes, bytes]
 ) -> None:

@@ -48,9 +48,7 @@ async def test_the_largest_answer_passes_whatever_its_bytes(
     await queue_requests(store, 1, 10)
     async with running_raw_http() as gateway:
         gateway.reply(answer(200, body))
-        async with limited_poller(
-            valkey.url, gateway.url, has_handler=has_handler, is_limited=False
-        ) as poller:
+        async with limited_poller(valkey.url, gateway.url, has_handler=has_handler, is_limited=False) as poller:
             (result,) = await results_of(store, poller, 1)
         assert (result["status_code"], len(gateway.received)) == (200, 1)
         assert result["payload"] == body.decode("utf-8", "replace")

@@ -23,9 +23,7 @@ from handlers.poller.priority import (
 )
 
 
-def claimed(
-    merge: Merge, candidates: list[Candidate], waiting: Counter[str], slots: int, now: float
-) -> Counter[str]:
+def claimed(merge: Merge, candidates: list[Candidate], waiting: Counter[str], slots: int, now: float) -> Counter[str]:
     """Use the turns like the poller: claim, then continue with the remaining slots."""
     got: Counter[str] = Counter()
     for turn in merge.turns(candidates, slots, now):
@@ -144,9 +142,7 @@ def test_objective_and_priority_of_the_lane_are_sent_if_configured() -> None:
     assert (stamped.objective, stamped.priority) == ("soon", 1)
     unnamed = in_lane(labelled(), LaneOptions({"reserved-async": "soon"}, has_priority_header=True))
     assert (unnamed.objective, unnamed.priority) == ("", 5)
-    by_another_label = in_lane(
-        labelled(sla="interactive"), LaneOptions(has_priority_header=True, tier_label="sla")
-    )
+    by_another_label = in_lane(labelled(sla="interactive"), LaneOptions(has_priority_header=True, tier_label="sla"))
     assert by_another_label.priority == 3
 
 

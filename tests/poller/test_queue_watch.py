@@ -189,9 +189,7 @@ async def test_a_silent_poller_sends_one_command_for_all_polls_of_canceller_and_
         await canceller.tick()
 
     watch = QueueWatch(partial(existing, store), LOG, poll_interval_seconds=0.02, clock=clock, pause=no_pause)
-    canceller = Canceller(
-        store, QueueTable(), None, LOG, now=lambda: 0.0, is_empty=lambda: watch.are_empty(["q"])
-    )
+    canceller = Canceller(store, QueueTable(), None, LOG, now=lambda: 0.0, is_empty=lambda: watch.are_empty(["q"]))
     clock.seconds += SILENT_SECONDS
     await store.config_resetstat()
     waiting = asyncio.create_task(watch.wait(Waiter(["q"])))

@@ -129,9 +129,7 @@ def test_an_allowed_list_takes_the_result(named: str, is_resolved: bool) -> None
     ["team-b", "team-a:x", "team-", "*", "team-b*", "{team-a}", f"{RESULTS}:result-of:victim", "../team-a"],
 )
 @pytest.mark.parametrize("is_resolved", [False, True])
-def test_any_other_is_an_invalid_request_whose_result_is_in_the_default_list(
-    named: str, is_resolved: bool
-) -> None:
+def test_any_other_is_an_invalid_request_whose_result_is_in_the_default_list(named: str, is_resolved: bool) -> None:
     assert taken(SOME, named, is_resolved=is_resolved) is None
     assert SOME.name(named, "a", is_resolved=is_resolved) == RESULTS
 
@@ -157,9 +155,7 @@ def test_by_default_a_request_cannot_name_other_keys(named: str) -> None:
 )
 def test_a_star_matches_any_characters(pattern: str, matching: list[str], others: list[str]) -> None:
     names = ResultNames((pattern,))
-    assert [names.allow(name) for name in [*matching, *others]] == [True] * len(matching) + [False] * len(
-        others
-    )
+    assert [names.allow(name) for name in [*matching, *others]] == [True] * len(matching) + [False] * len(others)
 
 
 def test_every_text_that_a_redis_gate_takes_is_known_to_be_a_key_or_none() -> None:

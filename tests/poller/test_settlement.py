@@ -65,9 +65,7 @@ def test_an_answer_is_an_ack_with_all_that_recording_needs() -> None:
         ("queue's", "mine", "queue's"),
     ],
 )
-def test_the_queues_own_list_wins_over_the_requests_and_that_over_the_default(
-    own: str, named: str, name: str
-) -> None:
+def test_the_queues_own_list_wins_over_the_requests_and_that_over_the_default(own: str, named: str, name: str) -> None:
     route = ResultRoute(own, None, "result-list")
     assert acked(settled(ANSWER, route, result_queue_name=named)).result_queue_name == name
 
@@ -111,9 +109,7 @@ def test_a_request_sets_the_expiry_of_its_own_list(
 
 
 @pytest.mark.parametrize(("named", "seconds"), [(1, 86_400), (100_000, 100_000), (None, 60)])
-def test_below_another_queues_list_a_request_sets_no_expiry_under_a_day(
-    named: int | None, seconds: int
-) -> None:
+def test_below_another_queues_list_a_request_sets_no_expiry_under_a_day(named: int | None, seconds: int) -> None:
     internal: dict[str, Any] = {"result_queue_name": "results-b:result-of:a", "result_routing_resolved": True}
     ack = acked(settled(ANSWER, ResultRoute("", 60, "result-list"), result_ttl_seconds=named, **internal))
     assert ack.result_ttl_seconds == seconds
@@ -200,9 +196,7 @@ def test_a_result_has_details_only_if_they_are_enabled() -> None:
     ],
     ids=["no answer", "last answer", "lost", "not sent"],
 )
-def test_a_retry_after_the_deadline_counts_its_attempt(
-    retry: Retry, attempts: int, seconds: float | None
-) -> None:
+def test_a_retry_after_the_deadline_counts_its_attempt(retry: Retry, attempts: int, seconds: float | None) -> None:
     route = ResultRoute("", None, "result-list", has_details=True)
     result = decode_result(acked(settled(retry, route, retry_count=2)).result)
     assert (result.attempts, result.gateway_seconds, result.finished_at) == (attempts, seconds, NOW)

@@ -50,9 +50,7 @@ async def test_the_last_attempt_has_a_result(store: Redis, last: LastResponse | 
     rig = Rig(store, failing, limits=RequestLimits(max_attempts=3))
     internal = b'{"retry_count":%d}'
     for attempts in (0, 1):
-        await carried(
-            rig, b'{"internal":%b,"request_kind":"redis","data":%b}' % (internal % attempts, body("a"))
-        )
+        await carried(rig, b'{"internal":%b,"request_kind":"redis","data":%b}' % (internal % attempts, body("a")))
     assert (await store.zcard(RETRIES), await rig.result_count()) == (2, 0)
     await carried(rig, b'{"internal":%b,"request_kind":"redis","data":%b}' % (internal % 2, body("a")))
     (result,) = await rig.results()
@@ -111,9 +109,7 @@ async def test_an_expired_request_gets_a_result_and_is_not_sent(store: Redis) ->
 
 async def test_a_request_cannot_set_labels_of_priority(store: Redis) -> None:
     rig = Rig(store, labels={"lane": "batch"}, withheld_labels=frozenset({"classification", "tier", "lane"}))
-    internal = (
-        b'{"labels":{"classification":"reserved","tier":"interactive","lane":"interactive","team":"x"}}'
-    )
+    internal = b'{"labels":{"classification":"reserved","tier":"interactive","lane":"interactive","team":"x"}}'
     member = b'{"internal":%b,"request_kind":"redis","data":%b}' % (internal, body("a"))
     await carried(rig, member)
     assert rig.dispatched[0].labels == {"lane": "batch", "team": "x"}
@@ -268,9 +264,7 @@ async def test_requests_that_wait_at_a_gate_are_counted_until_they_are_sent(stor
         rig.start(claims)
         await wait_until_async(lambda: rig.worker.waiting == 2, "both to wait")
         opened.set()
-        await wait_until_async(
-            lambda: (rig.worker.waiting, rig.worker.in_flight) == (0, 2), "both to be sent"
-        )
+        await wait_until_async(lambda: (rig.worker.waiting, rig.worker.in_flight) == (0, 2), "both to be sent")
         answered.set()
         await wait_until_async(lambda: rig.worker.held_claims() == [], "both to be answered")
     assert rig.worker.waiting == 0
@@ -350,9 +344,7 @@ async def test_a_defect_ends_a_request_after_a_few_attempts(store: Redis) -> Non
     assert (result.id, result.error_code) == ("b", ErrorCode.UNDELIVERABLE)
 
 
-async def test_dead_lettering_keeps_an_undecodable_member(
-    store: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_dead_lettering_keeps_an_undecodable_member(store: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner died of dead-lettering itself: the second time nothing is decoded."""
     member = b'{"id":"x","deadline":1,"payload":{},"a":"' + rb"\"" * 32_000
     rig = Rig(store)

@@ -39,9 +39,7 @@ class Resources:
         got: list[tuple[bytes, dict[str, str]]] = []
         while len(got) < count:
             path = f"subscriptions/{subscription}"
-            received = (await self.call("POST", path, "pull", {"maxMessages": 1000})).get(
-                "receivedMessages", []
-            )
+            received = (await self.call("POST", path, "pull", {"maxMessages": 1000})).get("receivedMessages", [])
             if received:
                 ids = [delivery["ackId"] for delivery in received]
                 await self.call("POST", path, "acknowledge", {"ackIds": ids})

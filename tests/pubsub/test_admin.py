@@ -93,9 +93,7 @@ def test_every_field_that_a_layout_sets_is_compared() -> None:
     for name, value in changes.items():
         changed = layout(replace(OPTIONS, **{name: value})).subscriptions[0]
         assert compare(changed, REQUEST_PUSH) is not None, name
-    named = {
-        field for field in Subscription.pb(REQUEST_PUSH).DESCRIPTOR.fields_by_name if field in REQUEST_PUSH
-    }
+    named = {field for field in Subscription.pb(REQUEST_PUSH).DESCRIPTOR.fields_by_name if field in REQUEST_PUSH}
     assert len(fields_of(REQUEST_PUSH)) >= len(named - {"name"})
 
 
@@ -163,9 +161,7 @@ def test_a_grant_is_granted_missing_or_unknown() -> None:
         ]
     )
     held = Policy(bindings=[Binding(role=PUBLISHER, members=[grant.member])])
-    conditional = Policy(
-        bindings=[Binding(role=PUBLISHER, members=[grant.member], condition=Expr(expression="x"))]
-    )
+    conditional = Policy(bindings=[Binding(role=PUBLISHER, members=[grant.member], condition=Expr(expression="x"))])
     states = [grant_state(grant, policy) for policy in (held, other, None, conditional)]
     assert states == [GrantState.GRANTED, GrantState.MISSING, GrantState.UNKNOWN, GrantState.MISSING]
 
@@ -173,9 +169,7 @@ def test_a_grant_is_granted_missing_or_unknown() -> None:
 def test_without_the_projects_number_pubsubs_account_is_known_by_its_domain() -> None:
     grant = needed_grants(WANTED, project_number="", handler_account="", client_account="")[0]
     members = ["serviceAccount:service-7@gcp-sa-pubsub.iam.gserviceaccount.com"]
-    assert (
-        grant_state(grant, Policy(bindings=[Binding(role=PUBLISHER, members=members)])) is GrantState.GRANTED
-    )
+    assert grant_state(grant, Policy(bindings=[Binding(role=PUBLISHER, members=members)])) is GrantState.GRANTED
     other = Policy(bindings=[Binding(role=PUBLISHER, members=["user:x@y"])])
     assert grant_state(grant, other) is GrantState.MISSING
 
@@ -252,18 +246,14 @@ async def test_a_topic_with_a_subscription_of_others_survives_a_teardown(
     await applied(channel, wanted)
     await resources.subscription("somebody-else", "async-proc-requests")
     changes = await plan_tear_down(channel, layout(wanted))
-    assert [change.title for change in changes if change.action is Action.KEEP] == [
-        "topic async-proc-requests"
-    ]
+    assert [change.title for change in changes if change.action is Action.KEEP] == ["topic async-proc-requests"]
     for change in changes:
         await apply(channel, change)
     theirs = await resources.call("GET", "subscriptions/somebody-else")
     assert theirs["topic"] == f"{resources.project}/topics/async-proc-requests"
 
 
-async def test_grants_are_unknown_where_policies_cannot_be_read(
-    channel: PubSubChannel, wanted: LayoutOptions
-) -> None:
+async def test_grants_are_unknown_where_policies_cannot_be_read(channel: PubSubChannel, wanted: LayoutOptions) -> None:
     await applied(channel, wanted)
     grant = Grant(layout(wanted).topics[0].name, PUBLISHER, "serviceAccount:a@b", "")
     assert await grant_states(channel, [grant]) == [(grant, GrantState.UNKNOWN)]

@@ -57,9 +57,7 @@ def shell(options: PubSubOptions, tmp_path: Path) -> Shell:
     return run
 
 
-async def test_the_guides_commands_pass_as_written(
-    channel: PubSubChannel, resources: Resources, shell: Shell
-) -> None:
+async def test_the_guides_commands_pass_as_written(channel: PubSubChannel, resources: Resources, shell: Shell) -> None:
     wanted = LayoutOptions(project_id=channel.options.project_id, push_endpoint="http://127.0.0.1:9/")
     for change in await plan_set_up(channel, layout(wanted)):
         await apply(channel, change)

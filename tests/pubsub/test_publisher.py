@@ -68,9 +68,7 @@ async def test_a_topic_may_be_named_in_full_and_hold_any_legal_character(
     assert (await resources.pulled("reader", 1))[0][0] == b"1"
 
 
-@pytest.mark.parametrize(
-    "topic", ["", "ab", "goog-topic", "a b c", "projects/p/subscriptions/x", "../x", "a/b"]
-)
+@pytest.mark.parametrize("topic", ["", "ab", "goog-topic", "a b c", "projects/p/subscriptions/x", "../x", "a/b"])
 async def test_an_impossible_topic_name_is_refused_before_anything_is_sent(topic: str) -> None:
     async with PubSubChannel(at(NOBODY)) as channel:
         with pytest.raises(PublishFailed) as raised:
@@ -175,9 +173,7 @@ async def test_a_topic_that_may_not_be_read_is_hidden() -> None:
             await Publisher(channel).check("results")
 
 
-async def test_an_invalid_publish_fails_no_other_in_its_batch(
-    channel: PubSubChannel, resources: Resources
-) -> None:
+async def test_an_invalid_publish_fails_no_other_in_its_batch(channel: PubSubChannel, resources: Resources) -> None:
     """An empty publish without attributes is one that the emulator refuses, with the whole call."""
     await resources.topic("results")
     await resources.subscription("reader", "results")
@@ -205,9 +201,7 @@ async def test_an_attribute_with_invalid_unicode_fails_alone() -> None:
     assert isinstance(bad, PublishFailed)
 
 
-@pytest.mark.parametrize(
-    "status", ["RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE", "ABORTED", "UNKNOWN", "CANCELLED"]
-)
+@pytest.mark.parametrize("status", ["RESOURCE_EXHAUSTED", "INTERNAL", "UNAVAILABLE", "ABORTED", "UNKNOWN", "CANCELLED"])
 async def test_a_temporary_refusal_is_retried_until_confirmed(status: str) -> None:
     async with (
         running_broker() as broker,

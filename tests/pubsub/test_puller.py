@@ -35,9 +35,7 @@ async def received(puller: Puller, count: int) -> list[Pulled]:
     return got
 
 
-async def test_published_messages_are_pulled_with_their_attributes(
-    channel: PubSubChannel, puller: Puller
-) -> None:
+async def test_published_messages_are_pulled_with_their_attributes(channel: PubSubChannel, puller: Puller) -> None:
     await published(channel, b"\x00 \xff")
     (pulled,) = await received(puller, 1)
     assert pulled.data == b"\x00 \xff"

@@ -56,18 +56,14 @@ async def test_f24_a_silent_server_fails_within_its_timeout(way: Proxy) -> None:
 
 
 async def test_more_calls_at_once_than_connections_wait_for_their_turn(each_server: Valkey) -> None:
-    options = RedisOptions(
-        each_server.url, max_connections=4, timeout_seconds=60.0, connect_timeout_seconds=60.0
-    )
+    options = RedisOptions(each_server.url, max_connections=4, timeout_seconds=60.0, connect_timeout_seconds=60.0)
     async with contextlib.aclosing(connect(options)) as redis:
         answers = await asyncio.gather(*(redis.set(f"turn-{n}", n, ex=60) for n in range(200)))
         assert all(answers)
         assert len(await redis.client_list()) <= 5
 
 
-async def test_a_socket_of_this_machine_is_as_good_as_an_address(
-    each_server_program: str, tmp_path: Path
-) -> None:
+async def test_a_socket_of_this_machine_is_as_good_as_an_address(each_server_program: str, tmp_path: Path) -> None:
     place = tmp_path / "socket"
     server = Server(each_server_program, "--unixsocket", str(place))
     try:
@@ -203,9 +199,7 @@ async def test_silence_still_ends_a_call() -> None:
         writer.close()
 
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    redis = connect(
-        RedisOptions(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout_seconds=0.2)
-    )
+    redis = connect(RedisOptions(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout_seconds=0.2))
     with pytest.raises(Exception, match="Timeout"):
         await asyncio.wait_for(redis.ping(), 60)
     await redis.aclose()

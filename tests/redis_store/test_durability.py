@@ -122,6 +122,4 @@ async def test_f23_a_lagging_replica_lacks_writes_that_only_the_master_acknowled
     master.kill()
     with replica.client() as client:
         client.replicaof("NO", "ONE")
-    assert await claimed(replica.port) == [f"r{n}" for n in range(50)], (
-        "the replica serves the confirmed writes"
-    )
+    assert await claimed(replica.port) == [f"r{n}" for n in range(50)], "the replica serves the confirmed writes"

@@ -212,9 +212,7 @@ NO_EFFECT = {
     "finished": {"redis.call('ZREM', KEYS[2], id) -> 'elsewhere'"},
 }
 """Wrong keys that change nothing: a lease without a result has no field to delete, and ZPOPMIN removes the id too."""
-_COMMANDS = (
-    "ZADD|[HL]SET|[LR]PUSH|P?SETEX|SET|HDEL|ZREM[A-Z]*|DEL|UNLINK|LTRIM|P?EXPIRE(?:AT)?|INCR|HINCRBY|ZPOPMIN"
-)
+_COMMANDS = "ZADD|[HL]SET|[LR]PUSH|P?SETEX|SET|HDEL|ZREM[A-Z]*|DEL|UNLINK|LTRIM|P?EXPIRE(?:AT)?|INCR|HINCRBY|ZPOPMIN"
 _CHANGE = re.compile(
     rf"(?:run|try|redis\.p?call)\('(?:{_COMMANDS})', ([a-z_]+|KEYS\[\d\])(?=[,)])"
     rf"|pcall\(run, '(?:{_COMMANDS})', ([a-z_]+)"

@@ -28,9 +28,7 @@ CLAIMS = QUEUE[1:4]
 RESULTS = ["results", "results:claimed", "results:owners", "results:idx"]
 OUTBOX = ["outbox", "outbox-idx"]
 _WRITTEN_BY_CLIENTS = tuple(
-    word[1:].rstrip("*")
-    for word in acl_rules(Role.CLIENT).split(" (")[0].split(" ")
-    if word.startswith("~request-")
+    word[1:].rstrip("*") for word in acl_rules(Role.CLIENT).split(" (")[0].split(" ") if word.startswith("~request-")
 )
 LIVE = ["request-active:x", "request-cancel:x"]
 SLOTS = ["quota:x", "{quota:x}:held", "{quota:x}:held-by"]
@@ -90,9 +88,7 @@ SCENES = {
     "read_part": Scene(["results"], ["LRANGE", 0, 100, 1_000_000, 100_000]),
     "return_results": Scene(RESULTS, ["o", 10_000, "held-11", "held-12"]),
     "renew_results": Scene(["results:owners", "results:idx"], ["o", 30_000, "held-11"]),
-    "ack_results": Scene(
-        [*RESULTS[1:], "results:tombstones"], ["o", 30_000, "held-11"], drops=frozenset({"item-11-"})
-    ),
+    "ack_results": Scene([*RESULTS[1:], "results:tombstones"], ["o", 30_000, "held-11"], drops=frozenset({"item-11-"})),
     "post": Scene(
         [*CLAIMS, "q:deaths", "q:dead", "settled", *OUTBOX],
         [1, "c4", OWNERS[4], "post item-4-", "", "c5", OWNERS[5], "post item-5-", "dead item-5-"],
@@ -192,10 +188,7 @@ class Store:
         self._fill = self.admin.register_script(_FILL)
         self._texts = self.admin.register_script(_TEXTS)
         self._commands = json.dumps(
-            [
-                [part.decode() if isinstance(part, bytes) else str(part) for part in row]
-                for row in stored_commands()
-            ]
+            [[part.decode() if isinstance(part, bytes) else str(part) for part in row] for row in stored_commands()]
         )
 
     def fill(self) -> None:
@@ -444,8 +437,7 @@ def _changes(store: Store, scene: Scene, text: str) -> list[list[str]]:
     store.fill()
     store.admin.eval(_TRACER + text, len(scene.keys), *scene.keys, *cast("list[Any]", scene.args))
     traced = [
-        [str(word) for word in json.loads(row)]
-        for row in cast("list[bytes]", store.admin.lrange("trace", 0, -1))
+        [str(word) for word in json.loads(row)] for row in cast("list[bytes]", store.admin.lrange("trace", 0, -1))
     ]
     return [words for words in traced if words[0] in _REMOVALS | _WRITES and "\0nobody" not in words]
 
@@ -454,9 +446,7 @@ def _as_script(commands: list[list[str]]) -> str:
     def literal(word: str) -> str:
         return "'" + "".join(f"\\{byte:03d}" for byte in word.encode()) + "'"
 
-    return "".join(
-        f"redis.call('{name}', {', '.join(literal(word) for word in words)})\n" for name, *words in commands
-    )
+    return "".join(f"redis.call('{name}', {', '.join(literal(word) for word in words)})\n" for name, *words in commands)
 
 
 def _removed(store: Store, commands: list[list[str]]) -> set[str]:
@@ -484,11 +474,7 @@ def test_every_script_that_would_remove_before_it_writes_is_found(filled: Store)
 _FENCED = re.compile(r"nothing was changed|is not changed|stay\)|delivered again")
 _TOKENS = {*OWNERS.values(), "o", "t", "t-1", "m"}
 """Owner tokens and request tokens in the scenes."""
-FENCED = [
-    name
-    for name in SCRIPTS
-    if _FENCED.search(script_text(name)) and _TOKENS & set(map(str, SCENES[name].args))
-]
+FENCED = [name for name in SCRIPTS if _FENCED.search(script_text(name)) and _TOKENS & set(map(str, SCENES[name].args))]
 
 
 def _is_changed_by_a_foreigner(store: Store, scene: Scene, text: str) -> bool:

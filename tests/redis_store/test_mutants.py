@@ -60,9 +60,7 @@ MUTANTS = {
     "ack forgets no deaths": Mutant("ack", "try('HDEL', deaths,", "try('HGET', deaths,"),
     "nack without owner check": Mutant("nack", "run('HGET', KEYS[2], key) ~= owner", "false"),
     "a retry re-enters at once": Mutant("nack", "now + tonumber(delay)", "now"),
-    "nack forgets what it did": Mutant(
-        "nack", "table.concat(marks), 'EX', 60", "table.concat(marks), 'PX', 1"
-    ),
+    "nack forgets what it did": Mutant("nack", "table.concat(marks), 'EX', 60", "table.concat(marks), 'PX', 1"),
     "nack keeps the claim": Mutant("nack", "run('ZREM', KEYS[3], key)", ""),
     "release without owner check": Mutant(
         "release",
@@ -77,9 +75,7 @@ MUTANTS = {
     "deaths are not counted": Mutant("reclaim", "try('HINCRBY', KEYS[5], counted_as(key), 1)", "1"),
     "poison keeps its crashed owner": Mutant("reclaim", "try('HSET', KEYS[3], key, token)", "1"),
     "a lost index entry stays lost": Mutant("reclaim", "(try('HLEN', KEYS[2]) or 0) >", "0 >"),
-    "promote forgets to remove": Mutant(
-        "promote", "    remove_at(rank)\n", "    run('ZADD', KEYS[1], 9e9, member)\n"
-    ),
+    "promote forgets to remove": Mutant("promote", "    remove_at(rank)\n", "    run('ZADD', KEYS[1], 9e9, member)\n"),
     "promote forgets to queue": Mutant("promote", "pcall(run, 'ZADD', queue, score, member)", "true"),
     "promote ignores the due time": Mutant("promote", "tonumber(due) > now", "false"),
     "claim does not look for a cancellation": Mutant("claim", "ARGV[5] == '1' and", "false and"),
@@ -95,12 +91,8 @@ MUTANTS = {
     ),
     "recall loses the request": Mutant("recall", "run('HSET', KEYS[2], key, member)", ""),
     "recall loses the score": Mutant("recall", "':s=' .. score", "':s=1'"),
-    "recall takes what was not cancelled": Mutant(
-        "recall", "if is_named(member, wanted, tokens) then", "if true then"
-    ),
-    "recall looks elsewhere": Mutant(
-        "recall", "run('ZCOUNT', KEYS[1], low, high)", "run('ZCOUNT', KEYS[1], 1, 2)"
-    ),
+    "recall takes what was not cancelled": Mutant("recall", "if is_named(member, wanted, tokens) then", "if true then"),
+    "recall looks elsewhere": Mutant("recall", "run('ZCOUNT', KEYS[1], low, high)", "run('ZCOUNT', KEYS[1], 1, 2)"),
     "recall from the retries leaves a copy": Mutant(
         "recall_retries", "    remove_at(rank)\n", "    is_added = false\n"
     ),
@@ -108,9 +100,7 @@ MUTANTS = {
     "claim removes another rank": Mutant("claim", "rank_now(rank, at)", "rank_now(rank, at) + 1"),
     "recall removes another rank": Mutant("recall", "hold(member, place,", "hold(member, place + 1,"),
     "promote removes another rank": Mutant("promote", "requeue(member, 0,", "requeue(member, -1,"),
-    "recall from the retries removes another rank": Mutant(
-        "recall_retries", "move(member, rank)", "move(member, 0)"
-    ),
+    "recall from the retries removes another rank": Mutant("recall_retries", "move(member, rank)", "move(member, 0)"),
     "recall from the retries takes all": Mutant(
         "recall_retries", "if is_named(member, wanted, tokens) then", "if true then"
     ),
@@ -131,9 +121,7 @@ async def _walk(redis: Redis, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MUTANTS))
-async def test_a_mistake_in_a_script_is_found(
-    name: str, store: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_mistake_in_a_script_is_found(name: str, store: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant = MUTANTS[name]
 
     def mutated(redis: Redis, script: str) -> AsyncScript:

@@ -222,9 +222,7 @@ _SETTLEMENTS: dict[str, Callable[[Bench, Claim], Settlement]] = {
         bench.ack_of(claim, result=b"{}"),
         stored=StoredPayload(f"result-payload:{claim.request_id}:1", TEXT.encode(), 60),
     ),
-    "tokens": lambda bench, claim: msgspec.structs.replace(
-        bench.ack_of(claim, result=b"{}"), request_token=TEXT
-    ),
+    "tokens": lambda bench, claim: msgspec.structs.replace(bench.ack_of(claim, result=b"{}"), request_token=TEXT),
     "retries": lambda _bench, claim: Nack(claim, claim.member, 60.0),
     "releases": lambda _bench, claim: Release(claim),
 }
@@ -232,9 +230,7 @@ _SETTLEMENTS: dict[str, Callable[[Bench, Claim], Settlement]] = {
 
 @pytest.mark.parametrize("kind", _SETTLEMENTS)
 @pytest.mark.parametrize("is_cluster", [False, True])
-async def test_settlements_that_wait_together(
-    bench: Bench, sizes: Sizes, kind: str, is_cluster: bool
-) -> None:
+async def test_settlements_that_wait_together(bench: Bench, sizes: Sizes, kind: str, is_cluster: bool) -> None:
     options = QueueOptions(bench.retries, bench.results, lease_seconds=30, cluster=is_cluster)
     queue = (ClusterQueue if is_cluster else RedisQueue)(bench.redis, bench.queue_name, options)
     claims: list[Claim] = []
@@ -317,9 +313,7 @@ async def test_results_under_a_lease(
 
 
 @OFFLOADED
-async def test_results_that_are_peeked_at(
-    store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool
-) -> None:
+async def test_results_that_are_peeked_at(store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool) -> None:
     await _put_results(store, "results", is_offloaded=is_offloaded)
     async with _client(valkey) as client:
         seen = [result.id async for result in client.peek("results")]
@@ -328,18 +322,14 @@ async def test_results_that_are_peeked_at(
 
 
 @OFFLOADED
-async def test_results_that_are_waited_for(
-    store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool
-) -> None:
+async def test_results_that_are_waited_for(store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool) -> None:
     """Many lists with one large result each, and one list of many, whose oldest result is read."""
     lists = [result_of_key("results", f"r-{number}") for number in range(COUNT)]
     await _put_results(store, *lists, is_offloaded=is_offloaded)
     for _ in range(9):
         await store.lpush(lists[0], encode_result(answered_result("r-0", "other", 200, TEXT.encode())))
     own = [
-        Submission(
-            id=f"r-{number}", token="t", deadline=DEADLINE, queue="q", results=name, has_own_results=True
-        )
+        Submission(id=f"r-{number}", token="t", deadline=DEADLINE, queue="q", results=name, has_own_results=True)
         for number, name in enumerate(lists)
     ]
     async with _client(valkey) as client:
@@ -410,9 +400,7 @@ async def _search(redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("read", [_dead_letters, _sample, _search, _locate])
-async def test_reads_of_operators(
-    store: Redis, sizes: Sizes, read: Callable[[Redis], Awaitable[None]]
-) -> None:
+async def test_reads_of_operators(store: Redis, sizes: Sizes, read: Callable[[Redis], Awaitable[None]]) -> None:
     text = b"x" * SMALL
     for number in range(MANY):
         await store.zadd("q", {_member(number, size=SMALL): number})

@@ -83,11 +83,7 @@ def _names_in_use() -> set[str]:
     names: set[str] = set()
     for path in ROOM.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name)
-                and node.func.id == "lua_script"
-            ):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "lua_script":
                 names |= {str(part.value) for part in node.args if isinstance(part, ast.Constant)}
     return names
 
@@ -232,9 +228,7 @@ async def _use_every_script(bench: Bench) -> None:
         await owner.release(await owner.claim(size))
         claims = await owner.claim(size)
         await owner.renew(claims)
-        retries = [
-            Nack(c, encode_retry(c.member, queue=c.queue, attempt=1, score=c.score), 0) for c in claims
-        ]
+        retries = [Nack(c, encode_retry(c.member, queue=c.queue, attempt=1, score=c.score), 0) for c in claims]
         await owner.nack(retries)
         await bench.make_due()
         assert await queue.promote(bench.redis, bench.retries, bench.queue_name, 10) == size

@@ -68,9 +68,7 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
                 asyncio.get_running_loop().call_later(0.002, sentinels.master.kill)
 
         found = Counter(
-            text.split(b"\0")[0].decode()
-            for text in await redis.lrange(RESULTS, 0, -1)
-            if isinstance(text, bytes)
+            text.split(b"\0")[0].decode() for text in await redis.lrange(RESULTS, 0, -1) if isinstance(text, bytes)
         )
         assert found == Counter(done) == Counter(f"s{n}" for n in range(REQUESTS))
 

@@ -54,16 +54,12 @@ async def _ping(options: RedisOptions) -> bool:
         await redis.aclose()
 
 
-async def test_a_client_certificate_and_the_right_ca_open_the_door(
-    guarded: Server, certificate: Path
-) -> None:
+async def test_a_client_certificate_and_the_right_ca_open_the_door(guarded: Server, certificate: Path) -> None:
     assert await _ping(_options(guarded.port, certificate))
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_certificates_that_cannot_be_verified_are_refused(
-    guarded: Server, certificate: Path, wrong: str
-) -> None:
+async def test_certificates_that_cannot_be_verified_are_refused(guarded: Server, certificate: Path, wrong: str) -> None:
     with pytest.raises(STORE_FAILURES):
         await _ping(_options(guarded.port, certificate, wrong))
 

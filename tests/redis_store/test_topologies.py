@@ -47,9 +47,7 @@ CONNECTIONS = 4
 
 
 @pytest.fixture(scope="module", params=["cluster", "cluster-tls", "sentinel", "sentinel-tls"])
-def options(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RedisOptions]:
+def options(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisOptions]:
     kind, _, encrypted = request.param.partition("-")
     program = redis_program()
     pem = self_signed(tmp_path_factory.mktemp("tls")) if encrypted else None
@@ -102,9 +100,7 @@ async def test_a_full_batch_with_idempotency_records_is_settled_at_once(
     redis: Store, options: RedisOptions, name: str
 ) -> None:
     queue = queue_of(redis, options, name)
-    members = {
-        json.dumps({"id": f"{name}-{n}", "payload": {}, "deadline": 1_999_999_999}): n for n in range(100)
-    }
+    members = {json.dumps({"id": f"{name}-{n}", "payload": {}, "deadline": 1_999_999_999}): n for n in range(100)}
     await redis.zadd(queue.name, cast(Any, members))
     claims = await queue.claim(100)
     acks = [
@@ -136,19 +132,13 @@ async def test_quotas_are_counted_and_returned(redis: Store, name: str) -> None:
     assert [may_go for may_go, _, _ in paid] == [True, False]
 
 
-async def test_a_dead_letter_is_kept_shown_and_queued_again(
-    redis: Store, options: RedisOptions, name: str
-) -> None:
+async def test_a_dead_letter_is_kept_shown_and_queued_again(redis: Store, options: RedisOptions, name: str) -> None:
     queue = queue_of(redis, options, name)
     body = json.dumps({"id": "a", "payload": {}, "deadline": 1_999_999_999}).encode()
     await redis.zadd(queue.name, cast(Any, {body: 1_999_999_999}))
     (claim,) = await queue.claim(1)
-    record = json.dumps(
-        {"reason": "crashed", "queue": queue.name, "score": 1_999_999_999, "member": body.decode()}
-    )
-    assert await queue.ack([Ack(claim, b"result", f"l-{name}", None, "a", "", dead=record.encode())]) == [
-        True
-    ]
+    record = json.dumps({"reason": "crashed", "queue": queue.name, "score": 1_999_999_999, "member": body.decode()})
+    assert await queue.ack([Ack(claim, b"result", f"l-{name}", None, "a", "", dead=record.encode())]) == [True]
 
     letters = DeadLetters(redis, queue.name, cluster=options.is_cluster)
     (letter,) = [one async for one in letters.all()]
@@ -158,9 +148,7 @@ async def test_a_dead_letter_is_kept_shown_and_queued_again(
     assert [again.member for again in await queue.claim(1)] == [body]
 
 
-async def test_pollers_share_a_pool_and_report_to_the_board(
-    redis: Store, options: RedisOptions, name: str
-) -> None:
+async def test_pollers_share_a_pool_and_report_to_the_board(redis: Store, options: RedisOptions, name: str) -> None:
     a, b = (RedisPoolSharing(redis, name, one, lease_seconds=60) for one in "ab")
     assert await a.share(5) == PoolIndex(0, 1, 0)
     assert await b.share(2) == PoolIndex(1, 2, 5)

@@ -33,9 +33,7 @@ def self_signed(folder: Path, address: str = "127.0.0.1", *, is_expired: bool = 
     )
     path = folder / f"{address}-{is_expired}.pem"
     path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         + certificate.public_bytes(serialization.Encoding.PEM)
     )
     return path

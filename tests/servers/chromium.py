@@ -76,9 +76,7 @@ class Page:
 
     async def run(self, script: str) -> Any:
         """The value of a JavaScript expression in the page."""
-        message = await self.call(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
-        )
+        message = await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in message, message
         return message["result"].get("value")
 

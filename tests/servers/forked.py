@@ -103,9 +103,7 @@ def run_forked(
     return subprocess.CompletedProcess(list(command), code, texts[0].decode(), texts[1].decode())
 
 
-def _forked(
-    command: Sequence[str], environment: Mapping[str, str], output: int, errors: int
-) -> ForkedProcess:
+def _forked(command: Sequence[str], environment: Mapping[str, str], output: int, errors: int) -> ForkedProcess:
     # A Connection is a descriptor that can be passed to another process.
     inherited = [Connection(os.dup(one), readable=False) for one in (output, errors)]
     process = ForkedProcess(run_command, list(command), dict(environment), *inherited)
@@ -121,9 +119,7 @@ def running_gateway(*arguments: str) -> Iterator[str]:
         yield gateway.wait_for(lambda output: found[1] if (found := _LISTENING.search(output)) else None)
 
 
-def run_command(
-    command: Sequence[str], environment: Mapping[str, str], output: Connection, errors: Connection
-) -> None:
+def run_command(command: Sequence[str], environment: Mapping[str, str], output: Connection, errors: Connection) -> None:
     """Run the command in this process, as if a shell had started it. Raises `ValueError` for a foreign command."""
     os.setsid()
     os.dup2(output.fileno(), 1)
@@ -138,6 +134,4 @@ def run_command(
             sys.argv = list(command[2:])
             run_gateway()
         case _:
-            raise ValueError(
-                f"only the product's command and the simulated gateway are forked, not {command}"
-            )
+            raise ValueError(f"only the product's command and the simulated gateway are forked, not {command}")

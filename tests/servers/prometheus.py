@@ -56,9 +56,7 @@ def running_prometheus(
         )
         config = Path(folder, "prometheus.yml")
         config.write_text(
-            _CONFIG.format(
-                interval_ms=SCRAPE_INTERVAL_MS, jobs=jobs, rules=json.dumps([str(path) for path in rules])
-            )
+            _CONFIG.format(interval_ms=SCRAPE_INTERVAL_MS, jobs=jobs, rules=json.dumps([str(path) for path in rules]))
         )
         log = Path(folder, "log")
         command = [
@@ -73,9 +71,7 @@ def running_prometheus(
             log.open("wb") as output,
             running_process(command, stdout=output, stderr=subprocess.STDOUT) as process,
         ):
-            wait_until(
-                lambda: process.poll() is not None or _is_ready(url), "prometheus to be ready for queries"
-            )
+            wait_until(lambda: process.poll() is not None or _is_ready(url), "prometheus to be ready for queries")
             assert process.poll() is None, log.read_text()
             yield url
 

@@ -109,9 +109,7 @@ async def running_broker(*, keeps: bool = True) -> AsyncIterator[PubSubBroker]:
     """A broker on a free port; a broker that does not keep messages may run for long."""
     broker = PubSubBroker(keeps=keeps)
     broker.is_hanging = False
-    server = aio.server(
-        options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    )
+    server = aio.server(options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)])
     server.add_generic_rpc_handlers((_AnyMethod(broker),))
     inner = server.add_insecure_port("127.0.0.1:0")
     await server.start()

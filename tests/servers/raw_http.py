@@ -119,9 +119,7 @@ class RawHttp:
         del self._open[writer]
         writer.close()
 
-    async def _exchange(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int
-    ) -> bool:
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int) -> bool:
         """Handle one request; returns whether the connection continues."""
         chosen = self.script[min(self._served, len(self.script) - 1)]
         if chosen.reads_request:

@@ -35,9 +35,7 @@ _START_SECONDS = 60.0
 class Server:
     """One server with its own options; `kill` is a SIGKILL. With `tls`, a PEM file, `port` accepts TLS only."""
 
-    def __init__(
-        self, program: str, *options: str, port: int = 0, sentinel: str = "", tls: Path | None = None
-    ) -> None:
+    def __init__(self, program: str, *options: str, port: int = 0, sentinel: str = "", tls: Path | None = None) -> None:
         self.own_port = port or free_port()
         self._front = TlsFront(self.own_port, tls) if tls else None
         self.port = self._front.port if self._front else self.own_port

@@ -26,9 +26,7 @@ def test_output_errors_and_exit_code_are_separate() -> None:
     assert "No such command" in refused.stderr
 
 
-def run_in_a_template_with_a_setting(
-    command: list[str], environment: dict[str, str], output: Connection
-) -> None:
+def run_in_a_template_with_a_setting(command: list[str], environment: dict[str, str], output: Connection) -> None:
     os.environ["WORKERS"] = "of the template"
     run_command(command, environment, output, output)
 

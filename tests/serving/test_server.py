@@ -51,9 +51,7 @@ async def test_every_post_reaches_the_function_with_an_execution_id_of_its_own(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_an_exception_of_the_function_is_the_framework_s_500(
-    serve_with: ServeWith, method: str
-) -> None:
+async def test_an_exception_of_the_function_is_the_framework_s_500(serve_with: ServeWith, method: str) -> None:
     async def broken(_request: Request) -> Response:
         raise RuntimeError("a defect")
 

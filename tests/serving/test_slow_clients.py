@@ -230,9 +230,7 @@ async def test_f83_a_request_with_two_readings_is_refused_and_the_connection_clo
 
 
 @pytest.mark.parametrize("framing", [b"content-length: 34", b"transfer-encoding: chunked"])
-async def test_f83_a_body_behind_an_upgrade_is_never_the_next_request(
-    connect: Connect, framing: bytes
-) -> None:
+async def test_f83_a_body_behind_an_upgrade_is_never_the_next_request(connect: Connect, framing: bytes) -> None:
     client = await connect()
     head = b"POST /read HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
     await client.send(head + framing + b"\r\n\r\n")

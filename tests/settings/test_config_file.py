@@ -115,10 +115,7 @@ def test_an_empty_file_is_no_file(text: str) -> None:
         ("[{id: p, workers: 0}]", "pools[0].workers"),
         ("[{queue_name: q, worker_pool_id: nowhere}]", "queues[0].worker_pool_id"),
         ("[{subscriber_id: s, ack_deadline_seconds: 601}]", "topics[0].ack_deadline_seconds"),
-        *(
-            (text, "CONFIG_FILE")
-            for text in ("5", "text", "[5]", "[]", "{a: [}", "a: b: c", "\0", "[2026-99-99]")
-        ),
+        *((text, "CONFIG_FILE") for text in ("5", "text", "[5]", "[]", "{a: [}", "a: b: c", "\0", "[2026-99-99]")),
         ("- !!python/object/apply:os.system [ls]", "CONFIG_FILE"),
     ],
 )

@@ -38,9 +38,7 @@ def test_a_queue_of_the_file_may_not_have_its_results_in_another_queue(tmp_path:
 
 def test_queues_may_share_a_result_list(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(
-        "{queues: [{queue_name: a, result_queue_name: r}, {queue_name: b, result_queue_name: r}]}"
-    )
+    file.write_text("{queues: [{queue_name: a, result_queue_name: r}, {queue_name: b, result_queue_name: r}]}")
     assert len(load_settings({"CONFIG_FILE": str(file)}).queues) == 2
 
 
@@ -100,9 +98,7 @@ def test_variables_of_other_programs_are_not_misspelt_settings(name: str) -> Non
 def test_a_name_with_a_word_too_few_or_too_many_is_refused(name: str, meant: str) -> None:
     with pytest.raises(InvalidSetting) as refused:
         load_settings({name: "http://gateway"})
-    assert str(refused.value) == (
-        f"{name}: expected a known variable (did you mean {meant}?), got an unknown variable"
-    )
+    assert str(refused.value) == (f"{name}: expected a known variable (did you mean {meant}?), got an unknown variable")
 
 
 @pytest.mark.parametrize(

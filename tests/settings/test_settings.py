@@ -29,9 +29,7 @@ topics:
 def settings(tmp_path: Path) -> Settings:
     path = tmp_path / "queues.yaml"
     path.write_text(FILE)
-    return load_settings(
-        {"CONFIG_FILE": str(path), "IGW_BASE_URL": "http://g:80", "RESULT_QUEUE_NAME": "env-results"}
-    )
+    return load_settings({"CONFIG_FILE": str(path), "IGW_BASE_URL": "http://g:80", "RESULT_QUEUE_NAME": "env-results"})
 
 
 def refused(**variables: str) -> InvalidSetting:
@@ -84,9 +82,7 @@ def test_without_a_file_there_is_one_queue_and_one_pool() -> None:
     assert [pool.id for pool in settings.pools] == ["default"]
 
 
-@pytest.mark.parametrize(
-    "url", ["gateway:80", "ftp://g", "http://", "http://g:port", "http://g:99999", "http://["]
-)
+@pytest.mark.parametrize("url", ["gateway:80", "ftp://g", "http://", "http://g:port", "http://g:99999", "http://["])
 @pytest.mark.parametrize("name", ["IGW_BASE_URL", "HANDLER_URL"])
 def test_a_gateway_is_an_http_url_with_a_host(name: str, url: str) -> None:
     assert refused(**{name: url}).setting == name
@@ -165,9 +161,7 @@ def test_a_token_of_the_environment_wins() -> None:
     assert load_settings({}).dispatch_tokens == ()
 
 
-@given(
-    url=st.text(max_size=40) | st.from_regex(r"(redis|http)s?://[\[\]a-z0-9:@/?#%,.-]{0,20}", fullmatch=True)
-)
+@given(url=st.text(max_size=40) | st.from_regex(r"(redis|http)s?://[\[\]a-z0-9:@/?#%,.-]{0,20}", fullmatch=True))
 def test_any_text_is_a_url_or_an_error(url: str) -> None:
     try:
         check_url("X", url, frozenset({"http", "https", "redis"}))

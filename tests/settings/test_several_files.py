@@ -46,9 +46,7 @@ def test_a_queue_may_use_a_pool_of_another_file_but_none_that_is_nowhere(files: 
 def test_a_field_in_two_files_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).write_text(f"retry_queue_name: {name}")
-    with pytest.raises(
-        InvalidSetting, match="retry_queue_name: expected one file that sets it, got 'one' and 'two'"
-    ):
+    with pytest.raises(InvalidSetting, match="retry_queue_name: expected one file that sets it, got 'one' and 'two'"):
         read(tmp_path / "one", tmp_path / "two")
 
 

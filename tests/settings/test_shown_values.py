@@ -74,9 +74,7 @@ PLACES = sorted({path for path in places(ConfigFile) if len(path) <= 4}, key=str
 
 
 @pytest.mark.parametrize("path", PLACES, ids=lambda path: ".".join(map(str, path)))
-def test_an_invalid_field_of_the_file_is_shown_with_its_value(
-    path: tuple[str | int, ...], tmp_path: Path
-) -> None:
+def test_an_invalid_field_of_the_file_is_shown_with_its_value(path: tuple[str | int, ...], tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     for value in WRONG:
         file.write_text(json.dumps(content_with(path, value)))
@@ -90,9 +88,7 @@ def test_an_invalid_field_of_the_file_is_shown_with_its_value(
 
 
 PARAMETERS = [
-    (name, field.encode_name)
-    for name, kind in GATE_KINDS.items()
-    for field in msgspec.structs.fields(kind.parameters)
+    (name, field.encode_name) for name, kind in GATE_KINDS.items() for field in msgspec.structs.fields(kind.parameters)
 ]
 
 

@@ -60,9 +60,7 @@ async def test_a_sample_is_bounded_by_bytes(store: Redis) -> None:
     await store.zadd(RETRIES, {member(f"large{number}", 3_000_000): number for number in range(5)})
     pending = sum(map(len, await sample_members(store, "ZRANGE", QUEUE)))
     assert 500_000 < pending < status_board.PART_BYTES + LONGEST_SAMPLED
-    assert sum(map(len, await sample_members(store, "ZRANGE", RETRIES))) == 0, (
-        "members over the limit are not returned"
-    )
+    assert sum(map(len, await sample_members(store, "ZRANGE", RETRIES))) == 0, "members over the limit are not returned"
 
 
 def _many_queues(count: int, url: str = "") -> Settings:
@@ -98,9 +96,7 @@ async def test_an_overview_of_10000_queues_takes_few_round_trips_and_samples_the
 ) -> None:
     for number in range(200):
         await store.zadd(f"q-{number * 50}", {member(f"r-{number}", 2_000): 9_999_999_999})
-    await store.zadd(
-        "q-77", {member(f"large-{number}", 300_000): 9_999_999_000 + number for number in range(9)}
-    )
+    await store.zadd("q-77", {member(f"large-{number}", 300_000): 9_999_999_000 + number for number in range(9)})
     await store.zadd(RETRIES, {member("retried"): 9_999_999_999})
     round_trips.clear()
     seen = await RedisSource(_many_queues(10_000)).read_overview(store)
@@ -116,9 +112,7 @@ async def test_an_overview_of_10000_queues_takes_few_round_trips_and_samples_the
     assert sum(round_trips) < 3_000_000
 
 
-async def test_a_request_is_found_in_any_of_10000_queues(
-    store: Redis, valkey: Valkey, round_trips: list[int]
-) -> None:
+async def test_a_request_is_found_in_any_of_10000_queues(store: Redis, valkey: Valkey, round_trips: list[int]) -> None:
     await store.zadd("q-9321", {member("wanted"): 9_999_999_999})
     round_trips.clear()
     with RedisSource(_many_queues(10_000, valkey.url)) as source:

@@ -22,14 +22,8 @@ LARGE = 2_000_000
 @pytest.mark.parametrize("is_final", [True, False])
 def test_a_failure_on_the_board_is_small(sign: str, is_final: bool) -> None:
     tally = Tally()
-    request = Request(
-        id=sign * LARGE, queue=sign * LARGE, deadline=5.0, payload=b"", metadata={"userid": sign * LARGE}
-    )
-    outcome = (
-        Answered(error_result("a", "", ErrorCode.INVALID_REQUEST, "m"))
-        if is_final
-        else Retry(1.0, sign * LARGE)
-    )
+    request = Request(id=sign * LARGE, queue=sign * LARGE, deadline=5.0, payload=b"", metadata={"userid": sign * LARGE})
+    outcome = Answered(error_result("a", "", ErrorCode.INVALID_REQUEST, "m")) if is_final else Retry(1.0, sign * LARGE)
     tally.note(request, outcome)
     _, (failure,) = tally.take()
     reported = msgspec.json.decode(failure)

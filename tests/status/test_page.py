@@ -78,19 +78,13 @@ def stack(folder: Path) -> Iterator[Stack]:
         store.zadd("summaries", {"no request at all": FAR})
         wait_until(lambda: store.llen("result-list") >= 2, "two results")
         # The gate reads its key every few seconds; nothing releases requests that were queued before.
-        wait_until(
-            lambda: '"why_closed":"the published budget is 0' in _reports(running), "the gate to be closed"
-        )
+        wait_until(lambda: '"why_closed":"the published budget is 0' in _reports(running), "the gate to be closed")
         for number in range(5):
-            _queue(
-                store, "evaluations", f"held-{number}", {"prompt": "x"}, tenant=("red", "green")[number % 2]
-            )
+            _queue(store, "evaluations", f"held-{number}", {"prompt": "x"}, tenant=("red", "green")[number % 2])
         yield running
 
 
-def _queue(
-    store: redis.Redis, queue: str, name: str, payload: dict[str, object], tenant: str = "red"
-) -> None:
+def _queue(store: redis.Redis, queue: str, name: str, payload: dict[str, object], tenant: str = "red") -> None:
     body = {
         "id": name,
         "created": int(time.time()),
@@ -179,9 +173,7 @@ async def test_the_first_page_shows_queues_gates_and_failures(page: Page, base_u
     row = "[...document.querySelectorAll('tr')].find(r => r.querySelector('th')?.innerText === 'evaluations').innerText"
     assert (await page.run(row)).split()[:5] == ["evaluations", "5", "0", "0", "0"]
     await page.run("document.querySelectorAll('details').forEach(one => one.open = true)")
-    tenants = await page.run(
-        "[...document.querySelectorAll('details')].map(one => one.innerText).join('\\n')"
-    )
+    tenants = await page.run("[...document.querySelectorAll('details')].map(one => one.innerText).join('\\n')")
     assert "red\t3\t0\t0" in tenants
     assert "green\t2\t0\t0" in tenants
 
@@ -245,9 +237,7 @@ async def test_a_dead_letter_is_requeued_and_dropped_only_with_the_token(
         ("/dead/change", f"queue=summaries&dead_id=x&action=read&token={TOKEN}".encode(), 400),
     ],
 )
-def test_missing_or_forbidden_topics_are_refused(
-    base_url: str, path: str, data: bytes | None, status: int
-) -> None:
+def test_missing_or_forbidden_topics_are_refused(base_url: str, path: str, data: bytes | None, status: int) -> None:
     assert _status(f"{base_url}{path}", data) == status
 
 
@@ -280,7 +270,5 @@ def test_the_page_without_redis_names_a_section_of_the_runbook() -> None:
     root = Path(__file__).parents[2]
     page = (root / "handlers/status/templates/unreachable.html").read_text(encoding="utf-8")
     [section] = re.findall("See “(.+?)” in the runbook", page)
-    headings = re.findall(
-        r"^## \d+\. (.+)$", (root / "docs/runbook.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    headings = re.findall(r"^## \d+\. (.+)$", (root / "docs/runbook.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert section in headings

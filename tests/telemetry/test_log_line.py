@@ -42,9 +42,7 @@ def _logging_as_before() -> Iterator[None]:
     sys.excepthook = hook
 
 
-def logged(
-    options: LogOptions, *events: tuple[str, dict[str, Any]], level: str = "info"
-) -> list[dict[str, Any]]:
+def logged(options: LogOptions, *events: tuple[str, dict[str, Any]], level: str = "info") -> list[dict[str, Any]]:
     return [json.loads(line) for line in text_of(options, *events, level=level).splitlines()]
 
 
@@ -149,9 +147,7 @@ def test_long_text_is_cut_but_an_id_is_not() -> None:
 
 
 def test_a_line_has_an_end_whatever_is_in_it() -> None:
-    (line,) = logged(
-        JSON, ("polling", {"queues": ["q" * 500] * 1_000, "exception": "x" * 10**6, "id": "i" * 10**6})
-    )
+    (line,) = logged(JSON, ("polling", {"queues": ["q" * 500] * 1_000, "exception": "x" * 10**6, "id": "i" * 10**6}))
     assert len(json.dumps(line)) < LONGEST_LINE
 
 

@@ -77,9 +77,7 @@ def test_an_event_field_cannot_replace_a_common_field(name: str) -> None:
     assert line[name] != "forged"
 
 
-VALUES = (
-    st.none() | st.booleans() | st.floats() | st.text() | st.binary() | st.lists(st.text()) | st.integers()
-)
+VALUES = st.none() | st.booleans() | st.floats() | st.text() | st.binary() | st.lists(st.text()) | st.integers()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

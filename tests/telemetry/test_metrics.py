@@ -77,9 +77,7 @@ def queue(metrics: Metrics) -> QueueMetrics:
     return metrics.of_queue(*OWNER)
 
 
-def test_every_metric_of_the_reference_is_there_with_its_type_and_labels(
-    metrics: Metrics, queue: QueueMetrics
-) -> None:
+def test_every_metric_of_the_reference_is_there_with_its_type_and_labels(metrics: Metrics, queue: QueueMetrics) -> None:
     queue.deadlines([0] * len(DEADLINE_BOUNDS_SECONDS), 0)
     queue.depth(0, 0, 0, 0, 0.0)
     metrics.pool("default", 64, 1.0)
@@ -116,9 +114,7 @@ def test_the_reference_s_bounds_are_among_ours(metrics: Metrics, queue: QueueMet
     assert set(REFERENCE_BOUNDS_MS[name]) - found == set()
 
 
-def test_counters_begin_at_zero_so_that_the_first_event_is_seen(
-    metrics: Metrics, queue: QueueMetrics
-) -> None:
+def test_counters_begin_at_zero_so_that_the_first_event_is_seen(metrics: Metrics, queue: QueueMetrics) -> None:
     page = page_of(metrics)
     reasons = ("gate_closed", "quota_exhausted", "dropped", "error")
     assert [page.value("gate_decisions_total", **QUEUE, reason=reason) for reason in reasons] == [0] * 4
@@ -189,8 +185,7 @@ def test_a_refusal_by_a_gate_is_not_a_retry(metrics: Metrics, queue: QueueMetric
     assert page.value("request_retries_total", **QUEUE) == 0
     assert page.value("gate_wait_requeues_total", **QUEUE) == 2
     counted = {
-        labels["reason"]: page.value("gate_decisions_total", **labels)
-        for labels in page.labels("gate_decisions_total")
+        labels["reason"]: page.value("gate_decisions_total", **labels) for labels in page.labels("gate_decisions_total")
     }
     assert counted == {"gate_closed": 1, "quota_exhausted": 1, "dropped": 1, "error": 1}
 
@@ -225,9 +220,7 @@ def test_leases_reclaims_and_dead_letters_are_counted(metrics: Metrics, queue: Q
     assert page.value("dead_letters_total", **QUEUE) == 2
 
 
-def test_depth_gauges_show_the_last_read_and_whether_it_is_current(
-    metrics: Metrics, queue: QueueMetrics
-) -> None:
+def test_depth_gauges_show_the_last_read_and_whether_it_is_current(metrics: Metrics, queue: QueueMetrics) -> None:
     queue.depth(12, 3, 4, 1, 30.0, oldest_age_seconds=90.0)
     queue.depth_unknown()
     page = page_of(metrics)

@@ -23,10 +23,7 @@ def test_every_metric_of_the_reference_is_there_with_its_labels() -> None:
         "pool_worker_limit": {"pool_name"},
         "gate_waiting_requests": {"pool_name"},
         "broker_backlog": queue | {"model_name"},
-        **{
-            f"gate_metric_{name}": queue | {"inference_pool"}
-            for name in ("value", "threshold", "source_available")
-        },
+        **{f"gate_metric_{name}": queue | {"inference_pool"} for name in ("value", "threshold", "source_available")},
         **{f"aimd_{name}": band for name in ("window", "ssthresh", "inflight")},
     }
     assert {name: found.get(name) for name in OF_THE_REFERENCE} == {

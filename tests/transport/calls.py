@@ -15,9 +15,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def serving_raw(
-    serve: Serve, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
-) -> AsyncIterator[str]:
+async def serving_raw(serve: Serve, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """A server of one coroutine per connection; gives its URL."""
     running: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
 

@@ -37,8 +37,7 @@ REUSED = {
     "folded header lines": OK + b"x: a\r\n b\r\n\tc\r\ncontent-length: 2\r\n\r\nok",
 }
 NOT_REUSED = {
-    "a length beside chunks": OK
-    + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "a length beside chunks": OK + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     "a second response at once": WHOLE + WHOLE,
     "half a response after it": WHOLE + OK,
     "other bytes after it": WHOLE + b"!!!",
@@ -79,8 +78,7 @@ async def test_folded_lines_and_forbidden_bytes_of_a_header_become_spaces(
 NO_RESPONSE = {
     "a status below 100": b"HTTP/1.1 099 X\r\ncontent-length: 2\r\n\r\nno" + WHOLE,
     "an interim one with a body": b"HTTP/1.1 199 X\r\ncontent-length: 2\r\n\r\nno" + WHOLE,
-    "an interim one with chunks": b"HTTP/1.1 150 X\r\ntransfer-encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n"
-    + WHOLE,
+    "an interim one with chunks": b"HTTP/1.1 150 X\r\ntransfer-encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n" + WHOLE,
     "two lengths": OK + b"content-length: 2\r\ncontent-length: 3\r\n\r\nok",
     "a length with a sign": OK + b"content-length: +2\r\n\r\nok",
     "a length beyond all numbers": OK + b"content-length: 99999999999999999999999\r\n\r\nok",
@@ -170,9 +168,7 @@ async def test_a_connection_is_given_up_before_the_server_closes_it(transport: T
 
 
 @pytest.mark.parametrize("coding", ["deflate, gzip", "br, gzip", "zstd, gzip", "gzip, gzip"])
-async def test_an_empty_body_with_two_codings_is_empty(
-    transport: Transport, server: RawHttp, coding: str
-) -> None:
+async def test_an_empty_body_with_two_codings_is_empty(transport: Transport, server: RawHttp, coding: str) -> None:
     server.reply(answer(200, gzip.compress(b""), {"content-encoding": coding}))
     assert (await post(transport, server.url)).body == b""
 

@@ -276,11 +276,7 @@ async def test_a_request_is_sent_again_where_a_closed_connection_proves_it_unrea
 def client_sockets(server: RawHttp) -> list[socket.socket]:
     """Duplicates of this process's sockets that are connected to the server."""
     connections = psutil.Process().net_connections("tcp")
-    return [
-        socket.socket(fileno=os.dup(one.fd))
-        for one in connections
-        if one.raddr and one.raddr.port == server.port
-    ]
+    return [socket.socket(fileno=os.dup(one.fd)) for one in connections if one.raddr and one.raddr.port == server.port]
 
 
 def unread_bytes(sock: socket.socket) -> int:
@@ -293,8 +289,7 @@ async def test_a_dead_peer_is_probed_for(transport: Transport, server: RawHttp) 
     (sock,) = client_sockets(server)
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     found = [
-        sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{name}"))
-        for name in ("IDLE", "INTVL", "CNT")
+        sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{name}")) for name in ("IDLE", "INTVL", "CNT")
     ]
     assert found[0] + found[1] * found[2] <= 60
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
@@ -312,8 +307,7 @@ WHOLE = {
     "connection: close": OK + b"connection: close\r\ncontent-length: 2\r\n\r\nok",
     "chunks with extensions and trailers": OK
     + b"transfer-encoding: chunked\r\n\r\n1;a=b\r\no\r\n1\r\nk\r\n0\r\nx-late: 1\r\n\r\n",
-    "a length beside chunks": OK
-    + b"content-length: 9\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "a length beside chunks": OK + b"content-length: 9\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     "more than the length": OK + b"content-length: 2\r\n\r\nokay",
     "many headers": OK
     + b"".join(b"x-%d: y\r\n" % n for n in range(MAX_RESPONSE_HEADERS - 1))
@@ -335,9 +329,7 @@ async def test_an_answer_without_a_body_leaves_the_connection_usable(
     transport: Transport, server: RawHttp, status: int
 ) -> None:
     head = (
-        f"HTTP/1.1 {status} Nothing\r\ncontent-length: 5\r\n\r\n"
-        if status == 304
-        else f"HTTP/1.1 {status} N\r\n\r\n"
+        f"HTTP/1.1 {status} Nothing\r\ncontent-length: 5\r\n\r\n" if status == 304 else f"HTTP/1.1 {status} N\r\n\r\n"
     )
     server.reply(Answer(head.encode()), answer(200, b"next"))
     assert (await post(transport, server.url)).body == b""
@@ -352,9 +344,7 @@ TRUNCATED = {
 
 
 @pytest.mark.parametrize("name", TRUNCATED)
-async def test_a_truncated_answer_differs_from_a_complete_one(
-    transport: Transport, server: RawHttp, name: str
-) -> None:
+async def test_a_truncated_answer_differs_from_a_complete_one(transport: Transport, server: RawHttp, name: str) -> None:
     server.reply(Answer(TRUNCATED[name], end=End.CLOSE))
     with pytest.raises(TruncatedBody):
         await post(transport, server.url)
@@ -557,9 +547,7 @@ async def test_a_large_answer_is_read_once_there_is_room(transport: Transport, s
     assert (await post(transport, server.url)).status_code == 200
 
 
-async def test_the_time_without_room_does_not_count_against_the_request(
-    transport: Transport, server: RawHttp
-) -> None:
+async def test_the_time_without_room_does_not_count_against_the_request(transport: Transport, server: RawHttp) -> None:
     asked: list[Callable[[], None]] = []
 
     def ask(_most: int, on_room: Callable[[], None]) -> bool:

@@ -30,9 +30,7 @@ class PollerFleet:
             "LOG_FORMAT": "json",
             **variables,
         }
-        self.pollers = [
-            self._parts.enter_context(ForkedChild("poller", [COMMAND, "poll"], settings)) for _ in range(2)
-        ]
+        self.pollers = [self._parts.enter_context(ForkedChild("poller", [COMMAND, "poll"], settings)) for _ in range(2)]
         self.pages = [poller.wait_for(_page_of, 60) for poller in self.pollers]
 
     def are_ready(self) -> bool:

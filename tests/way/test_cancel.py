@@ -84,15 +84,10 @@ def test_in_flight_the_connection_to_the_gateway_is_closed(busy_stack: Stack, cl
     assert not client.cancel(submission), "an answered request is no longer live"
 
 
-def test_waiting_for_its_turn_it_is_answered_though_no_slot_is_free(
-    busy_stack: Stack, client: Client
-) -> None:
+def test_waiting_for_its_turn_it_is_answered_though_no_slot_is_free(busy_stack: Stack, client: Client) -> None:
     first = client.submit(SLOW, deadline=HOUR, has_own_results=True)
     wait_until(lambda: gateway_is_busy(busy_stack), "the request at the gateway")
-    waiting = [
-        client.submit({"prompt": "hi", "max_tokens": 1}, deadline=HOUR, has_own_results=True)
-        for _ in range(9)
-    ]
+    waiting = [client.submit({"prompt": "hi", "max_tokens": 1}, deadline=HOUR, has_own_results=True) for _ in range(9)]
 
     cancelled(client, waiting[5])
     cancelled(client, first)
@@ -110,9 +105,7 @@ def test_waiting_for_a_retry_it_is_answered_long_before(busy_stack: Stack, clien
         assert not store.zcard("retry-sortedset")
 
 
-def test_a_cancelled_request_stays_cancelled_when_its_id_is_used_again(
-    busy_stack: Stack, client: Client
-) -> None:
+def test_a_cancelled_request_stays_cancelled_when_its_id_is_used_again(busy_stack: Stack, client: Client) -> None:
     busy = client.submit(SLOW, deadline=HOUR, has_own_results=True)
     wait_until(lambda: gateway_is_busy(busy_stack), "the request at the gateway")
     old = client.submit({"prompt": "old"}, deadline=HOUR, has_own_results=True, id="replaced")

@@ -34,9 +34,7 @@ def store() -> Iterator[tuple[Server, Proxy]]:
 
 
 @pytest.fixture(params=GATES)
-async def rig(
-    request: pytest.FixtureRequest, store: tuple[Server, Proxy], tmp_path: Path
-) -> AsyncIterator[Rig]:
+async def rig(request: pytest.FixtureRequest, store: tuple[Server, Proxy], tmp_path: Path) -> AsyncIterator[Rig]:
     address = f"127.0.0.1:{store[1].port}"
     topic = {
         "subscriber_id": "s",

@@ -38,9 +38,7 @@ def unclaimed(rig: Breakable) -> int:
 
 
 @pytest.mark.parametrize("fault", ["hang", "reset", "garbage", "status_503"])
-def test_a_failing_gateway_gets_only_probes_and_all_requests_when_it_is_back(
-    rig: Breakable, fault: str
-) -> None:
+def test_a_failing_gateway_gets_only_probes_and_all_requests_when_it_is_back(rig: Breakable, fault: str) -> None:
     """F41, F43, F44, F46, F51, I10, L3."""
     opened = openings(rig)
     rig.set_faults(**{fault: 1.0})

@@ -175,9 +175,7 @@ def test_a_poller_that_starts_without_redis_logs_one_line() -> None:
         poller.wait_for(lambda output: output if '"polling"' in output else None)
         elapse(3, "every part to fail")
         events = [json.loads(line) for line in poller.output().splitlines() if line.startswith("{")]
-    assert [line["event"] for line in events if "Redis" in line["event"]] == [
-        "work paused: Redis unavailable"
-    ]
+    assert [line["event"] for line in events if "Redis" in line["event"]] == ["work paused: Redis unavailable"]
     assert [line["gateways"] for line in events if line["event"] == "polling"] == [["http://***@x"]]
 
 

@@ -45,9 +45,7 @@ async def _fail_over(url: str, dies: Server, is_promoted: Callable[[], bool]) ->
     deadline = time.time() + 600
     with PollerFleet({"REDIS_URL": url, "WAIT_REPLICAS": "1"}) as fleet:
         async with AsyncClient.for_redis(url, options) as client:
-            requests = [
-                NewRequest(id=f"f{n}", payload={"n": n}, deadline=deadline) for n in range(BEFORE + DURING)
-            ]
+            requests = [NewRequest(id=f"f{n}", payload={"n": n}, deadline=deadline) for n in range(BEFORE + DURING)]
             await client.submit_many(requests[:BEFORE])
             reader = _Reader(url)
             try:
@@ -58,9 +56,7 @@ async def _fail_over(url: str, dies: Server, is_promoted: Callable[[], bool]) ->
                 dies.start()
                 accepted = await going_on
                 assert len(accepted) == DURING
-                await wait_until_async(
-                    lambda: reader.count(len(requests)), "a result for each", timeout_seconds=90
-                )
+                await wait_until_async(lambda: reader.count(len(requests)), "a result for each", timeout_seconds=90)
                 await wait_until_async(reader.is_clean, "no key left")
                 await wait_until_async(lambda: asyncio.to_thread(fleet.are_ready), "ready, without a restart")
                 found = await reader.ids()

@@ -46,9 +46,7 @@ def _grant(servers: list[Server]) -> None:
     for server in servers:
         with server.client() as admin:
             for role in Role:
-                admin.execute_command(
-                    "ACL", "SETUSER", role, "on", f">{SECRET}", *rules_without_whole_reads(role)
-                )
+                admin.execute_command("ACL", "SETUSER", role, "on", f">{SECRET}", *rules_without_whole_reads(role))
 
 
 @pytest.fixture(params=["standalone", "cluster"])
@@ -76,13 +74,9 @@ async def test_pollers_client_and_command_do_all_their_work_with_the_documented_
         async with AsyncClient.for_redis(place.url(Role.CLIENT), options) as client:
             plain = [NewRequest(id=f"p{n}", payload={"n": n}, deadline=deadline) for n in range(PLAIN)]
             refused_once = {"simulate": {"key": "again", "status": 503, "times": 1}}
-            await client.submit_many(
-                [*plain, NewRequest(id="again", payload=refused_once, deadline=deadline)]
-            )
+            await client.submit_many([*plain, NewRequest(id="again", payload=refused_once, deadline=deadline)])
             own = await client.submit({"text": "x" * 100}, deadline=deadline, has_own_results=True)
-            endless = await client.submit(
-                {"prompt": "all", "max_tokens": 100_000}, deadline=deadline, id="endless"
-            )
+            endless = await client.submit({"prompt": "all", "max_tokens": 100_000}, deadline=deadline, id="endless")
             assert (await client.wait(own, within=60)).status_code == 200
 
             async def is_running() -> bool:

@@ -56,8 +56,7 @@ class Fleet:
     def start(self, count: int) -> list[ForkedChild]:
         """Start that many more pollers."""
         return [
-            self._stack.enter_context(ForkedChild("poller", [COMMAND, "poll"], self._variables))
-            for _ in range(count)
+            self._stack.enter_context(ForkedChild("poller", [COMMAND, "poll"], self._variables)) for _ in range(count)
         ]
 
     def shared_by(self) -> int:
@@ -149,7 +148,5 @@ def test_the_share_of_a_killed_poller_goes_to_the_others(fleet: Fleet) -> None:
     wait_until(lambda: fleet.results() >= 6, "both at work")
     pollers[0].process.send_signal(signal.SIGKILL)
     fleet.queue(1_000, 60)
-    wait_until(
-        lambda: fleet.results() >= 100, "every result, those of the crashed poller too", timeout_seconds=90
-    )
+    wait_until(lambda: fleet.results() >= 100, "every result, those of the crashed poller too", timeout_seconds=90)
     wait_until(lambda: fleet.shared_by() == 1, "the dead one's lease to end")

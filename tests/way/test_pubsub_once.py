@@ -53,9 +53,7 @@ async def test_a_delivery_that_was_answered_is_acked_without_a_second_inference(
 async def test_a_cancelled_delivery_is_answered_and_the_gateway_is_free(rig: Rig, valkey: Valkey) -> None:
     pushed = await held_at_the_gateway(rig, "cancelled")
 
-    async with AsyncClient.for_pubsub(
-        PROJECT, emulator_host=rig.broker.host, cancel_redis_url=valkey.url
-    ) as producer:
+    async with AsyncClient.for_pubsub(PROJECT, emulator_host=rig.broker.host, cancel_redis_url=valkey.url) as producer:
         await producer.cancel("cancelled")
 
     assert (await pushed).status_code == 204

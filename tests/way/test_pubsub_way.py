@@ -19,8 +19,7 @@ from handlers.pubsub.puller import Pulled, Puller
 from tests.servers.presence import not_found
 
 GUIDES_REQUEST = (
-    '{"id" : "testmsg", "payload":{ "model":"your-model", "prompt":"Hi, good morning "}, '
-    '"deadline" :"1999999999" }'
+    '{"id" : "testmsg", "payload":{ "model":"your-model", "prompt":"Hi, good morning "}, "deadline" :"1999999999" }'
 )
 
 
@@ -44,9 +43,7 @@ async def pulled(channel: PubSubChannel, count: int) -> list[Pulled]:
     return found
 
 
-async def publish(
-    channel: PubSubChannel, bodies: Sequence[bytes], attributes: dict[str, str] | None = None
-) -> None:
+async def publish(channel: PubSubChannel, bodies: Sequence[bytes], attributes: dict[str, str] | None = None) -> None:
     async with Publisher(channel) as publisher:
         await asyncio.gather(*(publisher.publish(REQUEST_TOPIC, body, attributes) for body in bodies))
 
@@ -75,13 +72,9 @@ async def test_a_refused_request_is_redelivered_and_answered(channel: PubSubChan
 
 
 async def test_bad_requests_get_their_results_and_are_not_delivered_again(channel: PubSubChannel) -> None:
-    await publish(
-        channel, [b'{"id":"p2","payload":{},"deadline":0}', b'{"id":"p3","payload":1,"deadline":1999999999}']
-    )
+    await publish(channel, [b'{"id":"p2","payload":{},"deadline":0}', b'{"id":"p3","payload":1,"deadline":1999999999}'])
 
-    results = {
-        msgspec.json.decode(one.data)["id"]: msgspec.json.decode(one.data) for one in await pulled(channel, 2)
-    }
+    results = {msgspec.json.decode(one.data)["id"]: msgspec.json.decode(one.data) for one in await pulled(channel, 2)}
 
     assert {results[name]["error_code"] for name in ("p2", "p3")} == {"INVALID_REQUEST"}
 

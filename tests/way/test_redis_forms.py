@@ -189,9 +189,7 @@ def test_a_batch_runs(form: Form, tmp_path: Path) -> None:
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out.jsonl"
     form.run("batch", "run", str(lines), "--out", str(out), "--deadline", "10m")
-    assert {json.loads(line)["custom_id"] for line in out.read_text().splitlines()} == {
-        f"c{n}" for n in range(LINES)
-    }
+    assert {json.loads(line)["custom_id"] for line in out.read_text().splitlines()} == {f"c{n}" for n in range(LINES)}
 
 
 def test_dead_letters_are_listed_shown_queued_again_and_dropped(form: Form) -> None:

@@ -14,8 +14,7 @@ from tests.waiting import wait_until
 
 QUEUE, RESULTS, RETRIES = "request-sortedset", "result-list", "retry-sortedset"
 GUIDES_REQUEST = (
-    '{"id" : "testmsg", "payload":{ "model":"your-model", "prompt":"Hi, good morning "}, '
-    '"deadline" :"1999999999" }'
+    '{"id" : "testmsg", "payload":{ "model":"your-model", "prompt":"Hi, good morning "}, "deadline" :"1999999999" }'
 )
 
 
@@ -34,9 +33,7 @@ def results_of(store: redis.Redis, count: int) -> list[dict[str, Any]]:
 
 def is_clean(store: redis.Redis) -> bool:
     """Whether finished requests have left nothing but dead letters and keys that expire within a minute."""
-    keys = {
-        key.decode() for key in store.scan_iter() if not re.search(rb":settled:|:status:|^request-sent:", key)
-    }
+    keys = {key.decode() for key in store.scan_iter() if not re.search(rb":settled:|:status:|^request-sent:", key)}
     return keys <= {f"{QUEUE}:dead"}
 
 
@@ -84,9 +81,7 @@ def test_the_result_of_an_envelope_has_its_token_and_goes_to_its_own_list(store:
     ],
     ids=lambda value: value[:40],
 )
-def test_a_bad_request_gets_a_result_that_names_the_field(
-    store: redis.Redis, member: str, field: str
-) -> None:
+def test_a_bad_request_gets_a_result_that_names_the_field(store: redis.Redis, member: str, field: str) -> None:
     store.zadd(QUEUE, {member: 1})
 
     (result,) = results_of(store, 1)
@@ -154,9 +149,7 @@ def test_two_thousand_requests_at_once_are_all_answered_once(store: redis.Redis)
 
 def test_a_result_list_of_another_type_loses_no_result(store: redis.Redis) -> None:
     store.set("no-result-list", "x")
-    store.zadd(
-        QUEUE, {'{"id":"w1","payload":{},"deadline":1999999999,"result_queue_name":"no-result-list"}': 1}
-    )
+    store.zadd(QUEUE, {'{"id":"w1","payload":{},"deadline":1999999999,"result_queue_name":"no-result-list"}': 1})
 
     (result,) = results_of(store, 1)
 

@@ -122,14 +122,10 @@ def test_queues_are_added_and_changed_while_requests_in_flight_finish(
         reported(stack, "poller", "configuration reloaded")
         reported(stack, "dispatch", "configuration reloaded")
         shown = 'inflight_requests{pool_name="default",queue_id="first",queue_name="first"} 1.0'
-        wait_until(
-            partial(shows, f"{stack.poller_pages_url}/metrics", shown), "it to be shown until it is over"
-        )
+        wait_until(partial(shows, f"{stack.poller_pages_url}/metrics", shown), "it to be shown until it is over")
 
     assert result_of(store, "result-list")["id"] in ("early", "long")
-    assert result_of(store, "result-list")["id"] in ("early", "long"), (
-        "begun under the old file, answered by it"
-    )
+    assert result_of(store, "result-list")["id"] in ("early", "long"), "begun under the old file, answered by it"
     counted = 'successful_requests_total{pool_name="default",queue_id="first",queue_name="first"} 1.0'
     wait_until(lambda: counted in page(f"{stack.poller_pages_url}/metrics"), "the count")
     queue(store, "first", "late")
@@ -222,9 +218,7 @@ def test_a_request_that_waits_at_a_gate_follows_the_changed_gate(
     store.set("dispatch-gate-budget", "0")
     saturation = {"saturation_gate": "redis", "saturation_gate_params": {"address": stack.redis_url}}
     gated = {"gate_type": "tier-priority-admission", "gate_params": saturation}
-    config.write(
-        json.dumps({"queues": [{"queue_name": "first", "labels": {"tier": "interactive"}, **gated}]})
-    )
+    config.write(json.dumps({"queues": [{"queue_name": "first", "labels": {"tier": "interactive"}, **gated}]}))
     reported(stack, "poller", "configuration reloaded")
     body = {"id": "reserved", "deadline": FAR, "payload": {"prompt": "x"}}
     internal = {"labels": {"classification": "reserved"}}
@@ -263,9 +257,7 @@ def test_an_event_held_at_a_gate_follows_the_changed_gate_and_counts_against_its
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
     def pool(**gate: object) -> str:
-        return json.dumps(
-            {"queues": [{"queue_name": "first"}], "pools": [{"id": "default", "workers": 2, **gate}]}
-        )
+        return json.dumps({"queues": [{"queue_name": "first"}], "pools": [{"id": "default", "workers": 2, **gate}]})
 
     def send(number: int) -> int:
         headers = {"ce-specversion": "1.0", "ce-id": f"{number}", "ce-source": "/t", "ce-type": "t"}
@@ -290,9 +282,7 @@ def test_an_event_held_at_a_gate_follows_the_changed_gate_and_counts_against_its
     assert state["peak"] == 2
 
 
-def test_reloads_leave_no_descriptors_or_threads_behind(
-    stack: Stack, store: redis.Redis, config: ConfigMap
-) -> None:
+def test_reloads_leave_no_descriptors_or_threads_behind(stack: Stack, store: redis.Redis, config: ConfigMap) -> None:
     def gated(change: int) -> str:
         gate = {
             "gate_type": "redis",
@@ -312,9 +302,7 @@ def test_reloads_leave_no_descriptors_or_threads_behind(
     # The maximum of each, because one sample may be taken while connections close.
     before = [tuple(map(max, zip(*scans, strict=True))) for scans in zip(*seen, strict=True)]
     for one, (descriptors, threads) in zip(processes, before, strict=True):
-        wait_until(
-            partial(has_at_most, one, descriptors + 2, threads + 1), "closed sockets and ended threads"
-        )
+        wait_until(partial(has_at_most, one, descriptors + 2, threads + 1), "closed sockets and ended threads")
     queue(store, "second", "after-all")
     assert result_of(store, "result-list")["id"] == "after-all"
 

@@ -87,9 +87,7 @@ def results(taken: list[tuple[dict[str, str], bytes]]) -> dict[str, Result]:
     return {one.id: one for one in found}
 
 
-@pytest.mark.parametrize(
-    ("honours_retry_after", "is_structured"), [(False, False), (True, False), (False, True)]
-)
+@pytest.mark.parametrize(("honours_retry_after", "is_structured"), [(False, False), (True, False), (False, True)])
 def test_requests_of_a_broker_are_answered_by_reply_events_through_a_failing_gateway(
     channel: Any,
     broker: pika.ConnectionParameters,
@@ -192,9 +190,7 @@ def test_results_are_sent_to_the_sink_of_knative_and_not_as_replies_too(
     finally:
         bridge.stop()
         sink.close()
-    events = [
-        ({k: v for k, v in headers.items() if k.startswith("ce-")}, body) for headers, body in sink.taken
-    ]
+    events = [({k: v for k, v in headers.items() if k.startswith("ce-")}, body) for headers, body in sink.taken]
     assert set(results(events)) == {f"r{number}" for number in range(10)}
     assert {headers["ce-team"] for headers, _ in events} == {"red"}
     assert channel.basic_get("replies")[0] is None

@@ -47,9 +47,7 @@ def submit(stack: Stack, request_id: str, metadata: dict[str, str], payload: dic
         store.zadd(QUEUE, {json.dumps(body): deadline})
 
 
-def test_producer_poller_handler_and_gateway_call_are_one_trace(
-    traced_stack: Stack, receiver: OtlpReceiver
-) -> None:
+def test_producer_poller_handler_and_gateway_call_are_one_trace(traced_stack: Stack, receiver: OtlpReceiver) -> None:
     submit(traced_stack, "t1", {"traceparent": f"00-{TRACE}-{PRODUCER_SPAN}-01"}, {"prompt": "hi"})
 
     (process,) = receiver.wait_for(PROCESS_REQUEST, 1, "t1")

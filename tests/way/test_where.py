@@ -78,9 +78,7 @@ def test_a_result_without_a_record_is_found_in_its_list(stack: Stack, store: red
         store.delete("result-list")
 
 
-def test_a_request_waits_for_its_retry_then_it_is_cancelled(
-    stack: Stack, store: redis.Redis, client: Client
-) -> None:
+def test_a_request_waits_for_its_retry_then_it_is_cancelled(stack: Stack, store: redis.Redis, client: Client) -> None:
     client.submit(REFUSED, deadline=HOUR, id="where-cancelled")
     wait_until(lambda: client.look_up("where-cancelled") is RequestState.RETRYING, "its retry")
     wait_until(
@@ -99,18 +97,13 @@ def test_a_dead_letter_is_shown_with_the_id_that_dead_show_takes(stack: Stack, s
     store.hset("request-sortedset:dead", "0123456789abcdef0123456789abcdef01234567", json.dumps(letter))
     try:
         assert state_of(stack, "where-dead") == "dead-lettered"
-        assert (
-            "dead show 0123456789abcdef0123456789abcdef01234567 --queue "
-            in run(stack, "where", "where-dead").stdout
-        )
+        assert "dead show 0123456789abcdef0123456789abcdef01234567 --queue " in run(stack, "where", "where-dead").stdout
         assert "0123456789abcdef0123456789abcdef01234567" in page_text(stack, "where-dead")
     finally:
         store.delete("request-sortedset:dead")
 
 
-def test_an_unknown_id_is_called_unknown_and_waiting_for_it_fails_at_once(
-    stack: Stack, client: Client
-) -> None:
+def test_an_unknown_id_is_called_unknown_and_waiting_for_it_fails_at_once(stack: Stack, client: Client) -> None:
     shown = run(stack, "where", "where-never")
     assert (shown.exit_code, "where-never  unknown" in shown.stdout) == (1, True)
     assert "unknown in this queue" in run(stack, "cancel", "where-never").stdout

@@ -115,9 +115,7 @@ async def test_an_address_that_slipped_in_is_not_connected_to(receiver: RawHttp)
     assert (message.status, receiver.connections) == (0, 0)
 
 
-async def test_a_name_that_leads_inside_is_not_connected_to(
-    receiver: RawHttp, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_name_that_leads_inside_is_not_connected_to(receiver: RawHttp, monkeypatch: pytest.MonkeyPatch) -> None:
     """The addresses are checked that are connected to, at each connection: a name may lead elsewhere by then."""
     asked: list[str] = []
 
@@ -193,9 +191,7 @@ async def deliver(
     return lost
 
 
-async def test_every_result_arrives_signed_and_is_removed(
-    client: AsyncClient, receiver: RawHttp, store: Redis
-) -> None:
+async def test_every_result_arrives_signed_and_is_removed(client: AsyncClient, receiver: RawHttp, store: Redis) -> None:
     await queue(store, *(f"r{n}" for n in range(40)))
     assert await deliver(client, receiver, keys=[*KEYS, *read_secrets(OTHER, "x")]) == []
     assert sorted(verified(one, KEYS[0]) for one in receiver.received) == sorted(f"r{n}" for n in range(40))
@@ -212,9 +208,7 @@ async def test_a_refused_result_is_sent_again_under_the_same_id(
         answer(503), answer(302, headers={"location": "/elsewhere"}), answer(200, end=End.RESET), answer(200)
     )
     assert await deliver(client, receiver) == []
-    assert {one.header("webhook-id") for one in receiver.received} == {
-        webhook_id(answered_result("r", "t", 200, b""))
-    }
+    assert {one.header("webhook-id") for one in receiver.received} == {webhook_id(answered_result("r", "t", 200, b""))}
     assert {one.path for one in receiver.received} == {"/hook"}
     assert len(receiver.received) >= 3
 
@@ -248,9 +242,7 @@ OTHERS = read_secrets(OTHER, "x")
 
 
 async def named(store: Redis, request_id: str, url: str) -> None:
-    result = msgspec.structs.replace(
-        answered_result(request_id, "t", 200, b"{}"), metadata={"webhook_url": url}
-    )
+    result = msgspec.structs.replace(answered_result(request_id, "t", 200, b"{}"), metadata={"webhook_url": url})
     await store.lpush("result-list", encode_result(result))
 
 
@@ -278,9 +270,7 @@ async def test_a_request_names_an_allowed_receiver_which_has_secrets_of_its_own(
         await named(store, "theirs", f"{other.url}/hooks/team/1")
         await queue(store, "ours")
         await deliver_named(client, receiver, other)
-        assert {(one.path, verified(one, OTHERS[0])) for one in other.received} == {
-            ("/hooks/team/1", "theirs")
-        }
+        assert {(one.path, verified(one, OTHERS[0])) for one in other.received} == {("/hooks/team/1", "theirs")}
         with pytest.raises(AssertionError):
             verified(other.received[0], KEYS[0])
     assert [verified(one, KEYS[0]) for one in receiver.received] == ["ours"]

@@ -62,9 +62,7 @@ async def third() -> AsyncIterator[RawHttp]:
         yield running
 
 
-def hook_of(
-    own: RawHttp | str, *others: RawHttp, seconds: float = 60.0, first_pause_seconds: float = 0.02
-) -> Webhook:
+def hook_of(own: RawHttp | str, *others: RawHttp, seconds: float = 60.0, first_pause_seconds: float = 0.02) -> Webhook:
     async def given_up(result: Result) -> None:
         raise AssertionError(f"{result.id} was given up")
 
@@ -156,9 +154,7 @@ async def test_a_named_receiver_that_is_silent_with_many_results_holds_up_no_oth
     await queue(store, names("ours", 20))
     await queue(store, names("theirs", 20), f"{third.url}/hooks/1")
     async with delivering(client, hook_of(own, other, third)):
-        await wait_until_async(
-            lambda: (len(taken(own)), len(taken(third))) == (20, 20), "the others' results"
-        )
+        await wait_until_async(lambda: (len(taken(own)), len(taken(third))) == (20, 20), "the others' results")
         assert len(other.received) <= AT_ONCE
     # None of these was delivered. Others may come back too, if they were taken and not yet acked.
     await wait_until_async(partial(are_back, store, 40, b'"stuck'), "all held results to return")
@@ -186,9 +182,7 @@ async def test_below_one_entry_of_the_list_a_silent_receiver_takes_one_slot_at_m
         await queue(store, names("second", 5), f"{other.url}/hooks/2")
         expected = {*names("first", 30), *names("second", 5)}
         await wait_until_async(lambda: taken(other) == expected, "all, when it is back")
-        assert len(stream.given_back) == 30 - 4 * AT_ONCE, (
-            "so many waited by their leases alone, not in memory"
-        )
+        assert len(stream.given_back) == 30 - 4 * AT_ONCE, "so many waited by their leases alone, not in memory"
         # A receiver has a result before it is acked.
         await wait_until_async(lambda: none_left(store), "every result to be acked")
 

@@ -153,6 +153,4 @@ async def test_an_event_of_every_mode_is_read(name: str) -> None:
     assert isinstance(decoded, tuple)
     request = decoded[0]
     assert isinstance(request, Request)
-    assert_is(
-        request, {"id": "req-10", "payload": b'{"model":"m","max_tokens":16,"top_p":1.0}', **EVENTS[name]}
-    )
+    assert_is(request, {"id": "req-10", "payload": b'{"model":"m","max_tokens":16,"top_p":1.0}', **EVENTS[name]})

@@ -117,9 +117,7 @@ CASES: Mapping[str, Case] = {
     "endpoint-scrape": Case(_scrape, _saturation),
     "local-max-concurrency": Case(lambda world: {"limit": 1}),
     "redis-quota": Case(lambda world: {"address": world.address, "limit": 1, "mode": "concurrency"}, _quota),
-    "redis-leased-rate": Case(
-        lambda world: {"address": world.address, "control_key": "rate", "pool": "p"}, _lease
-    ),
+    "redis-leased-rate": Case(lambda world: {"address": world.address, "control_key": "rate", "pool": "p"}, _lease),
     "tier-priority-admission": Case(
         lambda world: {"saturation_gate": "endpoint-scrape", "saturation_gate_params": _scrape(world)},
         _saturation,
@@ -162,9 +160,7 @@ def server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def world(
-    server: RedisServer, exporter: Exporter, request: pytest.FixtureRequest
-) -> AsyncIterator[World]:
+async def world(server: RedisServer, exporter: Exporter, request: pytest.FixtureRequest) -> AsyncIterator[World]:
     """With a Prometheus only for the gates that query it."""
     gate_type = request.node.callspec.params["gate_type"] if hasattr(request.node, "callspec") else ""
     has_prometheus = gate_type.startswith("prometheus")
@@ -240,9 +236,7 @@ async def test_a_gate_of_a_pool_and_of_a_queue_in_the_poller(
         await a_gate_in_the_poller(gate_type, owner, world, tmp_path, gateway_url)
 
 
-async def a_gate_in_the_poller(
-    gate_type: str, owner: str, world: World, tmp_path: Path, gateway_url: str
-) -> None:
+async def a_gate_in_the_poller(gate_type: str, owner: str, world: World, tmp_path: Path, gateway_url: str) -> None:
     case = CASES[gate_type]
     gate = {"gate_type": gate_type, "gate_params": case.params(world)}
     pool = {"id": "shared", "workers": 4, **(gate if owner == "pools" else {})}

@@ -47,9 +47,7 @@ async def test_a_client_certificate_opens_a_gateway_that_asks_for_one(
         assert (await opened.send(f"{server.url}/v1/x", {}, b"{}")).status_code == 200
 
 
-async def test_without_it_or_with_another_nothing_is_served(
-    asking: tuple[RawHttp, Path, Path], tmp_path: Path
-) -> None:
+async def test_without_it_or_with_another_nothing_is_served(asking: tuple[RawHttp, Path, Path], tmp_path: Path) -> None:
     server, own, _ = asking
     other = self_signed(tmp_path, "127.0.0.3")
     for variables in ({}, {"GATEWAY_CERT_FILE": str(other)}):
@@ -71,9 +69,7 @@ async def test_the_gateways_name_is_asked_for_and_checked(tmp_path: Path) -> Non
     assert server.received == []
 
 
-async def test_a_token_from_a_file_is_sent_and_may_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_token_from_a_file_is_sent_and_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token, now = tmp_path / "token", [100.0]
     token.write_text("first-token-of-the-gateway\n")
     monkeypatch.setattr("handlers.wiring.credentials.time.monotonic", lambda: now[0])

@@ -17,9 +17,7 @@ TOKEN = "a-token-for-prometheus"
 PUSH = {"PROJECT_ID": "p-roject", "RESULT_TOPIC_ID": "results", "PUSH_AUTH": "none"}
 
 
-async def asked(
-    variables: dict[str, str], token: str = "", method: str = "GET", target: str = "dispatch"
-) -> Response:
+async def asked(variables: dict[str, str], token: str = "", method: str = "GET", target: str = "dispatch") -> Response:
     """The response of a new handler to a request for its metrics."""
     async with running_broker() as broker:
         return await _asked(

@@ -93,8 +93,7 @@ class Reloading:
     async def submit(self, name: str, count: int, store: Redis | None = None) -> None:
         deadline = time.time() + 3_600
         members = [
-            json.dumps({"id": f"{next(self._numbers)}", "deadline": int(deadline), "payload": {}})
-            for _ in range(count)
+            json.dumps({"id": f"{next(self._numbers)}", "deadline": int(deadline), "payload": {}}) for _ in range(count)
         ]
         await (store or self.store).zadd(name, dict.fromkeys(members, deadline))
 
@@ -131,9 +130,7 @@ async def test_a_gate_without_a_queue_is_logged_at_the_start_and_after_a_reload(
 
 
 @pytest.mark.parametrize("way", ["queue", "pool", "move"])
-async def test_slots_in_use_count_when_a_queue_or_pool_is_removed_and_returns(
-    reloading: Reloading, way: str
-) -> None:
+async def test_slots_in_use_count_when_a_queue_or_pool_is_removed_and_returns(reloading: Reloading, way: str) -> None:
     gone: dict[str, tuple[list[Entry], list[Entry]]] = {
         "queue": ([B], [{"id": "p", "workers": 2}]),
         "pool": ([A], []),
@@ -267,7 +264,5 @@ async def test_many_reloads_leave_no_tasks_and_no_series_behind(reloading: Reloa
         assert '"a"' in page  # the remaining queue, which does not change any more
         gauges = [line for line in page.splitlines() if '"q1' in line or '"p1' in line]
         assert [
-            line
-            for line in gauges
-            if not line.partition("{")[0].endswith(("_total", "_bucket", "_count", "_sum"))
+            line for line in gauges if not line.partition("{")[0].endswith(("_total", "_bucket", "_count", "_sum"))
         ] == []

@@ -21,9 +21,7 @@ PLACE = ("pool", "p")
 
 def gates_of(url: str, **files: str) -> ProcessGates:
     settings = load_settings({"PROMETHEUS_URL": url, "GATE_REFRESH_SECONDS": "0.05", **files})
-    return ProcessGates(
-        settings, {PLACE: GateEntry("prometheus-query", {"query": "scalar(x)"}, "pools[0]", "p")}
-    )
+    return ProcessGates(settings, {PLACE: GateEntry("prometheus-query", {"query": "scalar(x)"}, "pools[0]", "p")})
 
 
 async def budget_of(gates: ProcessGates) -> float:
@@ -54,9 +52,7 @@ async def test_the_token_and_the_ca_reach_the_server_and_a_new_token_is_read(
         assert gate.budget() == 0.5
         assert server.received[0].header("authorization") == "Bearer first"
         token.write_text("second")
-        await wait_until_async(
-            lambda: server.received[-1].header("authorization") == "Bearer second", "the new token"
-        )
+        await wait_until_async(lambda: server.received[-1].header("authorization") == "Bearer second", "the new token")
         await gates.aclose()
 
 

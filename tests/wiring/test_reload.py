@@ -83,9 +83,7 @@ async def test_every_one_of_several_files_is_watched(watched: Watched) -> None:
     following.cancel()
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "queues: [{queue_name: a, worker_pool_id: gone}]", "\x00", "\ud83d", "- 1"]
-)
+@pytest.mark.parametrize("text", ["{", "queues: [{queue_name: a, worker_pool_id: gone}]", "\x00", "\ud83d", "- 1"])
 async def test_an_invalid_file_is_refused_until_a_valid_one_replaces_it(watched: Watched, text: str) -> None:
     following = asyncio.create_task(watched.follow())
     watched.paths[0].write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -75,16 +75,10 @@ MISTAKES = {
     "a merge policy": _pool("merge_policy", merge_policy="tier_priority"),
     "a lane": _pool("lane_objectives.reserve-batch", lane_objectives={"reserve-batch": "low"}),
     "a gate's type": _queue("gate_type", gate_type="redis-quotta"),
-    "a gate's parameter": _pool(
-        "gate_params.limit", gate_type="local-max-concurrency", gate_params={"limit": "two"}
-    ),
+    "a gate's parameter": _pool("gate_params.limit", gate_type="local-max-concurrency", gate_params={"limit": "two"}),
     "a gate's source": Mistake(
         "PROMETHEUS_URL",
-        file={
-            "queues": [
-                {"queue_name": "q", "gate_type": "prometheus-saturation", "gate_params": {"pool": "p"}}
-            ]
-        },
+        file={"queues": [{"queue_name": "q", "gate_type": "prometheus-saturation", "gate_params": {"pool": "p"}}]},
     ),
 }
 
@@ -139,9 +133,7 @@ async def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["queues: [", "a: 1\na: 2", "5"])
-async def test_faults_of_variables_are_reported_beside_a_file_that_cannot_be_read(
-    text: str, tmp_path: Path
-) -> None:
+async def test_faults_of_variables_are_reported_beside_a_file_that_cannot_be_read(text: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     variables = {"CONFIG_FILE": f"{file},/nowhere", "WORKERS": "many", "IGW_BASE_URL": "http://[::1"}

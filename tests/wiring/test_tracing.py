@@ -39,9 +39,7 @@ assert "handlers.telemetry.tracing" not in sys.modules  # a library loads some o
 
 
 def test_without_a_receiver_nothing_of_it_is_loaded() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD], check=False, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", BUILD], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
@@ -66,9 +64,7 @@ async def test_a_push_is_one_trace_from_its_producer_to_the_gateway() -> None:
                 "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
             }
             handler = Handler(load_settings(variables), "pubsub_push")
-            assert (
-                await handler.respond(_push({"traceparent": f"00-{trace}-{producer}-01"}))
-            ).status_code == 204
+            assert (await handler.respond(_push({"traceparent": f"00-{trace}-{producer}-01"}))).status_code == 204
             await handler.aclose()
             sent = gateway.received[0].header("traceparent")
     (process,) = receiver.named(PROCESS_REQUEST)
@@ -102,9 +98,7 @@ def test_another_protocol_than_http_with_protobuf_is_refused(protocol: str) -> N
         tracing_of(load_settings({**GATEWAY, **variables}))
 
 
-@pytest.mark.parametrize(
-    "name", ["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "REDIS_URL", "REQUEST_TOPIC_ID"]
-)
+@pytest.mark.parametrize("name", ["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "REDIS_URL", "REQUEST_TOPIC_ID"])
 def test_a_variable_that_is_not_utf_8_stops_the_start_and_is_named(name: str) -> None:
     value = os.fsdecode(b"service.name=a\xff")
     with pytest.raises(InvalidSetting, match=f"{name}: expected text in UTF-8, got bytes"):

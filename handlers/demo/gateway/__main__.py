@@ -43,20 +43,14 @@ def _rates(_context: click.Context, _parameter: click.Parameter, values: tuple[s
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=0, help="Port; 0 picks a free one.")
-@click.option(
-    "--capacity", type=click.IntRange(0), default=32, show_default=True, help="Most running requests."
-)
-@click.option(
-    "--queue-size", type=click.IntRange(0), default=256, show_default=True, help="Most waiting requests."
-)
+@click.option("--capacity", type=click.IntRange(0), default=32, show_default=True, help="Most running requests.")
+@click.option("--queue-size", type=click.IntRange(0), default=256, show_default=True, help="Most waiting requests.")
 @click.option("--time-to-first-token", type=click.FloatRange(0), default=0.0, help="Latency in seconds.")
 @click.option("--time-per-token", type=click.FloatRange(0), default=0.0, help="Latency in seconds.")
 @click.option("--evicts", is_flag=True, help="Evict sheddable requests if others need their slots.")
 @click.option("--sheddable", multiple=True, help="Objective of sheddable requests; may be repeated.")
 @click.option("--completion-path", multiple=True, help="Further path of completions; may be repeated.")
-@click.option(
-    "--fault", "rates", multiple=True, callback=_rates, help="Random fault, FAULT=SHARE; may be repeated."
-)
+@click.option("--fault", "rates", multiple=True, callback=_rates, help="Random fault, FAULT=SHARE; may be repeated.")
 @click.option("--pool", default="demo-pool", show_default=True, help="Name of the pool in metrics.")
 @click.option("--seed", type=int, default=0, help="Seed of random faults.")
 @click.option("--witness", type=click.Path(path_type=Path), help="File to log requests to, as JSON lines.")

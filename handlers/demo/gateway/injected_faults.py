@@ -93,11 +93,7 @@ class Faults:
             if position < share:
                 retry_after = "1" if name in ("429", "503") else ""
                 status = whole(name)
-                return (
-                    Simulate(fault=name)
-                    if status is None
-                    else Simulate(status=status, retry_after=retry_after)
-                )
+                return Simulate(fault=name) if status is None else Simulate(status=status, retry_after=retry_after)
             position -= share
         return None
 

@@ -37,9 +37,7 @@ def embeddings(payload: CompletionBody, number: int, _tokens: int) -> bytes:
     ]
     asked = max(1, len(str(payload.input)) // 4)
     usage = {"prompt_tokens": asked, "total_tokens": asked}
-    return msgspec.json.encode(
-        {"object": "list", "data": rows, "model": payload.model or MODEL, "usage": usage}
-    )
+    return msgspec.json.encode({"object": "list", "data": rows, "model": payload.model or MODEL, "usage": usage})
 
 
 def _completion(payload: CompletionBody, number: int, tokens: int, *, is_chat: bool) -> bytes:
@@ -60,9 +58,7 @@ def _completion(payload: CompletionBody, number: int, tokens: int, *, is_chat: b
 
 def models() -> bytes:
     """The list of models."""
-    return msgspec.json.encode(
-        {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "demo"}]}
-    )
+    return msgspec.json.encode({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "demo"}]})
 
 
 def error(status: int, message: str) -> bytes:

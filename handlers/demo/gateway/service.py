@@ -131,9 +131,7 @@ class Service:
         finally:
             self.engine.give_back()
 
-    async def _break(
-        self, exchange: Exchange, payload: CompletionBody, fault: Simulate, to: GatewayProtocol
-    ) -> None:
+    async def _break(self, exchange: Exchange, payload: CompletionBody, fault: Simulate, to: GatewayProtocol) -> None:
         if fault.status:
             headers = [("retry-after", fault.retry_after)] if fault.retry_after else []
             to.reply(fault.status, replies.error(fault.status, "simulated"), headers)
@@ -142,9 +140,7 @@ class Service:
         await break_response(fault, replies.text_completion(payload, 0, DEFAULT_TOKENS), to)
         self._note(exchange, payload, 0)
 
-    def _complete(
-        self, exchange: Exchange, payload: CompletionBody, tokens: int, to: GatewayProtocol
-    ) -> None:
+    def _complete(self, exchange: Exchange, payload: CompletionBody, tokens: int, to: GatewayProtocol) -> None:
         self._number += 1
         self.engine.tokens += tokens
         to.reply(200, self._paths[exchange.path](payload, self._number, tokens))
@@ -274,9 +270,7 @@ class GatewayProtocol(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self.transport.write(
-                b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-            )
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
             self.transport.close()
 
     def on_message_begin(self) -> None:

@@ -134,9 +134,7 @@ def _checked(setting: str, where: str, tokens: tuple[bytes, ...]) -> tuple[bytes
     accepted = f"{_SHORTEST_BYTES} to {MAX_TOKEN_BYTES:,} printable ASCII characters (openssl rand -hex 32)"
     for token in tokens:
         if not _SHORTEST_BYTES <= len(token) <= MAX_TOKEN_BYTES:
-            raise InvalidSetting(
-                setting, found=f"{where}a token of {counted(len(token), 'byte')}", accepted=accepted
-            )
+            raise InvalidSetting(setting, found=f"{where}a token of {counted(len(token), 'byte')}", accepted=accepted)
         if not all(0x21 <= byte <= 0x7E for byte in token):
             raise InvalidSetting(setting, found=f"{where}a token with other characters", accepted=accepted)
     return tokens

@@ -176,9 +176,7 @@ def decode_keys(body: bytes) -> Mapping[str, RSAPublicKey]:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         if "keys" in fields:
             jwks = msgspec.json.decode(body, type=_JwkSet).keys
-            found = {
-                kid: _usable(_jwk_key, key) for key in jwks if isinstance(kid := key.get("kid"), str) and kid
-            }
+            found = {kid: _usable(_jwk_key, key) for key in jwks if isinstance(kid := key.get("kid"), str) and kid}
         else:
             pems = {kid: msgspec.json.decode(pem, type=str) for kid, pem in fields.items()}
             found = {kid: _usable(_pem_key, pem) for kid, pem in pems.items()}

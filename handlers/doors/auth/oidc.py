@@ -57,9 +57,7 @@ class PushIdentityOptions(msgspec.Struct, frozen=True):
         if self.mode == "none":
             return
         if not self.audience:
-            raise InvalidSetting(
-                "PUSH_AUDIENCE", found="nothing", accepted=f"the subscription's audience{_OR_NONE}"
-            )
+            raise InvalidSetting("PUSH_AUDIENCE", found="nothing", accepted=f"the subscription's audience{_OR_NONE}")
         if "@" not in self.service_account_email:
             found = repr(self.service_account_email) if self.service_account_email else "nothing"
             accepted = f"the e-mail of the account that pushes{_OR_NONE}"

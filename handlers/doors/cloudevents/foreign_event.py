@@ -74,9 +74,7 @@ def write_event(
     attributes: dict[str, Any] = {**extensions, "datacontenttype": "application/json", "time": None}
     event = CloudEvent({"id": event_id, "source": source, "type": event_type, **attributes}, data)
     headers, body = to_binary(event, data_marshaller=_unchanged)
-    return {
-        name: to_header(value) if name.startswith("ce-") else value for name, value in headers.items()
-    }, body
+    return {name: to_header(value) if name.startswith("ce-") else value for name, value in headers.items()}, body
 
 
 def _read(headers: dict[str, str], body: bytes, sent: Mapping[str, str], data: bytes) -> Event:
@@ -94,9 +92,7 @@ def _read(headers: dict[str, str], body: bytes, sent: Mapping[str, str], data: b
         shown = "an attribute with a reserved name, such as data or extensions"
         raise InvalidEvent("event", found=shown, accepted="a CloudEvent 1.0") from None
     extensions = {
-        name: str(found.get(name) or value)
-        for name, value in sent.items()
-        if name not in (*_REQUIRED, "specversion")
+        name: str(found.get(name) or value) for name, value in sent.items() if name not in (*_REQUIRED, "specversion")
     }
     return Event(
         id=found["id"],
@@ -136,9 +132,7 @@ class EventFields(msgspec.Struct, frozen=True):
     @property
     def is_empty(self) -> bool:
         """Whether events need no conversion."""
-        return not (
-            self.id_from or self.tenant_from or self.deadline_from or self.deadline_seconds or self.is_payload
-        )
+        return not (self.id_from or self.tenant_from or self.deadline_from or self.deadline_seconds or self.is_payload)
 
 
 def as_request(event: Event, delivery: Delivery, fields: EventFields, now: float) -> bytes:

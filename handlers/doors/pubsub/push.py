@@ -225,11 +225,7 @@ class PubSubPushDoor:
             raise InvalidRequest("result_queue_name", found=found, accepted=accepted, request_id=request_id)
         own = context.topic.rpartition("/")[2]
         short = topic.rpartition("/")[2]
-        if (
-            topic
-            and short != own
-            and not (self._options.may_name.allow(short) or self._options.may_name.allow(topic))
-        ):
+        if topic and short != own and not (self._options.may_name.allow(short) or self._options.may_name.allow(topic)):
             accepted = "a topic that the operator allows (ALLOWED_RESULTS), or none"
             raise InvalidRequest(
                 "result_queue_name",

@@ -88,9 +88,7 @@ def decode_push(delivery: Delivery, form: PushForm = "wrapped") -> Push:
             published_at=_unix_seconds(metadata.get("publish-time", "")),
         )
     if metadata:
-        raise InvalidEvent(
-            "push", found="an unwrapped push", accepted="a wrapped one, or PUSH_FORM=unwrapped-metadata"
-        )
+        raise InvalidEvent("push", found="an unwrapped push", accepted="a wrapped one, or PUSH_FORM=unwrapped-metadata")
     if is_event(delivery.headers):
         return _decode_wrapped(read_event(delivery.headers, delivery.body).data)
     return _decode_wrapped(delivery.body)
@@ -115,9 +113,7 @@ def _decode_wrapped(body: bytes) -> Push:
     except MALFORMED as error:
         raise InvalidEvent("push", found=_found(body, error), accepted="a Pub/Sub push body") from None
     except (binascii.Error, ValueError):
-        raise InvalidEvent(
-            "message.data", found="a string that is not base64", accepted="a base64 string"
-        ) from None
+        raise InvalidEvent("message.data", found="a string that is not base64", accepted="a base64 string") from None
     attributes = frame.message.attributes or {}
     if len(attributes) > _ATTRIBUTE_LIMIT:
         raise InvalidEvent("message.attributes", found=f"{len(attributes)}", accepted="at most 100")

@@ -50,18 +50,14 @@ def account(
             )
 
 
-def _count(
-    metrics: QueueMetrics, request: Request, result: Result, total_seconds: float | None, now: float
-) -> None:
+def _count(metrics: QueueMetrics, request: Request, result: Result, total_seconds: float | None, now: float) -> None:
     metrics.answered(result.status_code, result.error_code, request.attempt)
     metrics.timed(total_seconds, request.deadline - now)
     if _is_success(result):
         metrics.used(result.payload)
 
 
-def _log_answer(
-    log: Logger, request: Request, result: Result, seconds: float, total_seconds: float | None
-) -> None:
+def _log_answer(log: Logger, request: Request, result: Result, seconds: float, total_seconds: float | None) -> None:
     if _is_success(result) and not log.is_debugging:
         return  # building the fields would cost more than the metrics
     level = log.debug if _is_success(result) else log.info

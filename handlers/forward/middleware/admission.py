@@ -45,9 +45,7 @@ def admitted(forward: Forward, gates: Sequence[Gate], clock: Callable[[], float]
     return admit if gates else send
 
 
-async def gated(
-    request: Request, gates: Sequence[Gate], send: Send, clock: Callable[[], float] = time.time
-) -> Outcome:
+async def gated(request: Request, gates: Sequence[Gate], send: Send, clock: Callable[[], float] = time.time) -> Outcome:
     """Send the request once the gates admit it, before its deadline.
 
     A refusal becomes a retry that does not count as an attempt, a drop a final `GATE_DROPPED`. The deadline is in
@@ -155,9 +153,7 @@ class HeldForward:
         self._clock = clock
         self._most_held_seconds = most_held_seconds
 
-    def change(
-        self, forward: Forward, entrances: Mapping[str, Entrance], default: Entrance | None = None
-    ) -> None:
+    def change(self, forward: Forward, entrances: Mapping[str, Entrance], default: Entrance | None = None) -> None:
         """Replace `forward` and the entrances (reload). Waiting requests enter again.
 
         `default` is for all queues and subscriptions without an entrance of their own.
@@ -175,11 +171,7 @@ class HeldForward:
             return await self._forward(request, options)
         request = with_claim(request)
         arrived_at = self._clock()
-        until_at = (
-            request.deadline
-            if options.seconds is None
-            else min(request.deadline, arrived_at + options.seconds)
-        )
+        until_at = request.deadline if options.seconds is None else min(request.deadline, arrived_at + options.seconds)
         until_at = min(until_at, arrived_at + self._most_held_seconds)
         while (entrance := self._entrance(request)) is not None:
             verdict = await entrance.enter(request, until_at)
@@ -203,9 +195,7 @@ class HeldForward:
         """The options with the rest of the delivery's time."""
         if options.seconds is None:
             return options
-        return msgspec.structs.replace(
-            options, seconds=max(0.0, options.seconds - (self._clock() - arrived_at))
-        )
+        return msgspec.structs.replace(options, seconds=max(0.0, options.seconds - (self._clock() - arrived_at)))
 
     def _in_time(self, request: Request, outcome: Outcome, options: AttemptOptions) -> Outcome:
         """The outcome; expired if the redelivery would come after the deadline."""

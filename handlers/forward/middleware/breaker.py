@@ -99,9 +99,7 @@ class GatewayBreaker:
         if self.budget and isinstance(outcome, Answered):
             self.budget.earn()
 
-    async def wait(
-        self, request: Request, reason: str, seconds: float, jitter: Callable[[], float]
-    ) -> Pass | str:
+    async def wait(self, request: Request, reason: str, seconds: float, jitter: Callable[[], float]) -> Pass | str:
         """Wait up to `seconds` for the permission that was denied for `reason`.
 
         Returns the latest reason if it is still denied. While the circuit is not closed, every second permission goes

@@ -160,9 +160,7 @@ class Circuit:
         if self.state is CircuitState.OPEN:
             return
         options, is_recovering = self._options, self.state is CircuitState.RECOVERING
-        least = (
-            min(_LEAST_WHILE_RECOVERING, options.least_failures) if is_recovering else options.least_failures
-        )
+        least = min(_LEAST_WHILE_RECOVERING, options.least_failures) if is_recovering else options.least_failures
         overdue = self._first_limit if is_recovering else options.failures_in_a_row
         failures = self._evidence.failures_in_a_row(now)
         share = self._evidence.success_share(now)

@@ -26,14 +26,10 @@ class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):
 
     url: Annotated[HttpUrl, about("Metrics page to read, in the Prometheus text format.")]
     metric: Annotated[Text, about("Name of the metric on that page.")]
-    labels: Annotated[Labels, about("Labels that the series must have.")] = msgspec.field(
-        default_factory=dict
-    )
+    labels: Annotated[Labels, about("Labels that the series must have.")] = msgspec.field(default_factory=dict)
     value_type: Annotated[
         Literal["saturation", "budget"],
-        about(
-            "`saturation`: 1 means full, the budget is 1 minus the value. `budget`: the value is the budget."
-        ),
+        about("`saturation`: 1 means full, the budget is 1 minus the value. `budget`: the value is the budget."),
     ] = "saturation"
     absent_value: Annotated[
         float | None, about("Value to use if the page has no such series; unset: the reading is missing.")
@@ -41,8 +37,7 @@ class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):
     max_count_per_pod: Annotated[
         float,
         about(
-            "If above 0, the metric is a count: the saturation is the count divided by this and by "
-            "the number of pods.",
+            "If above 0, the metric is a count: the saturation is the count divided by this and by the number of pods.",
             ge=0,
         ),
     ] = 0.0
@@ -58,38 +53,28 @@ class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):
         float,
         about("Fraction of the pool's slots that stays free for real-time traffic, 0 to 1.", ge=0, lt=1),
     ] = 0.0
-    fallback: Annotated[
-        float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)
-    ] = 0.0
+    fallback: Annotated[float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)] = (
+        0.0
+    )
     pods_url: Annotated[
         HttpUrl, about("Page with the number of pods; goes with `pods_metric` and `max_count_per_pod`.")
     ] = ""
-    pods_metric: Annotated[
-        str, about("Metric on that page that holds the number of pods; empty: one pod.")
-    ] = ""
-    pods_labels: Annotated[Labels, about("Labels that its series must have.")] = msgspec.field(
-        default_factory=dict
-    )
-    reading_lag_seconds: Annotated[
-        Duration, about("As above; for a page that is read directly, its cache time.")
-    ] = 1.0
+    pods_metric: Annotated[str, about("Metric on that page that holds the number of pods; empty: one pod.")] = ""
+    pods_labels: Annotated[Labels, about("Labels that its series must have.")] = msgspec.field(default_factory=dict)
+    reading_lag_seconds: Annotated[Duration, about("As above; for a page that is read directly, its cache time.")] = 1.0
 
     def __post_init__(self) -> None:
         if bool(self.pods_url) != bool(self.pods_metric):
             given = f"pods_url {self.pods_url!r}" if self.pods_url else f"pods_metric {self.pods_metric!r}"
             raise InconsistentParameters("pods_url", found=f"{given} alone", accepted="both, or neither")
         if self.pods_url and not self.max_count_per_pod:
-            raise InconsistentParameters(
-                "max_count_per_pod", found="0 with pods_url", accepted="a number above 0"
-            )
+            raise InconsistentParameters("max_count_per_pod", found="0 with pods_url", accepted="a number above 0")
         if self.admission == "counted" and not self.max_count_per_pod:
             raise InconsistentParameters(
                 "max_count_per_pod", found="0 with admission counted", accepted="a number above 0"
             )
         if self.admission == "counted" and self.value_type != "saturation":
-            raise InconsistentParameters(
-                "value_type", found="budget with admission counted", accepted="saturation"
-            )
+            raise InconsistentParameters("value_type", found="budget with admission counted", accepted="saturation")
 
 
 class EndpointScrapeGate(ReadingGate):
@@ -238,9 +223,7 @@ def samples_of(page: bytes, metric: str, labels: Mapping[str, str]) -> list[floa
     # Only the metric's own lines are parsed: a router's page has several megabytes.
     start = metric.encode()
     lines = [
-        line
-        for line in page.splitlines()
-        if line.startswith(start) and line[len(start) : len(start) + 1] in b"{ \t"
+        line for line in page.splitlines() if line.startswith(start) and line[len(start) : len(start) + 1] in b"{ \t"
     ]
     if any(len(line) > _LINE_BYTES for line in lines):
         raise ValueError(f"a line of more than {_LINE_BYTES} bytes")

@@ -44,9 +44,7 @@ class _Answer(msgspec.Struct):
     data: _Data | None = None
 
 
-async def instant_query(
-    http: HttpText, prometheus_url: str, query: str
-) -> list[tuple[Mapping[str, str], float]]:
+async def instant_query(http: HttpText, prometheus_url: str, query: str) -> list[tuple[Mapping[str, str], float]]:
     """Evaluate `query` now and return its samples (labels, value).
 
     A scalar has no labels. Raises `SourceMissing` if the server does not return samples, and transport errors.
@@ -83,9 +81,9 @@ class PrometheusQueryParameters(ReadingParameters, frozen=True, kw_only=True):
 
     query: Annotated[Text, about("PromQL query whose smallest sample, clamped to 0..1, is the budget.")]
     pool: Annotated[str, about("Inference pool, for logs and metrics; it does not change the query.")] = ""
-    fallback: Annotated[
-        float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)
-    ] = 0.0
+    fallback: Annotated[float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)] = (
+        0.0
+    )
 
 
 class PrometheusQueryGate(ReadingGate):
@@ -109,16 +107,12 @@ def query_feed(query: str, sources: GateSources, gate_type: str, *, least: bool)
     check_prometheus_url(sources, gate_type)
 
     async def read() -> MetricSample:
-        samples = [
-            value for _, value in await instant_query(sources.prometheus_http, sources.prometheus_url, query)
-        ]
+        samples = [value for _, value in await instant_query(sources.prometheus_http, sources.prometheus_url, query)]
         if not samples:
             return MetricSample(None)
         return MetricSample(min(samples) if least else max(samples))
 
-    return sources.feeds.feed(
-        ("prometheus", "least" if least else "largest", query), read, name=f"prometheus {query}"
-    )
+    return sources.feeds.feed(("prometheus", "least" if least else "largest", query), read, name=f"prometheus {query}")
 
 
 def check_prometheus_url(sources: GateSources, gate_type: str) -> None:
@@ -139,9 +133,7 @@ class PrometheusSaturationParameters(ReadingParameters, frozen=True, kw_only=Tru
 
     pool: Annotated[Text, about("Inference pool whose saturation is read.")]
     namespace: Annotated[str, about("Namespace of the pool; empty: any.")] = ""
-    threshold: Annotated[
-        float, about("Saturation from which the gate is closed, above 0 to 1.", gt=0, le=1)
-    ] = 0.8
+    threshold: Annotated[float, about("Saturation from which the gate is closed, above 0 to 1.", gt=0, le=1)] = 0.8
     fallback: Annotated[
         float,
         about(
@@ -191,9 +183,9 @@ class PrometheusBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
         float,
         about("Fraction of the pool's slots that stays free for real-time traffic, 0 to 1.", ge=0, lt=1),
     ] = 0.05
-    fallback: Annotated[
-        float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)
-    ] = 0.0
+    fallback: Annotated[float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)] = (
+        0.0
+    )
 
 
 class PrometheusBudgetGate(ReadingGate):

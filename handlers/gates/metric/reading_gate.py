@@ -55,9 +55,9 @@ class ReadingParameters(msgspec.Struct, frozen=True, kw_only=True):
             "then `fallback` applies. `fallback`: the parameter `fallback` applies."
         ),
     ] = FALLBACK
-    hold_seconds: Annotated[
-        Duration, about("With `on_missing: hold`, seconds for which the last reading holds.")
-    ] = 60.0
+    hold_seconds: Annotated[Duration, about("With `on_missing: hold`, seconds for which the last reading holds.")] = (
+        60.0
+    )
     budget_means: Annotated[
         Literal["share", "headroom"],
         about(
@@ -206,9 +206,7 @@ class ReadingGate(Gate):
 
     def observe(self, request: Request, feedback: Feedback) -> None:  # noqa: ARG002 - a budget is for all
         """After a rejection, leave one slot empty until the next reading."""
-        if self._parameters.budget_means == HEADROOM and (
-            feedback.dropped_reason or feedback.status_code == _TOO_MANY
-        ):
+        if self._parameters.budget_means == HEADROOM and (feedback.dropped_reason or feedback.status_code == _TOO_MANY):
             self._turned_away.append(self._clock())
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a budget is for all alike

@@ -40,24 +40,18 @@ class LeasedRateParameters(msgspec.Struct, frozen=True, kw_only=True):
     address: Annotated[Text, about("Redis that holds the keys, `host:port` or a URL.")]
     control_key: Annotated[
         Text,
-        about(
-            "Key that holds the rate and its expiry; a controller writes it. Without it the gate is closed."
-        ),
+        about("Key that holds the rate and its expiry; a controller writes it. Without it the gate is closed."),
     ]
     pool: Annotated[str, about("Pool that the control key must name; empty: the id of the worker pool.")] = ""
     pool_id: Annotated[str, about("Another name of `pool`.")] = ""
-    state_key: Annotated[
-        str, about("Key of the token bucket; empty: the control key with `:state` appended.")
-    ] = ""
+    state_key: Annotated[str, about("Key of the token bucket; empty: the control key with `:state` appended.")] = ""
     burst: Annotated[
         Annotated[float, DURATION, Meta(gt=0, le=3_600)] | None,
         about("The reference's name for `burst_seconds`."),
     ] = None
     burst_seconds: Annotated[
         Annotated[float, DURATION, Meta(gt=0, le=3_600)] | None,
-        about(
-            "Largest burst, as seconds of the rate: with 10 requests/s, 2 allows 20 requests at once. Unset: 1."
-        ),
+        about("Largest burst, as seconds of the rate: with 10 requests/s, 2 allows 20 requests at once. Unset: 1."),
     ] = None
 
     def __post_init__(self) -> None:

@@ -23,9 +23,7 @@ _FULL_RETRY_SECONDS: Final = 1.0
 class LocalConcurrencyParameters(msgspec.Struct, frozen=True, kw_only=True):
     """The limit, and what happens to requests beyond it."""
 
-    limit: Annotated[
-        int, about("Maximum number of requests in flight of one process.", ge=1, le=1_000_000_000)
-    ]
+    limit: Annotated[int, about("Maximum number of requests in flight of one process.", ge=1, le=1_000_000_000)]
     gating_mode: Annotated[
         Literal["classifying", "blocking"],
         about(

@@ -51,8 +51,7 @@ _POLLER_COMMANDS = (
     "+config|get +subscribe"
 )
 _STATUS_COMMANDS = (
-    "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +hgetall +lrange +get +type +time "
-    "+eval_ro +evalsha_ro"
+    "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +hgetall +lrange +get +type +time +eval_ro +evalsha_ro"
 )
 _PRODUCER_COMMANDS = (
     "+getrange +set +del +exists +incr +incrby +expireat +expire +pttl +pexpiretime +zadd +zcard +zscore "
@@ -111,9 +110,7 @@ def _client(queues: Sequence[str], results: str) -> str:
     ]
     keys = _keys("", [*queues, *own, *shared])
     submits = f"{keys} {_CHANNEL} {_CONNECTION} {_CLUSTER} {_SCRIPTS} {_PRODUCER_COMMANDS}"
-    lists = _keys(
-        "", [results, *_beside([results]), f"{{{results}:*", "result-payload:*", "request-submitted:*"]
-    )
+    lists = _keys("", [results, *_beside([results]), f"{{{results}:*", "result-payload:*", "request-submitted:*"])
     claimed = [name for queue in queues for name in (f"{queue}:claimed", f"{{{queue}}}:claimed")]
     reads = _keys("%R", [*queues, *claimed, *own, "{async-processor}:status:finished"])
     return (
@@ -170,10 +167,7 @@ async def refused_commands(
         (retry_queue_name, "ZREMRANGEBYRANK", "0", "0"),
         (result_queue_name, "LPUSH", "x", ""),
         (result_queue_name, "EXPIRE", "1", ""),
-        *(
-            (name, "GETRANGE", "0", "0")
-            for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")
-        ),
+        *((name, "GETRANGE", "0", "0") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
         (CANCELLATIONS, "ZRANGEBYSCORE", "0", "1"),
         *((name, "DEL", "", "") for name in ("request-active:x", "request-cancel:x", f"{PAYLOAD_PREFIX}x")),
         *_optional(options or RightsOptions(), queue, result_queue_name),

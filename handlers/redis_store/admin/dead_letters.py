@@ -75,9 +75,7 @@ class DeadLetters:
         """All dead letters, unordered, read about 1 MB at a time."""
         cursor, is_done = "0", False
         while not is_done:
-            part = await read_part(
-                self._redis, "HSCAN", self._keys.dead, cursor, entries=_AT_ONCE, longest=_LONGEST
-            )
+            part = await read_part(self._redis, "HSCAN", self._keys.dead, cursor, entries=_AT_ONCE, longest=_LONGEST)
             for dead_id, record, _ in part.rows:
                 yield read_dead_letter(dead_id, record)
             cursor = part.cursor

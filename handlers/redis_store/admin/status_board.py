@@ -56,9 +56,7 @@ class StatusBoard:
         self._redis = redis
         self._poller = poller
 
-    async def post(
-        self, snapshot: bytes, minute: int, counts: Mapping[str, int], failures: Sequence[bytes]
-    ) -> None:
+    async def post(self, snapshot: bytes, minute: int, counts: Mapping[str, int], failures: Sequence[bytes]) -> None:
         """Write a snapshot, add `counts` to the minute's, prepend the failures."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.hset(POLLERS, self._poller, snapshot)
@@ -117,10 +115,7 @@ async def read_board(redis: Store, minute: int) -> Board:
     failures, *minutes = await executed(redis, pipeline)
     return Board(
         {name.decode("utf-8", "replace"): text for name, text in pollers.items()},
-        [
-            {name.decode("utf-8", "replace"): int(count) for name, count in counts.items()}
-            for counts in minutes
-        ],
+        [{name.decode("utf-8", "replace"): int(count) for name, count in counts.items()} for counts in minutes],
         failures,
     )
 
@@ -130,9 +125,7 @@ async def read_snapshots(redis: Store) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     cursor, left = "0", SEARCH_BYTES
     while left > 0:
-        part = await read_part(
-            redis, "HSCAN", POLLERS, cursor, entries=SEARCH_ENTRIES, longest=PART_BYTES * 4
-        )
+        part = await read_part(redis, "HSCAN", POLLERS, cursor, entries=SEARCH_ENTRIES, longest=PART_BYTES * 4)
         found |= {name: text for name, text, _ in part.rows if text}
         cursor, left = part.cursor, left - part.read_bytes
         if cursor == "0":
@@ -234,9 +227,7 @@ async def search(
     return Search(found, is_partial)
 
 
-async def _filled_places(
-    redis: Store, queues: Sequence[str], *, cluster: bool
-) -> list[tuple[str, str, str, str]]:
+async def _filled_places(redis: Store, queues: Sequence[str], *, cluster: bool) -> list[tuple[str, str, str, str]]:
     """Rows of queue, state, scan command and key, without the empty keys."""
     places = []
     pipeline = redis.pipeline(transaction=False)

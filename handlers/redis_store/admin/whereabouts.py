@@ -96,9 +96,7 @@ async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
     """Search one request by id. Reads at most what `SearchBudget` allows and changes nothing."""
     places, is_partial = await _places_of(redis, request_id, keys, SearchBudget())
     live = RequestState.UNKNOWN
-    for name in (
-        dict.fromkeys([place.queue for place in places if place.queue in keys.queues]) or keys.queues[:1]
-    ):
+    for name in dict.fromkeys([place.queue for place in places if place.queue in keys.queues]) or keys.queues[:1]:
         # A user that may only read the queues has no right to the producers' keys; then the search above is enough.
         with contextlib.suppress(*STORE_FAILURES):
             state = (await Submissions(redis).look_up(name, request_id))[0]
@@ -110,9 +108,7 @@ async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
     if record and record.results:
         lists.insert(0, record.results)
     result, is_cut = await _result_in(redis, request_id, list(dict.fromkeys(lists)), keys.is_cluster)
-    return Whereabouts(
-        request_id, _state(places, live, record, result), places, record, result, is_partial or is_cut
-    )
+    return Whereabouts(request_id, _state(places, live, record, result), places, record, result, is_partial or is_cut)
 
 
 async def may_be_queued(redis: Store, request_id: str, keys: Searched, *, steps: int) -> bool:
@@ -127,13 +123,9 @@ async def may_be_queued(redis: Store, request_id: str, keys: Searched, *, steps:
     return is_cut or any(place.where != "dead" for place in places)
 
 
-async def _places_of(
-    redis: Store, request_id: str, keys: Searched, budget: SearchBudget
-) -> tuple[list[Place], bool]:
+async def _places_of(redis: Store, request_id: str, keys: Searched, budget: SearchBudget) -> tuple[list[Place], bool]:
     """Places where a request was found, and whether the search was partial."""
-    seen = await search(
-        redis, keys.queues, keys.retry_queue_name, request_id, cluster=keys.is_cluster, budget=budget
-    )
+    seen = await search(redis, keys.queues, keys.retry_queue_name, request_id, cluster=keys.is_cluster, budget=budget)
     places = [_place(found, found.queue or keys.queues[0], request_id) for found in seen.found]
     return list(dict.fromkeys(place for place in places if place is not None)), seen.is_partial
 
@@ -198,9 +190,7 @@ async def _result_in(
                     return ResultPlace(name, outcome), is_cut
         with contextlib.suppress(*STORE_FAILURES):
             claimed = result_claim_keys(name, cluster=is_cluster)[0]
-            outcome, is_whole = await _outcome_in(
-                redis, request_id, "HSCAN", claimed, ranks=(0, MOST_RESULTS)
-            )
+            outcome, is_whole = await _outcome_in(redis, request_id, "HSCAN", claimed, ranks=(0, MOST_RESULTS))
             is_cut = is_cut or not is_whole
             if outcome:
                 return ResultPlace(name, outcome, is_held=True), is_cut

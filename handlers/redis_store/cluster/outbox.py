@@ -110,9 +110,7 @@ class Outbox:
 
     async def _delivered(self, key: str, arguments: list[Any]) -> bool:
         try:
-            return bool(
-                await self._replication.run(self._deliver, [key, beside(key, "delivered")], arguments)
-            )
+            return bool(await self._replication.run(self._deliver, [key, beside(key, "delivered")], arguments))
         except NoPermissionError:
             return False
 

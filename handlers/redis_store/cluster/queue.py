@@ -33,9 +33,7 @@ from handlers.redis_store.scripts import SCRIPT_BYTES, Replication, lua_script
 class ClusterQueue(RedisQueue):
     """A `RedisQueue` whose acks and nacks reach other slots through an outbox."""
 
-    def __init__(
-        self, redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None
-    ) -> None:
+    def __init__(self, redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None) -> None:
         super().__init__(redis, name, options, clock)
         self._outbox = Outbox(redis, name, self._replication)
         self._post = lua_script(redis, "post")
@@ -61,9 +59,7 @@ class ClusterQueue(RedisQueue):
             taken_back = {claim.owner_token for claim in await self.cancelled(claims)}
         except STORE_FAILURES:
             return claims  # they are claimed already; the next scan finds the cancelled ones
-        return [
-            msgspec.structs.replace(claim, is_cancelled=claim.owner_token in taken_back) for claim in claims
-        ]
+        return [msgspec.structs.replace(claim, is_cancelled=claim.owner_token in taken_back) for claim in claims]
 
     async def _recorded(self, acks: Sequence[Ack]) -> list[bool]:
         rows = [(ack.claim, self._result_record(ack), ack.dead or b"") for ack in acks]
@@ -98,9 +94,7 @@ class ClusterQueue(RedisQueue):
             [int(operation == "ack"), *flat(arguments)],
         )
         ours = [
-            (claim.owner_token, record)
-            for (claim, record, _), effect in zip(rows, effects, strict=True)
-            if effect == 1
+            (claim.owner_token, record) for (claim, record, _), effect in zip(rows, effects, strict=True) if effect == 1
         ]
         await self._outbox.deliver(ours)
         return settled_effects(effects)
@@ -126,9 +120,7 @@ class ClusterQueue(RedisQueue):
 class ClusterRetries(Retries):
     """A retry set in Redis Cluster. Its members return to queues in other slots."""
 
-    def __init__(
-        self, redis: Store, retry_queue_name: str, default_queue: str, wait_replicas: int = 0
-    ) -> None:
+    def __init__(self, redis: Store, retry_queue_name: str, default_queue: str, wait_replicas: int = 0) -> None:
         super().__init__(redis, retry_queue_name, default_queue)
         self._outbox = Outbox(redis, retry_queue_name, Replication(redis, wait_replicas, 1_000))
         self.work_keys.append(self._outbox.index)

@@ -76,9 +76,7 @@ class ClusterSubmissions(Submissions):
         done = iter(await self._submit_each(queue, rest, is_repeated=is_repeated) if rest else [])
         return [next(done_once if part.window(window_seconds) else done) for part in requests]
 
-    async def _submit_each(
-        self, queue: str, requests: Sequence[MemberParts], *, is_repeated: bool
-    ) -> list[Queued]:
+    async def _submit_each(self, queue: str, requests: Sequence[MemberParts], *, is_repeated: bool) -> list[Queued]:
         known = await self._known(requests) if is_repeated else {}
         sequence = await self._sequence(queue, [part for part in requests if _name(part) not in known])
         delivered = await self._delivered(queue, requests) if is_repeated else set()
@@ -99,9 +97,7 @@ class ClusterSubmissions(Submissions):
             raise InvalidSetting("queue", found=f"{queue}, a key of another type", accepted="a sorted set")
         return queued
 
-    async def _submit_once(
-        self, queue: str, requests: Sequence[MemberParts], window_seconds: int
-    ) -> list[Queued]:
+    async def _submit_once(self, queue: str, requests: Sequence[MemberParts], window_seconds: int) -> list[Queued]:
         await self._windows.check(queue)
         earlier = await self._earlier(queue, [part for part in requests if not part.record])
         parts = [part for part in requests if part.record or part.id not in earlier]
@@ -142,17 +138,12 @@ class ClusterSubmissions(Submissions):
         live = {
             part.id: SubmissionRecord(submitted_key(part.id), part.id, token.decode())
             for part, marker, token in zip(requests, found[::2], found[1::2], strict=True)
-            if token
-            and (not marker or read_standing(submitted_key(part.id), part.id, marker).token != token.decode())
+            if token and (not marker or read_standing(submitted_key(part.id), part.id, marker).token != token.decode())
         }
         are_queued = await self._windows.are_queued([(queue, each) for each in live.values()])
         earlier = {}
         for each, is_queued in zip(live.values(), are_queued, strict=True):
-            state = (
-                RequestState.QUEUED
-                if is_queued
-                else (await self.look_up(queue, each.request_id, each.token))[0]
-            )
+            state = RequestState.QUEUED if is_queued else (await self.look_up(queue, each.request_id, each.token))[0]
             if state not in (
                 RequestState.RETRYING,
                 RequestState.FINISHED,

@@ -107,10 +107,7 @@ class ClusterWindows:
 
         `markers` and `members` belong to the same requests. Returns the new or the earlier submission of each.
         """
-        texts = [
-            msgspec.json.encode(marker) + b"\n" + member
-            for marker, member in zip(markers, members, strict=True)
-        ]
+        texts = [msgspec.json.encode(marker) + b"\n" + member for marker, member in zip(markers, members, strict=True)]
         await self._store_payloads(parts)
         standing = await self._marked(parts, markers, texts, [b""] * len(parts))
         standing = await self._replace_late(parts, markers, texts, standing)

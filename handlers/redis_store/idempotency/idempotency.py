@@ -67,9 +67,7 @@ async def record_for_id(redis: Store, record: IdRecord, deadline: float) -> RunS
     """
     until_ms = int((deadline + record.seconds) * 1_000)
     script = lua_script(redis, "record_for_id")
-    answer = await script(
-        keys=[id_record_key(record.request_id, record.queue)], args=[record.known_by, until_ms]
-    )
+    answer = await script(keys=[id_record_key(record.request_id, record.queue)], args=[record.known_by, until_ms])
     return RunState(answer.decode())
 
 
@@ -77,10 +75,7 @@ async def finish_id_record(redis: Store, records: Sequence[IdRecord]) -> None:
     """Mark submissions as finished. Their ids do not run again for `seconds`."""
     script = lua_script(redis, "finish_id_record")
     # One call each, since a cluster keeps the keys in different slots; all in one pipeline.
-    rows = [
-        (id_record_key(one.request_id, one.queue), one.known_by, one.seconds, int(one.is_dead))
-        for one in records
-    ]
+    rows = [(id_record_key(one.request_id, one.queue), one.known_by, one.seconds, int(one.is_dead)) for one in records]
     try:
         await _finished(redis, script, rows)
     except NoScriptError:

@@ -123,19 +123,11 @@ class RedisGateStore:
 
     def check_lease_keys(self, control_key: str, state_key: str) -> None:
         """Raise `InvalidSetting` if a Redis Cluster has the keys in different slots."""
-        if isinstance(self._redis, RedisCluster) and key_slot(control_key.encode()) != key_slot(
-            state_key.encode()
-        ):
-            accepted = (
-                "the same hash tag in both keys, such as {rates}:control and {rates}:state (Redis Cluster)"
-            )
-            raise InvalidSetting(
-                "control_key and state_key", found=f"{control_key}, {state_key}", accepted=accepted
-            )
+        if isinstance(self._redis, RedisCluster) and key_slot(control_key.encode()) != key_slot(state_key.encode()):
+            accepted = "the same hash tag in both keys, such as {rates}:control and {rates}:state (Redis Cluster)"
+            raise InvalidSetting("control_key and state_key", found=f"{control_key}, {state_key}", accepted=accepted)
 
-    async def take_token(
-        self, control_key: str, state_key: str, pool: str, *, burst_seconds: float
-    ) -> TokenAnswer:
+    async def take_token(self, control_key: str, state_key: str, pool: str, *, burst_seconds: float) -> TokenAnswer:
         """Take a token, if the lease is valid and one is available."""
         return await self._token(control_key, state_key, pool, burst_seconds, is_taking=True)
 

@@ -234,9 +234,7 @@ class ForeignCancellations:
             pipeline.pttl(active_key("").encode() + request_id)
         answers = await executed(self._redis, pipeline, raise_on_error=False)
         rows: list[bytes | int] = []
-        for request_id, cancelled, live, life_ms in zip(
-            ids, answers[::3], answers[1::3], answers[2::3], strict=True
-        ):
+        for request_id, cancelled, live, life_ms in zip(ids, answers[::3], answers[1::3], answers[2::3], strict=True):
             if live and cancelled == live and life_ms > 0 and len(live) <= _LONGEST_TOKEN:
                 rows += [life_ms, request_id + b"\0" + live]
         return int(await self._note(keys=[CANCELLATIONS], args=[1, *rows])) if rows else 0

@@ -126,9 +126,7 @@ class QueueOptions(msgspec.Struct, frozen=True):
 class RedisQueue:
     """The queue `name`. Every method raises one of `STORE_FAILURES` if Redis does not answer."""
 
-    def __init__(
-        self, redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None
-    ) -> None:
+    def __init__(self, redis: Store, name: str, options: QueueOptions, clock: FollowedClock | None = None) -> None:
         self.name = name
         self._clock = clock or FollowedClock()
         self._redis = redis
@@ -223,18 +221,14 @@ class RedisQueue:
         ended = time.monotonic() - HELD_BACK_LEASES * self._options.lease_seconds
         for prefix, since in lost.items():
             if since < ended:
-                self._lost.pop(
-                    prefix, None
-                )  # may be gone: `claim` and `reclaim` may run this at the same time
+                self._lost.pop(prefix, None)  # may be gone: `claim` and `reclaim` may run this at the same time
         return returned
 
     async def renew(self, claims: Sequence[Claim]) -> list[Claim]:
         """Extend leases; returns the claims that were lost."""
         keys = self._keys
         pairs = [(claim.claim_key, claim.owner_token) for claim in claims]
-        effects = await self._renew(
-            keys=[keys.owners, keys.index], args=[self._options.lease_seconds, *flat(pairs)]
-        )
+        effects = await self._renew(keys=[keys.owners, keys.index], args=[self._options.lease_seconds, *flat(pairs)])
         return [claim for claim, effect in zip(claims, effects, strict=True) if not effect]
 
     async def ack(self, acks: Sequence[Ack]) -> list[bool]:
@@ -242,17 +236,11 @@ class RedisQueue:
         # Payloads before the results that name them: a crash in between leaves keys that expire.
         acks = await self._with_offloaded_payloads(acks)
         effects = await self._recorded(acks)
-        id_records = [
-            ack.id_record for ack, effect in zip(acks, effects, strict=True) if ack.id_record and effect
-        ]
+        id_records = [ack.id_record for ack, effect in zip(acks, effects, strict=True) if ack.id_record and effect]
         if id_records:
-            with contextlib.suppress(
-                *STORE_REFUSALS
-            ):  # without the right, no record was written before either
+            with contextlib.suppress(*STORE_REFUSALS):  # without the right, no record was written before either
                 await finish_id_record(self._redis, id_records)
-        unused = [
-            ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect
-        ]
+        unused = [ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect]
         with contextlib.suppress(*STORE_REFUSALS):  # unused payloads expire
             await delete_payloads(self._redis, unused)
         return effects
@@ -275,9 +263,7 @@ class RedisQueue:
             # The request named a key that is not a list, or that the ACL refuses: use the default list.
             default = self._options.default_result_queue_name
             again = iter(
-                await self._acked(
-                    [msgspec.structs.replace(ack, result_queue_name=default) for ack in refused]
-                )
+                await self._acked([msgspec.structs.replace(ack, result_queue_name=default) for ack in refused])
             )
             effects = [next(again) if _is_refused_list(effect) else effect for effect in effects]
         return settled_effects(effects)
@@ -295,10 +281,7 @@ class RedisQueue:
     async def nack(self, nacks: Sequence[Nack]) -> list[bool]:
         """Put requests into the retry set. False if the lease was lost and nothing changed."""
         keys = self._keys
-        rows = [
-            (nack.claim.claim_key, nack.claim.owner_token, nack.retry_member, nack.delay_seconds)
-            for nack in nacks
-        ]
+        rows = [(nack.claim.claim_key, nack.claim.owner_token, nack.retry_member, nack.delay_seconds) for nack in nacks]
         settled = settled_key(keys, batch_digest("nack", [nack.claim for nack in nacks]))
         retries = self._options.retry_queue_name
         effects = await self._replication.run(
@@ -312,9 +295,7 @@ class RedisQueue:
         effects: list[int] = []
         for some in _in_batches(claims):
             rows = [(claim.claim_key, claim.owner_token, repr(claim.score)) for claim in some]
-            effects += await self._release(
-                keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=flat(rows)
-            )
+            effects += await self._release(keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=flat(rows))
         return [effect == 1 for effect in effects]
 
     async def recall(self, cancelled: Sequence[Cancellation]) -> AsyncIterator[list[Claim]]:
@@ -326,9 +307,7 @@ class RedisQueue:
                 if claims:
                     yield claims
 
-    async def _recalled(
-        self, search: CancelSearch, place: tuple[int, int]
-    ) -> tuple[tuple[int, int], list[Claim]]:
+    async def _recalled(self, search: CancelSearch, place: tuple[int, int]) -> tuple[tuple[int, int], list[Claim]]:
         """One step of a search: the next place and the claims made.
 
         A place is a range (from 1; 0: done) and the number of its members to skip.
@@ -459,9 +438,7 @@ async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit
     script = lua_script(redis, "promote")
     moved, has_more = 0, True
     while has_more and moved < limit:
-        some, has_more = await script(
-            keys=[retry_queue_name], args=[limit - moved, default_queue, SCRIPT_BYTES]
-        )
+        some, has_more = await script(keys=[retry_queue_name], args=[limit - moved, default_queue, SCRIPT_BYTES])
         moved += int(some)
     return moved
 

@@ -69,18 +69,14 @@ class Results:
         Returns none if the list is empty. Together they have at most `BATCH_BYTES`, unless the first is larger.
         """
         keys = [self.name, self._claimed, self._owners, self._index, self._tombstones]
-        answer = await self._receive(
-            keys, [self._owner, self._lease_ms, limit, BATCH_BYTES, secrets.token_hex(8)]
-        )
+        answer = await self._receive(keys, [self._owner, self._lease_ms, limit, BATCH_BYTES, secrets.token_hex(8)])
         return [HeldResult(key, result) for key, result in zip(answer[::2], answer[1::2], strict=True)]
 
     async def renew(self, claim_keys: Sequence[bytes]) -> list[bool]:
         """Extend leases. Returns for each whether it is still held."""
         if not claim_keys:
             return []
-        answer: list[int] = await self._renew(
-            [self._owners, self._index], [self._owner, self._lease_ms, *claim_keys]
-        )
+        answer: list[int] = await self._renew([self._owners, self._index], [self._owner, self._lease_ms, *claim_keys])
         return [bool(held) for held in answer]
 
     async def ack(self, claim_keys: Sequence[bytes]) -> list[AckOutcome]:
@@ -113,9 +109,7 @@ class Results:
             await self._redis.unlink(key)
 
 
-async def peek_results(
-    redis: Store, lists: Sequence[str]
-) -> AsyncIterator[tuple[str, bytes | ResponseError]]:
+async def peek_results(redis: Store, lists: Sequence[str]) -> AsyncIterator[tuple[str, bytes | ResponseError]]:
     """Yield (list name, result) for the newest results of many lists.
 
     They stay in their lists. Small results of all lists are read in one round trip, larger ones in one each, so that no
@@ -131,9 +125,7 @@ async def peek_results(
     filled = [name for name, count in counts if count]
     if not filled:
         return
-    script = str(
-        lua_script(redis, "newest_results").script
-    )  # by its text: pipelines cannot load a missing script
+    script = str(lua_script(redis, "newest_results").script)  # by its text: pipelines cannot load a missing script
     reading = redis.pipeline(transaction=False)
     for name in filled:
         reading.eval(script, 1, name, PEEKED_RESULTS, BATCH_BYTES // len(filled))

@@ -159,9 +159,7 @@ class Submissions:
         for request, seq, value in zip(requests, answer[::2], answer[1::2], strict=True):
             token, record = split_record(value)
             is_new = int(seq) > 0
-            queued.append(
-                Queued(token, int(seq), is_new=True) if is_new else queued_as(request, token, record)
-            )
+            queued.append(Queued(token, int(seq), is_new=True) if is_new else queued_as(request, token, record))
         return queued
 
     async def recorded(self, requests: Sequence[MemberParts]) -> dict[str, KeyRecord]:

@@ -28,9 +28,7 @@ Found = list[tuple[Record, Figures]]
 def main(names: tuple[str, ...], seed: int, together: int, out: Path) -> None:
     """Run every setup, or those whose names contain one of NAMES, and the run without a queue."""
     console = Console(width=200)
-    chosen = [
-        one for one in SETUPS if one == BASELINE or not names or any(part in one.name for part in names)
-    ]
+    chosen = [one for one in SETUPS if one == BASELINE or not names or any(part in one.name for part in names)]
 
     if any(one.has_prometheus for one in chosen) and shutil.which("prometheus") is None:
         raise click.ClickException(f"missing: prometheus. Install with: {INSTALL}")

@@ -107,7 +107,7 @@ PLAIN: Final = (
     Setup("aimd", "aimd", {"max_window": 48}),
 )
 RECOMMENDED: Final = Setup(
-    "endpoint-scrape, headroom, 2 % over-asked",
+    "endpoint-scrape, headroom, 2 % oversubscribed",
     "endpoint-scrape",
     scrape(**HEADROOM, reading_lag_seconds=0.05, hold_back=-0.02),
     has_priorities=True,

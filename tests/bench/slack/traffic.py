@@ -103,9 +103,7 @@ async def change_capacity(
             response.raise_for_status()
 
 
-async def steer(
-    redis: Redis, controller: str, load: RealTimeLoad, profile: Profile, started_at: float
-) -> None:
+async def steer(redis: Redis, controller: str, load: RealTimeLoad, profile: Profile, started_at: float) -> None:
     """An outside controller that knows the real-time load and writes the rest until cancelled."""
     while True:
         slots = profile.capacity_at(time.time() - started_at)

@@ -47,9 +47,7 @@ async def test_the_token_is_let_in(door: DispatchToken) -> None:
     assert await door.check(bearer(OLD)) is None
 
 
-@pytest.mark.parametrize(
-    "token", [NEW, OLD[:-1], OLD + "x", OLD.upper(), OLD + "\n" + OLD, "é" * 20, "x" * 9_000]
-)
+@pytest.mark.parametrize("token", [NEW, OLD[:-1], OLD + "x", OLD.upper(), OLD + "\n" + OLD, "é" * 20, "x" * 9_000])
 async def test_another_one_is_refused(door: DispatchToken, token: str) -> None:
     refusal = await door.check(bearer(token))
     assert refusal is not None
@@ -74,9 +72,7 @@ async def test_anything_but_one_bearer_token_is_refused(
     assert refusal.status == 401
 
 
-async def test_a_token_is_changed_without_a_refused_request(
-    door: DispatchToken, path: Path, clock: Clock
-) -> None:
+async def test_a_token_is_changed_without_a_refused_request(door: DispatchToken, path: Path, clock: Clock) -> None:
     path.write_text(f"{NEW}\n{OLD}\n")
     clock.now += 5
     assert [await door.check(bearer(token)) for token in (OLD, NEW)] == [None, None]

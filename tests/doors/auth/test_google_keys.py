@@ -87,9 +87,7 @@ async def test_stale_keys_are_used_while_new_keys_are_fetched(
     await wait_until_async(lambda: keys.key("two"), "the new key")
 
 
-async def test_an_outage_is_bridged_and_ends_by_itself(
-    keys: SigningKeys, server: KeyServer, clock: Clock
-) -> None:
+async def test_an_outage_is_bridged_and_ends_by_itself(keys: SigningKeys, server: KeyServer, clock: Clock) -> None:
     await keys.key("one")
     server.status = 503
     clock.now += HOUR + 6 * HOUR - 1
@@ -117,9 +115,7 @@ async def test_an_unavailable_key_server_is_called_once_in_ten_seconds(
     assert server.asked == 2
 
 
-async def test_a_rotation_is_noticed_by_the_unknown_key(
-    keys: SigningKeys, server: KeyServer, clock: Clock
-) -> None:
+async def test_a_rotation_is_noticed_by_the_unknown_key(keys: SigningKeys, server: KeyServer, clock: Clock) -> None:
     await keys.key("one")
     server.body = certificates("two")
     clock.now += 10
@@ -127,9 +123,7 @@ async def test_a_rotation_is_noticed_by_the_unknown_key(
     assert await keys.key("one") is None, "withdrawn"
 
 
-async def test_forged_key_ids_do_not_make_us_flood_google(
-    keys: SigningKeys, server: KeyServer, clock: Clock
-) -> None:
+async def test_forged_key_ids_do_not_make_us_flood_google(keys: SigningKeys, server: KeyServer, clock: Clock) -> None:
     await keys.key("one")
     for number in range(100):
         assert await keys.key(f"forged-{number}") is None
@@ -242,9 +236,7 @@ def test_one_odd_key_does_not_take_the_others_with_it() -> None:
     assert set(decode_keys(body)) == {"one"}
 
 
-@pytest.mark.parametrize(
-    "url", ["", "certs", "http://www.googleapis.com/certs", "ftp://127.0.0.1/", "https:///x"]
-)
+@pytest.mark.parametrize("url", ["", "certs", "http://www.googleapis.com/certs", "ftp://127.0.0.1/", "https:///x"])
 def test_keys_are_fetched_over_tls_or_from_loopback_only(url: str) -> None:
     with pytest.raises(InvalidSetting, match="https"):
         SigningKeysOptions(url)

@@ -186,9 +186,7 @@ async def test_a_refusal_repeats_nothing_of_the_token(identity: PushIdentity) ->
         assert "@" not in refusal.reason and "example" not in refusal.reason
 
 
-async def test_a_token_is_verified_once_and_then_known_by_its_digest(
-    identity: PushIdentity, server: KeyServer
-) -> None:
+async def test_a_token_is_verified_once_and_then_known_by_its_digest(identity: PushIdentity, server: KeyServer) -> None:
     good = bearer(token())
     assert await identity.check(good) is None
     server.status = 500
@@ -251,9 +249,7 @@ async def test_only_the_newest_tokens_are_remembered(server: KeyServer, clock: C
 async def test_without_keys_the_answer_is_503_never_open(server: KeyServer, clock: Clock) -> None:
     server.status = 500
     identity = identity_for(server.url, clock)
-    assert await identity.check(bearer(token())) == Refusal(
-        503, "signing keys could not be fetched: status 500"
-    )
+    assert await identity.check(bearer(token())) == Refusal(503, "signing keys could not be fetched: status 500")
     await identity.close()
 
 
@@ -266,9 +262,7 @@ async def test_a_key_server_that_hangs_is_cut_off(server: KeyServer, clock: Cloc
     await identity.close()
 
 
-async def test_a_thousand_first_deliveries_fetch_the_keys_once(
-    identity: PushIdentity, server: KeyServer
-) -> None:
+async def test_a_thousand_first_deliveries_fetch_the_keys_once(identity: PushIdentity, server: KeyServer) -> None:
     server.open.clear()
     deliveries = [asyncio.create_task(identity.check(bearer(token(sub=str(n))))) for n in range(1_000)]
     await asyncio.sleep(0)

@@ -64,11 +64,7 @@ def test_a_token_with_any_byte_exchanged_is_refused(position: int, other: bytes)
 
 
 @given(
-    st.lists(
-        st.tuples(
-            st.sampled_from([b"authorization", b"host", b"x"]), anything | anything.map(b"Bearer ".__add__)
-        )
-    )
+    st.lists(st.tuples(st.sampled_from([b"authorization", b"host", b"x"]), anything | anything.map(b"Bearer ".__add__)))
 )
 def test_a_token_is_found_in_the_one_header_or_refused(headers: list[tuple[bytes, bytes]]) -> None:
     found = bearer_token(headers)

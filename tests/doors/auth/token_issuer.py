@@ -73,9 +73,7 @@ def certificate(name: str) -> str:
     key = private_key(name)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     today = datetime.now(UTC)
-    builder = (
-        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-    )
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
     builder = builder.serial_number(1).not_valid_before(today).not_valid_after(today + timedelta(days=1))
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
 

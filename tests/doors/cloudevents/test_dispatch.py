@@ -74,12 +74,8 @@ ROUTING = {
 }
 
 
-@pytest.mark.parametrize(
-    ("event_type", "trusts_pollers"), [("dev.knative.kafka.event", True), (REQUEST_TYPE, False)]
-)
-async def test_an_event_of_another_source_does_not_route_its_request(
-    event_type: str, trusts_pollers: bool
-) -> None:
+@pytest.mark.parametrize(("event_type", "trusts_pollers"), [("dev.knative.kafka.event", True), (REQUEST_TYPE, False)])
+async def test_an_event_of_another_source_does_not_route_its_request(event_type: str, trusts_pollers: bool) -> None:
     door = DispatchDoor(max_request_bytes=10_000, trusts_pollers=trusts_pollers)
     found = await door.decode(delivery(BODY, type=event_type, **ROUTING))
     assert not isinstance(found, Answer)
@@ -115,9 +111,7 @@ async def test_a_structured_event_with_its_data_as_text_is_taken() -> None:
         "data": BODY.decode(),
         "attempt": 2,
     }
-    request = await decoded(
-        Delivery([(b"content-type", b"application/cloudevents+json")], json.dumps(event).encode())
-    )
+    request = await decoded(Delivery([(b"content-type", b"application/cloudevents+json")], json.dumps(event).encode()))
     assert (request.id, request.attempt) == ("a", 2)
 
 
@@ -169,9 +163,7 @@ class Kept:
 
 
 @pytest.mark.parametrize(("extensions", "status"), [({"queue": "q"}, 200), ({}, 202)])
-async def test_only_the_pollers_events_are_answered_past_the_sink(
-    extensions: dict[str, str], status: int
-) -> None:
+async def test_only_the_pollers_events_are_answered_past_the_sink(extensions: dict[str, str], status: int) -> None:
     """Another source may use our type: its reply would be discarded, with the result."""
     kept = Kept()
     sink = EventSink(kept, SinkOptions("http://sink"), get_logger("test"))
@@ -238,9 +230,7 @@ HEADERS = st.lists(
 
 
 @given(headers=HEADERS, is_whole=st.booleans(), body=STRANGE.map(text) | broken() | st.binary(max_size=40))
-async def test_no_delivery_crashes_or_is_redelivered_indefinitely(
-    headers: Any, is_whole: bool, body: bytes
-) -> None:
+async def test_no_delivery_crashes_or_is_redelivered_indefinitely(headers: Any, is_whole: bool, body: bytes) -> None:
     """F70: every delivery of untrusted input ends in 200 or 400; a 5xx would be redelivered indefinitely."""
     whole = [(n.encode(), v.encode()) for n, v in BINARY.items()] if is_whole else []
     answer = await walked(Delivery([*headers, *whole], body), Answered(answered_result("a", "", 200, b"")))

@@ -29,15 +29,11 @@ async def gateway() -> AsyncIterator[Gateway]:
 
 
 def sink(gateway: Gateway, server: RawHttp, give_up_seconds: float = 20.0) -> EventSink:
-    options = SinkOptions(
-        f"{server.url}/sink", {"team": "red é"}, call_seconds=5, give_up_seconds=give_up_seconds
-    )
+    options = SinkOptions(f"{server.url}/sink", {"team": "red é"}, call_seconds=5, give_up_seconds=give_up_seconds)
     return EventSink(gateway, options, get_logger("test"))
 
 
-async def test_an_event_arrives_whole_with_the_operators_extensions(
-    gateway: Gateway, server: RawHttp
-) -> None:
+async def test_an_event_arrives_whole_with_the_operators_extensions(gateway: Gateway, server: RawHttp) -> None:
     server.reply(answer(202))
     await sink(gateway, server).send(EVENT)
     (got,) = server.received
@@ -50,9 +46,7 @@ async def test_an_event_arrives_whole_with_the_operators_extensions(
 
 
 @pytest.mark.parametrize("status", [404, 408, 409, 425, 429, 500, 503])
-async def test_a_sink_that_is_unavailable_is_called_again(
-    gateway: Gateway, server: RawHttp, status: int
-) -> None:
+async def test_a_sink_that_is_unavailable_is_called_again(gateway: Gateway, server: RawHttp, status: int) -> None:
     server.reply(answer(status), answer(status, end=End.RESET), answer(200))
     await sink(gateway, server).send(EVENT)
     assert len(server.received) == 3
@@ -60,9 +54,7 @@ async def test_a_sink_that_is_unavailable_is_called_again(
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 413, 422, 301])
-async def test_a_sink_that_refuses_is_not_called_again(
-    gateway: Gateway, server: RawHttp, status: int
-) -> None:
+async def test_a_sink_that_refuses_is_not_called_again(gateway: Gateway, server: RawHttp, status: int) -> None:
     server.reply(answer(status))
     with pytest.raises(SinkRefused) as caught:
         await sink(gateway, server).send(EVENT)

@@ -105,8 +105,7 @@ def test_a_missing_attribute_is_named(name: str) -> None:
                 b"content-type",
             ]
         ),
-        st.sampled_from([b"1.0", b"", b"application/cloudevents+json", b"text/plain"])
-        | st.binary(max_size=8),
+        st.sampled_from([b"1.0", b"", b"application/cloudevents+json", b"text/plain"]) | st.binary(max_size=8),
     ),
     body=st.binary(max_size=30) | DATA.map(lambda value: json.dumps(value).encode()),
 )

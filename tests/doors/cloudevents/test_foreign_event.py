@@ -71,9 +71,7 @@ def test_a_header_can_be_the_source_of_a_field() -> None:
         ({"due": "2023-11-14t22:13:20.000000000z"}, NOW),
     ],
 )
-def test_a_deadline_is_given_or_follows_from_the_events_time(
-    extensions: dict[str, str], expected: float
-) -> None:
+def test_a_deadline_is_given_or_follows_from_the_events_time(extensions: dict[str, str], expected: float) -> None:
     assert filled(b'{"id":"a","payload":{}}', ALL, None, **extensions)["deadline"] == expected
 
 

@@ -129,9 +129,7 @@ async def test_a_request_was_created_in_the_moment_of_its_publication_if_in_the_
     assert request.created == 2_000_000_000.25
 
 
-async def test_a_published_result_has_details_if_they_are_enabled(
-    publisher: Publisher, broker: PubSubBroker
-) -> None:
+async def test_a_published_result_has_details_if_they_are_enabled(publisher: Publisher, broker: PubSubBroker) -> None:
     await Door(publisher, has_details=True).push(attempt=3, userid="me")
     _, result, _ = result_of(broker)
     assert (result.attempts, result.metadata) == (2, {"userid": "me"})
@@ -181,19 +179,13 @@ async def test_a_requests_own_topic_wins(publisher: Publisher, broker: PubSubBro
     assert [topic for topic, _, _ in published(broker)] == ["mine", "mine"]
 
 
-@pytest.mark.parametrize(
-    "body", [BODY, b'{"id":"a","deadline":"soon","payload":{}}'], ids=["answered", "invalid"]
-)
-@pytest.mark.parametrize(
-    "name", ["mine", "projects/project-1/topics/mine", "projects/other/topics/mine", "a/b"]
-)
+@pytest.mark.parametrize("body", [BODY, b'{"id":"a","deadline":"soon","payload":{}}'], ids=["answered", "invalid"])
+@pytest.mark.parametrize("name", ["mine", "projects/project-1/topics/mine", "projects/other/topics/mine", "a/b"])
 async def test_the_topic_of_the_subscription_wins_over_the_one_that_a_request_names(
     publisher: Publisher, broker: PubSubBroker, name: str, body: bytes
 ) -> None:
     door = Door(publisher, is_topic_fixed=True)
-    assert (
-        await door.push(json.dumps({**json.loads(body), "result_queue_name": name}).encode())
-    ).status_code == 204
+    assert (await door.push(json.dumps({**json.loads(body), "result_queue_name": name}).encode())).status_code == 204
     assert [topic for topic, _, _ in published(broker)] == ["results"]
 
 
@@ -286,9 +278,7 @@ async def test_without_a_dead_letter_topic_its_error_goes_to_the_result_topic(
     assert (topic, result.id, result.error_code) == ("results", "", ErrorCode.INVALID_REQUEST)
 
 
-async def test_a_dead_letter_that_is_not_confirmed_is_not_acked(
-    publisher: Publisher, broker: PubSubBroker
-) -> None:
+async def test_a_dead_letter_that_is_not_confirmed_is_not_acked(publisher: Publisher, broker: PubSubBroker) -> None:
     broker.fault = lambda _method, _request: refusal("UNAVAILABLE")
     assert (await Door(publisher, "dead").push(b"not json")).status_code == 503
 
@@ -314,9 +304,7 @@ async def test_an_invalid_push_frame_gets_a_400(publisher: Publisher, broker: Pu
     assert broker.published == []
 
 
-async def test_an_attribute_that_pubsub_would_refuse_is_left_out(
-    publisher: Publisher, broker: PubSubBroker
-) -> None:
+async def test_an_attribute_that_pubsub_would_refuse_is_left_out(publisher: Publisher, broker: PubSubBroker) -> None:
     await Door(publisher).push(result_route="x" * 1_025)
     assert "result_route" not in result_of(broker)[2]
 

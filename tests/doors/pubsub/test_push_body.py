@@ -89,9 +89,7 @@ def test_a_push_of_attributes_alone_has_an_empty_body(data: dict[str, Any]) -> N
 
 
 def test_an_unwrapped_push_is_the_body_itself() -> None:
-    push = decode_push(
-        pushed(BODY, (b"x-goog-pubsub-subscription-name", b"sub-b"), (b"ce-id", b"7")), "unwrapped"
-    )
+    push = decode_push(pushed(BODY, (b"x-goog-pubsub-subscription-name", b"sub-b"), (b"ce-id", b"7")), "unwrapped")
     assert (push.body, push.subscription, push.message_id) == (BODY, "", ""), "headers are the publisher's"
 
 
@@ -100,9 +98,7 @@ def test_a_publisher_of_unwrapped_pushes_does_not_choose_the_subscription(form: 
     """Its message looks like a wrapped push of another subscription, its attributes like an event."""
     event = [(b"ce-specversion", b"1.0"), (b"ce-id", b"e"), (b"ce-source", b"s"), (b"ce-type", b"t")]
     frame = {**wrapped(), "subscription": "projects/p/subscriptions/sub-b"}
-    push = decode_push(
-        pushed(frame, (b"x-goog-pubsub-subscription-name", SUBSCRIPTION.encode()), *event), form
-    )
+    push = decode_push(pushed(frame, (b"x-goog-pubsub-subscription-name", SUBSCRIPTION.encode()), *event), form)
     assert json.loads(push.body) == frame, "it is the request itself, and a broken one"
     assert push.subscription == ("" if form == "unwrapped" else SUBSCRIPTION)
 
@@ -118,9 +114,7 @@ def test_an_unwrapped_push_without_its_metadata_is_refused() -> None:
         decode_push(pushed(BODY), "unwrapped-metadata")
 
 
-@pytest.mark.parametrize(
-    "delivery", [pushed(BODY), pushed(wrapped(), (b"x-goog-pubsub-subscription-name", b"sub-a"))]
-)
+@pytest.mark.parametrize("delivery", [pushed(BODY), pushed(wrapped(), (b"x-goog-pubsub-subscription-name", b"sub-a"))])
 def test_an_unwrapped_push_is_refused_where_wrapped_ones_are_expected(delivery: Delivery) -> None:
     assert refused(delivery).field == "push"
 
@@ -185,17 +179,13 @@ def test_an_unwrapped_push_with_any_body_is_a_request(body: bytes) -> None:
 
 
 @given(data=st.binary(max_size=50), attributes=STRINGS, attempt=st.none() | st.integers(1, 100))
-def test_a_wrapped_message_is_unwrapped_unchanged(
-    data: bytes, attributes: dict[str, str], attempt: int | None
-) -> None:
+def test_a_wrapped_message_is_unwrapped_unchanged(data: bytes, attributes: dict[str, str], attempt: int | None) -> None:
     push = decode_push(pushed({**wrapped(data, attributes=attributes), "deliveryAttempt": attempt}))
     assert (push.body, push.attributes, push.delivery_attempt) == (data, attributes, attempt)
 
 
 @given(
-    body=st.fixed_dictionaries(
-        {"message": JSON}, optional={"subscription": JSON, "deliveryAttempt": JSON}
-    ).map(text)
+    body=st.fixed_dictionaries({"message": JSON}, optional={"subscription": JSON, "deliveryAttempt": JSON}).map(text)
     | broken()
     | st.binary(max_size=30),
     is_event=st.booleans(),

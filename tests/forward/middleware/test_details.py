@@ -21,9 +21,7 @@ from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
 
 NOW = 1_000.0
-REQUEST = Request(
-    id="a", deadline=2_000.0, payload=b"{}", created=900, attempt=2, metadata={"userid": "me", "x": "é"}
-)
+REQUEST = Request(id="a", deadline=2_000.0, payload=b"{}", created=900, attempt=2, metadata={"userid": "me", "x": "é"})
 USED = b'{"usage":{"prompt_tokens":7,"completion_tokens":40}}'
 
 
@@ -73,9 +71,7 @@ async def test_what_the_gateway_was_not_asked_for_has_no_duration(outcome: Outco
         Answered(error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, "cut off"), Feedback(None)),
         Answered(error_result("a", "", ErrorCode.INFERENCE_ERROR, "too large")),
         Answered(
-            msgspec.structs.replace(
-                error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, "cut off"), gateway_seconds=2.4
-            )
+            msgspec.structs.replace(error_result("a", "", ErrorCode.DEADLINE_EXCEEDED, "cut off"), gateway_seconds=2.4)
         ),
     ],
     ids=["cut off", "too large", "cut off in a handler"],

@@ -47,9 +47,7 @@ async def traced(tracing: Tracing, outcome: Outcome, request: Request = REQUEST)
     async def forward(_request: Request, _limits: AttemptOptions) -> Outcome:
         return outcome
 
-    return await traced_forward(forward, AttemptSpans(tracing, PROCESS_REQUEST, {"q": "queue-1"}))(
-        request, NO_OPTIONS
-    )
+    return await traced_forward(forward, AttemptSpans(tracing, PROCESS_REQUEST, {"q": "queue-1"}))(request, NO_OPTIONS)
 
 
 async def test_the_next_hop_gets_the_calls_span_in_place_of_the_producers(
@@ -115,9 +113,7 @@ async def test_a_retry_carries_its_span_and_the_next_attempt_links_to_it(
     assert receiver.named(RE_ENQUEUE)[0].attributes["retry.delay_seconds"] == 1.5
 
 
-async def test_only_a_repeated_submission_is_marked_as_repeated(
-    tracing: Tracing, receiver: OtlpReceiver
-) -> None:
+async def test_only_a_repeated_submission_is_marked_as_repeated(tracing: Tracing, receiver: OtlpReceiver) -> None:
     async def forward(_request: Request, _options: AttemptOptions) -> Outcome:
         return Retry(1.0, "rejected")
 
@@ -127,18 +123,14 @@ async def test_only_a_repeated_submission_is_marked_as_repeated(
 
 
 @pytest.mark.parametrize("junk", ["", "x", "00-0-0-00", "\0", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])
-async def test_an_invalid_trace_context_counts_as_absent(
-    tracing: Tracing, receiver: OtlpReceiver, junk: str
-) -> None:
+async def test_an_invalid_trace_context_counts_as_absent(tracing: Tracing, receiver: OtlpReceiver, junk: str) -> None:
     request = msgspec.structs.replace(REQUEST, metadata={"traceparent": junk}, previous_traceparent=junk)
     await traced(tracing, ANSWERED, request)
     await tracing.aclose()
     assert (receiver.spans[0].parent_id, receiver.spans[0].links) == ("", ())
 
 
-async def test_the_trace_is_current_until_the_requests_task_ends(
-    tracing: Tracing, receiver: OtlpReceiver
-) -> None:
+async def test_the_trace_is_current_until_the_requests_task_ends(tracing: Tracing, receiver: OtlpReceiver) -> None:
     await traced(tracing, ANSWERED)
     found = current_trace()
     await tracing.aclose()

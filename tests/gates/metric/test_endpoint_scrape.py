@@ -46,9 +46,7 @@ async def test_the_value_becomes_a_budget(
         assert built.shares()[0].part == pytest.approx(budget / full)
 
 
-async def test_counts_add_up_over_series_and_parts_do_not(
-    exporter: Exporter, from_pages: GateSources
-) -> None:
+async def test_counts_add_up_over_series_and_parts_do_not(exporter: Exporter, from_pages: GateSources) -> None:
     for engine, count in (("0", 2), ("1", 3)):
         exporter.set(WAITING, count, model_name="m", engine=engine)
         exporter.set("saturation", count / 10, model_name="m", engine=engine)
@@ -108,9 +106,7 @@ async def test_a_page_without_the_metric_uses_absent_value(
     exporter: Exporter, from_pages: GateSources, params: dict[str, Any], budget: float
 ) -> None:
     exporter.set("another", 1)
-    async with started(
-        "endpoint-scrape", {"url": exporter.url, "metric": WAITING, **params}, from_pages
-    ) as built:
+    async with started("endpoint-scrape", {"url": exporter.url, "metric": WAITING, **params}, from_pages) as built:
         assert built.budget() == budget
         assert bool(built.state().on_missing) is ("absent_value" not in params)
 
@@ -203,9 +199,7 @@ async def test_a_counted_reading_admits_its_free_places_and_no_more(
     assert built.budget() == 0.0
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"max_count_per_pod": "0"}, {"value_type": "budget"}, {"admission": "other"}]
-)
+@pytest.mark.parametrize("wrong", [{"max_count_per_pod": "0"}, {"value_type": "budget"}, {"admission": "other"}])
 def test_counted_needs_a_capacity_and_a_saturation(from_pages: GateSources, wrong: dict[str, str]) -> None:
     with pytest.raises(InvalidSetting):
         gate("endpoint-scrape", {"url": "http://h/metrics", **COUNTED, **wrong}, from_pages)

@@ -43,9 +43,7 @@ async def test_saturation_is_read_by_either_name_and_the_fullest_replica_counts(
         await fullest_replica_counts(from_prometheus, routers, new_pool(), metric)
 
 
-async def fullest_replica_counts(
-    from_prometheus: GateSources, routers: Routers, pool: str, metric: str
-) -> None:
+async def fullest_replica_counts(from_prometheus: GateSources, routers: Routers, pool: str, metric: str) -> None:
     routers[0].set(metric, 0.1, inference_pool=pool, namespace="a")
     routers[1].set(metric, 0.5, inference_pool=pool, namespace="a")
     async with started("prometheus-saturation", {"pool": pool, "threshold": "0.8"}, from_prometheus) as built:
@@ -120,9 +118,7 @@ async def test_a_metric_that_disappears_is_held_for_a_while_and_then_replaced_by
         await wait_until_async(lambda: built.state().on_missing == "fallback", "the hold to end")
         assert built.budget() == pytest.approx(0.1)
         await wait_until_async(
-            lambda: (
-                [line["in_force"] for line in log.lines_of("gate on_missing applied")] == ["hold", "fallback"]
-            ),
+            lambda: [line["in_force"] for line in log.lines_of("gate on_missing applied")] == ["hold", "fallback"],
             "both to be reported, each once",
         )
 
@@ -195,9 +191,7 @@ async def test_a_query_is_the_budget_clamped(from_prometheus: GateSources) -> No
             assert built.budget() == pytest.approx(budget), query
 
 
-async def test_of_several_samples_the_least_is_the_budget(
-    from_prometheus: GateSources, routers: Routers
-) -> None:
+async def test_of_several_samples_the_least_is_the_budget(from_prometheus: GateSources, routers: Routers) -> None:
     name = f"share_{uuid.uuid4().hex[:8]}"
     routers[0].set(name, 0.9)
     routers[1].set(name, 0.4)
@@ -219,9 +213,7 @@ async def test_gates_that_ask_the_same_share_one_fetch(
     from_prometheus: GateSources, routers: Routers, pool: str
 ) -> None:
     routers[0].set(NEW_SATURATION, 0.4, inference_pool=pool, namespace="a")
-    gates = [
-        gate("prometheus-saturation", {"pool": pool, "threshold": t}, from_prometheus) for t in (0.5, 0.8)
-    ]
+    gates = [gate("prometheus-saturation", {"pool": pool, "threshold": t}, from_prometheus) for t in (0.5, 0.8)]
     for one in gates:
         await one.start()
     await until_budget(gates[0], 0.1, "its own threshold")

@@ -41,9 +41,7 @@ async def admitted(built: Gate, count: int) -> int:
     return sum(isinstance(verdict, Go) for verdict in verdicts)
 
 
-async def test_a_burst_is_sent_at_once_and_the_rest_gets_a_delay(
-    redis: Redis, from_redis: GateSources
-) -> None:
+async def test_a_burst_is_sent_at_once_and_the_rest_gets_a_delay(redis: Redis, from_redis: GateSources) -> None:
     await lease(redis, "0.1")
     built = gate("redis-leased-rate", {**PARAMS, "burst": "40s"}, from_redis)
     assert await admitted(built, 4) == 4
@@ -54,9 +52,7 @@ async def test_a_burst_is_sent_at_once_and_the_rest_gets_a_delay(
     assert delays[1] == pytest.approx(delays[0] + 10, abs=2)
 
 
-@pytest.mark.parametrize(
-    ("named", "owner"), [({"pool": "pool-a"}, "b"), ({"pool_id": "pool-a"}, "b"), ({}, "pool-a")]
-)
+@pytest.mark.parametrize(("named", "owner"), [({"pool": "pool-a"}, "b"), ({"pool_id": "pool-a"}, "b"), ({}, "pool-a")])
 async def test_without_a_name_the_lease_is_for_the_pool_whose_gate_it_is(
     redis: Redis, from_redis: GateSources, named: dict[str, Any], owner: str
 ) -> None:

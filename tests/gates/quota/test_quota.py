@@ -257,9 +257,7 @@ async def test_an_unavailable_redis_is_reported_and_on_missing_holds(
 # --- concurrency
 
 
-async def test_slots_are_counted_and_given_back_on_every_way_out(
-    redis: Redis, from_redis: GateSources
-) -> None:
+async def test_slots_are_counted_and_given_back_on_every_way_out(redis: Redis, from_redis: GateSources) -> None:
     built = concurrency(from_redis)
     first, second, third = [await go(built, name) for name in "abc"]
     assert isinstance(await built.admit(request("d")), Refuse)
@@ -330,9 +328,7 @@ async def admitted(built: Gate, request_id: str) -> bool:
     return isinstance(await built.admit(request(request_id, token="t")), Go)
 
 
-async def test_a_living_owner_keeps_its_slots_beyond_their_lease(
-    redis: Redis, from_redis: GateSources
-) -> None:
+async def test_a_living_owner_keeps_its_slots_beyond_their_lease(redis: Redis, from_redis: GateSources) -> None:
     params = {"address": "a", "limit": 1, "mode": "concurrency", "lease_seconds": 6}
     async with started("redis-quota", params, from_redis) as built:
         mine = await go(built, "a")
@@ -361,9 +357,7 @@ async def test_a_request_of_a_crashed_owner_holds_one_slot_which_the_old_owner_c
     assert await redis.exists(KEY) == 0
 
 
-async def test_an_owner_that_slept_through_its_lease_is_counted_again(
-    redis: Redis, from_redis: GateSources
-) -> None:
+async def test_an_owner_that_slept_through_its_lease_is_counted_again(redis: Redis, from_redis: GateSources) -> None:
     built = concurrency(from_redis, limit=1)
     other = concurrency(from_redis, limit=1)
     sleeper = await go(built, "a")
@@ -438,9 +432,7 @@ async def test_many_processes_and_crashes_never_pass_the_limit_and_leave_nothing
 
 
 @pytest.mark.parametrize("tenant", ["a:b", "{x}", "a b", "ü", "a{b", "*"])
-async def test_tenants_of_any_name_have_separate_quotas(
-    redis: Redis, from_redis: GateSources, tenant: str
-) -> None:
+async def test_tenants_of_any_name_have_separate_quotas(redis: Redis, from_redis: GateSources, tenant: str) -> None:
     built = concurrency(from_redis, limit=1)
     assert isinstance(await built.admit(request("a", user=tenant)), Go)
     assert isinstance(await built.admit(request("b", user=tenant)), Refuse)

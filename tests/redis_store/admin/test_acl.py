@@ -43,9 +43,7 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Server]:
     server = Server(program_path("redis-server") if is_redis else valkey_program())
     with server.client() as admin:
         for role in Role:
-            admin.execute_command(
-                "ACL", "SETUSER", role, "on", f">{PASSWORD}", *rules_without_whole_reads(role)
-            )
+            admin.execute_command("ACL", "SETUSER", role, "on", f">{PASSWORD}", *rules_without_whole_reads(role))
     yield server
     server.stop()
 
@@ -97,9 +95,7 @@ async def test_the_whole_way_works_with_the_least_rights(guarded: Server, users:
     poller = users[Role.POLLER]
     queue = RedisQueue(poller, QUEUE, QueueOptions(RETRIES, RESULTS))
     retries = Retries(poller, RETRIES, QUEUE)
-    async with AsyncClient.for_redis(
-        _url(guarded, Role.CLIENT), ClientOptions(payload_apart_bytes=100)
-    ) as client:
+    async with AsyncClient.for_redis(_url(guarded, Role.CLIENT), ClientOptions(payload_apart_bytes=100)) as client:
         sent = await client.submit({"text": "x" * 200}, deadline=time.time() + 600, idempotency_key="k")
         taken_back = await client.submit({"n": 1}, deadline=time.time() + 700)
         assert await client.look_up(sent) is RequestState.PENDING
@@ -120,9 +116,7 @@ async def test_the_whole_way_works_with_the_least_rights(guarded: Server, users:
         (again,) = await queue.claim(10)
         assert await queue.release([again]) == [True]
         (again,) = await queue.claim(10)
-        assert await queue.ack([_ack(again, sent.id, sent.token, payload_ref=reference, dead=b"{}")]) == [
-            True
-        ]
+        assert await queue.ack([_ack(again, sent.id, sent.token, payload_ref=reference, dead=b"{}")]) == [True]
         await queue.reclaim(10, 5)
         async with client.results(limit=1) as results:
             async for found in results:
@@ -228,7 +222,5 @@ async def test_kedas_scaler_reads_every_trigger_as_the_user_it_signs_in_with(
                 admin.zadd(key, {"c": 1})
             for key in (KEYS.claimed, tagged):
                 admin.hset(key, "k", "d")
-    counts = [
-        await users[role].eval(COUNT, 1, key) for key in (QUEUE, RETRIES, KEYS.claimed, tagged, *outboxes)
-    ]
+    counts = [await users[role].eval(COUNT, 1, key) for key in (QUEUE, RETRIES, KEYS.claimed, tagged, *outboxes)]
     assert counts == ([2, 1, 1, 1, 1, 1] if is_filled else [0] * 6)

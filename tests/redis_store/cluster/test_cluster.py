@@ -202,9 +202,7 @@ async def test_a_retry_waits_in_another_slot_and_returns_once_with_its_score(
 async def test_a_cancelled_request_is_claimed_by_its_name_wherever_it_waits(bench: ClusterBench) -> None:
     async with bench.client() as client:
         now = time.time()
-        requests = [
-            NewRequest(id=f"{bench.name}-{n}", payload={"n": n}, deadline=now + 600 + n) for n in range(3)
-        ]
+        requests = [NewRequest(id=f"{bench.name}-{n}", payload={"n": n}, deadline=now + 600 + n) for n in range(3)]
         sent = await client.submit_many(requests)
         claims = await bench.queue.claim(1)
         await bench.queue.nack([Nack(claims[0], claims[0].member, 300.0)])
@@ -252,9 +250,7 @@ async def test_the_client_submits_once_and_reads_under_a_lease(bench: ClusterBen
         assert internal["request_token"] == sent.token
         assert await client.look_up(sent) is RequestState.CLAIMED
         result = json.dumps({"id": sent.id, "status_code": 200, "payload": "{}", "request_token": sent.token})
-        await bench.queue.ack(
-            [bench.ack_of(claim, result.encode(), request_id=sent.id, request_token=sent.token)]
-        )
+        await bench.queue.ack([bench.ack_of(claim, result.encode(), request_id=sent.id, request_token=sent.token)])
         assert await client.look_up(sent) is RequestState.FINISHED
         async with asyncio.timeout(60), client.results(limit=1) as results:
             async for found in results:
@@ -278,9 +274,7 @@ async def test_submissions_that_share_a_token_as_a_batchs_do_are_all_queued_and_
 
 
 async def test_rights_are_checked_slot_by_slot(bench: ClusterBench) -> None:
-    assert (
-        await refused_commands(bench.redis, bench.requests, bench.retries, bench.results, cluster=True) == []
-    )
+    assert await refused_commands(bench.redis, bench.requests, bench.retries, bench.results, cluster=True) == []
 
 
 async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_lost(
@@ -357,9 +351,7 @@ async def test_a_leased_rate_in_two_slots_stops_the_start_and_quotas_and_deliver
     store.check_lease_keys("{rates}", "{rates}:state")
     assert not (await store.take_token("{rates}", "{rates}:state", "p", burst_seconds=1)).is_valid
     key = f"quota:userid:{bench.name}"
-    paid = [
-        await store.pay_rate(key, f"m{n}", limit=1, window_seconds=60, remember_seconds=60) for n in range(2)
-    ]
+    paid = [await store.pay_rate(key, f"m{n}", limit=1, window_seconds=60, remember_seconds=60) for n in range(2)]
     assert [may_go for may_go, _, _ in paid] == [True, False]
     records = DeliveryRecords(bench.redis)
     assert await records.begin(f"delivery:{bench.name}", "a") == Fresh()

@@ -57,9 +57,7 @@ class Queue:
         tail = f'}},"request_kind":"redis","data":{{"id":"{request_id}","payload":{{}},"deadline":{ends}}}}}'
         return MemberParts(request_id, ends, token, head, tail.encode(), payload)
 
-    async def submit(
-        self, *parts: MemberParts, window: int = WINDOW, is_repeated: bool = False
-    ) -> list[Queued]:
+    async def submit(self, *parts: MemberParts, window: int = WINDOW, is_repeated: bool = False) -> list[Queued]:
         """As a producer of its own."""
         producer = ClusterSubmissions(self.redis)
         return await producer.submit(self.name, parts, window_seconds=window, is_repeated=is_repeated)
@@ -83,9 +81,7 @@ class Queue:
 @pytest.fixture
 async def queue(cluster: Cluster) -> AsyncIterator[Queue]:
     redis = connect(RedisOptions(cluster.url, timeout_seconds=60, connect_timeout_seconds=60))
-    await redis.exists(
-        "any"
-    )  # it learns the slots; a concurrent caller is disconnected and would repeat the call
+    await redis.exists("any")  # it learns the slots; a concurrent caller is disconnected and would repeat the call
     yield Queue(redis)
     await redis.aclose()
 
@@ -304,9 +300,7 @@ async def test_the_client_returns_the_state_of_the_first_submission(cluster: Clu
         assert await client.look_up(first.id) is RequestState.FINISHED
 
 
-async def test_a_window_counts_once_enough_replicas_have_marker_and_request(
-    cluster: Cluster, queue: Queue
-) -> None:
+async def test_a_window_counts_once_enough_replicas_have_marker_and_request(cluster: Cluster, queue: Queue) -> None:
     name = f"r-{uuid.uuid4().hex}"
     asking = {"queue": queue.name, "idempotent_window_seconds": WINDOW, "patience_seconds": 0.0}
     async with AsyncClient.for_redis(cluster.url, ClientOptions(**asking, wait_replicas=1)) as client:  # type: ignore[arg-type]  # as named above

@@ -66,9 +66,7 @@ async def test_of_many_that_begin_at_once_one_runs(records: DeliveryRecords, key
     assert sum(isinstance(outcome, Fresh) for outcome in outcomes) == 1
 
 
-async def test_an_answered_delivery_is_answered_for_all_later_ones(
-    records: DeliveryRecords, key: str
-) -> None:
+async def test_an_answered_delivery_is_answered_for_all_later_ones(records: DeliveryRecords, key: str) -> None:
     """F60, F63."""
     await records.begin(key, "a")
     assert await records.finish(key, "a", b"\x00result-7")
@@ -145,25 +143,19 @@ def test_a_later_request_with_the_same_id_is_another_delivery() -> None:
 
 
 @given(st.tuples(st.text(), st.text(min_size=1)), st.tuples(st.text(), st.text(min_size=1)))
-def test_no_two_requests_share_a_key_whatever_they_are_called(
-    one: tuple[str, str], other: tuple[str, str]
-) -> None:
+def test_no_two_requests_share_a_key_whatever_they_are_called(one: tuple[str, str], other: tuple[str, str]) -> None:
     assert (delivery_key(*one, b"") == delivery_key(*other, b"")) == (one == other)
     assert delivery_key(*one, b"").startswith(DELIVERY_PREFIX)
 
 
-@pytest.mark.parametrize(
-    "options", [{"lease_seconds": 0}, {"keep_seconds": -1}, {"lease_seconds": float("nan")}]
-)
+@pytest.mark.parametrize("options", [{"lease_seconds": 0}, {"keep_seconds": -1}, {"lease_seconds": float("nan")}])
 def test_an_impossible_time_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(InvalidSetting):
         DedupOptions(**options)
 
 
 STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["begin", "renew", "finish", "abandon", "expire"]), st.sampled_from(["a", "b", "c"])
-    ),
+    st.tuples(st.sampled_from(["begin", "renew", "finish", "abandon", "expire"]), st.sampled_from(["a", "b", "c"])),
     max_size=12,
 )
 

@@ -262,9 +262,7 @@ class Walk:
         """A cancelled pending request is claimed if its score follows from its producer's token."""
         model = self.model
         before = await self._now()
-        claims = await recalled(
-            self.bench.redis, self.bench.owner()
-        )  # a new owner scans all recent cancellations
+        claims = await recalled(self.bench.redis, self.bench.owner())  # a new owner scans all recent cancellations
         expected = {
             member
             for member, score in model.pending.items()

@@ -143,9 +143,7 @@ async def lose_reply(poller: RedisQueue, redis: LosingRedis) -> None:
     redis.loses_claims = False
 
 
-async def recalled(
-    redis: Store, owner: RedisQueue, cancellations: Cancellations | None = None
-) -> list[Claim]:
+async def recalled(redis: Store, owner: RedisQueue, cancellations: Cancellations | None = None) -> list[Claim]:
     """Cancelled pending requests, claimed by `owner`; without `cancellations`, all of the last hour."""
     source = cancellations or Cancellations(redis, now=owner.now)
     found = await source.due()

@@ -110,9 +110,7 @@ async def test_a_long_list_is_read_in_pages(store: Redis, monkeypatch: pytest.Mo
     for number in range(11):
         await store.zadd(CANCELLATIONS, {b"%d\0r-%02d\0t" % (DEADLINE, number): 100 + number // 5})
     await store.config_resetstat()
-    assert [one.key for one in await Cancellations(store).due()] == [
-        b"r-%02d\0t" % number for number in range(11)
-    ]
+    assert [one.key for one in await Cancellations(store).due()] == [b"r-%02d\0t" % number for number in range(11)]
     assert (await store.info("commandstats"))["cmdstat_evalsha"]["calls"] == 5
 
 
@@ -209,9 +207,7 @@ async def test_of_an_id_that_is_used_again_each_cancelled_submission_is_claimed(
 @pytest.mark.parametrize(("token", "count"), [("t-700", AT_ONCE - 1), ("5f2c", 3 * AT_ONCE)])
 async def test_it_is_found_among_many_of_one_score(bench: Bench, token: str, count: int) -> None:
     score = DEADLINE + 700 / 2**21
-    await bench.redis.zadd(
-        bench.queue_name, {envelope(f"a{n:04}", f"other-{n}"): score for n in range(count)}
-    )
+    await bench.redis.zadd(bench.queue_name, {envelope(f"a{n:04}", f"other-{n}"): score for n in range(count)})
     await submitted(bench, "z", token, score)
     await cancelled(bench, "z")
 
@@ -296,8 +292,7 @@ async def test_a_retry_that_cannot_move_hides_no_other(
     assert await bench.redis.zcard("other") == 3
     left: Any = await bench.redis.zrange(bench.retries, 0, -1, withscores=True)
     assert dict(left) == {
-        envelope(f"r-{n}", "t", request_queue_name="other" if n % 2 else "no queue"): due[n]
-        for n in (0, 2, 3, 4, 6, 8)
+        envelope(f"r-{n}", "t", request_queue_name="other" if n % 2 else "no queue"): due[n] for n in (0, 2, 3, 4, 6, 8)
     }
 
 
@@ -366,9 +361,7 @@ async def test_a_poller_without_the_right_to_scan_stops_trying(
     await store.acl_deluser("plain")
 
 
-async def test_a_sweep_that_redis_cuts_off_is_made_again(
-    store: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_sweep_that_redis_cuts_off_is_made_again(store: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     await marked(store, "r", "t", "t")
     foreign = ForeignCancellations(store)
 

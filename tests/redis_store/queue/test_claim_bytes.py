@@ -52,9 +52,7 @@ def losing(bench: Bench) -> LosingRedis:
     return LosingRedis(bench.redis)
 
 
-async def test_claims_of_a_lost_reply_are_claimed_again_without_a_death(
-    bench: Bench, losing: LosingRedis
-) -> None:
+async def test_claims_of_a_lost_reply_are_claimed_again_without_a_death(bench: Bench, losing: LosingRedis) -> None:
     other = await bench.claimed(envelope("other", "t"), 0)
     for n in range(3):
         await bench.put(envelope(f"r-{n}", "t"), n + 1)
@@ -73,9 +71,7 @@ async def test_claims_of_a_lost_reply_are_claimed_again_without_a_death(
     assert await bench.queue.renew([other]) == [], "the claims of others stay theirs"
 
 
-async def test_a_scan_takes_lost_claims_back_before_it_counts_deaths(
-    bench: Bench, losing: LosingRedis
-) -> None:
+async def test_a_scan_takes_lost_claims_back_before_it_counts_deaths(bench: Bench, losing: LosingRedis) -> None:
     await bench.put(_large("r", SCRIPT_BYTES))
     await bench.put(_large("s", SCRIPT_BYTES))
     poller = bench.owner(losing)
@@ -102,9 +98,7 @@ async def test_a_claim_and_a_scan_take_the_same_lost_claims_back_at_once(
     assert (scan.returned, scan.dead) == (0, [])
 
 
-async def test_claims_of_a_reply_lost_during_their_return_are_returned_next(
-    bench: Bench, losing: LosingRedis
-) -> None:
+async def test_claims_of_a_reply_lost_during_their_return_are_returned_next(bench: Bench, losing: LosingRedis) -> None:
     poller = bench.owner(losing)
     await bench.put(envelope("first", "t"))
     await lose_reply(poller, losing)
@@ -118,9 +112,7 @@ async def test_claims_of_a_reply_lost_during_their_return_are_returned_next(
 async def test_a_claim_that_fails_at_its_second_write_undoes_the_first(bench: Bench, store: Redis) -> None:
     await bench.put(envelope("r", "t"))
     before = await bench.snapshot()
-    await cast(Any, bench.redis).execute_command(
-        "ACL", "SETUSER", "halfway", "on", "nopass", "~*", "+@all", "-hset"
-    )
+    await cast(Any, bench.redis).execute_command("ACL", "SETUSER", "halfway", "on", "nopass", "~*", "+@all", "-hset")
     port = bench.redis.connection_pool.connection_kwargs["port"]
     user = Redis(port=port, username="halfway", password="x")
     with pytest.raises(NoPermissionError, match=r"HSET .*:claimed|HSET .*:claim-owners"):
@@ -163,6 +155,4 @@ async def test_the_id_is_read_from_the_first_four_kilobytes_and_else_is_a_digest
     near = b'{"id": "near", "deadline": 9, "payload": {"p": "' + text + b'"}}'
     far = b'{"payload": {"p": "' + text + b'"}, "id": "far", "deadline": 9}'
     assert (await bench.claimed(near)).claim_key == b"near"
-    assert (await bench.claimed(far)).claim_key == hashlib.sha1(
-        far, usedforsecurity=False
-    ).hexdigest().encode()
+    assert (await bench.claimed(far)).claim_key == hashlib.sha1(far, usedforsecurity=False).hexdigest().encode()

@@ -40,18 +40,14 @@ NOT_OWN = [
 
 
 @pytest.mark.parametrize(("reference", "request_id", "token"), OWN)
-async def test_a_request_reads_its_own_payload(
-    store: Redis, reference: str, request_id: str, token: str
-) -> None:
+async def test_a_request_reads_its_own_payload(store: Redis, reference: str, request_id: str, token: str) -> None:
     await store.set(reference, b"{}")
     assert is_own_payload(reference, request_id, token)
     assert await read_payload(store, reference, request_id, token, 100) == b"{}"
 
 
 @pytest.mark.parametrize(("reference", "request_id", "token"), NOT_OWN)
-async def test_a_request_reads_no_other_key(
-    store: Redis, reference: str, request_id: str, token: str
-) -> None:
+async def test_a_request_reads_no_other_key(store: Redis, reference: str, request_id: str, token: str) -> None:
     if reference:
         await store.set(reference, b"secret")
     assert await read_payload(store, reference, request_id, token, 100) is None
@@ -82,9 +78,7 @@ async def test_an_answer_of_a_stale_owner_is_not_kept(bench: Bench) -> None:
     await bench.queue.release([claim])
     acks = [
         bench.ack_of(claim, reference(), stored=StoredPayload(KEY, b"late", 60)),
-        bench.ack_of(
-            other, reference("result-payload:s:1"), stored=StoredPayload("result-payload:s:1", b"s", 60)
-        ),
+        bench.ack_of(other, reference("result-payload:s:1"), stored=StoredPayload("result-payload:s:1", b"s", 60)),
     ]
     assert await bench.queue.ack(acks) == [False, True]
     assert await bench.redis.exists(KEY) == 0

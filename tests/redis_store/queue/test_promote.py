@@ -63,9 +63,7 @@ async def test_a_malformed_member_delays_no_other(bench: Bench, member: bytes) -
 async def test_a_member_without_a_queue_returns_to_the_default_queue(bench: Bench) -> None:
     await bench.redis.set(f"text-{bench.queue_name}", "1")
     names = [f"text-{bench.queue_name}", bench.retries, bench.keys.index, 7, ""]
-    members = [
-        await _retry(bench, envelope(f"r-{n}", "t", request_queue_name=name)) for n, name in enumerate(names)
-    ]
+    members = [await _retry(bench, envelope(f"r-{n}", "t", request_queue_name=name)) for n, name in enumerate(names)]
 
     assert await bench.promote() == len(names)
 

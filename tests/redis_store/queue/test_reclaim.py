@@ -19,9 +19,7 @@ from tests.redis_store.queue.queueing import DEADLINE, LEASE_SECONDS, Bench, bod
         (b'{"id": "spaces",   "deadline": 5}\n', float("inf")),
     ],
 )
-async def test_a_request_of_a_crashed_owner_returns_byte_for_byte(
-    bench: Bench, member: bytes, score: float
-) -> None:
+async def test_a_request_of_a_crashed_owner_returns_byte_for_byte(bench: Bench, member: bytes, score: float) -> None:
     claim = await bench.claimed(member, score)
     await bench.end_leases()
 
