@@ -31,6 +31,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.number_text import counted
@@ -401,6 +402,15 @@ class _ProgressiveSend(AbstractConnection):
         except (AttributeError, RuntimeError) as error:
             await self._refuse_if_closed(error)
             raise
+
+    async def disconnect(self, *args: Any, **options: Any) -> None:
+        """Close the connection. Never fails: a peer that does not confirm the end of TLS is cut off after the limit."""
+        writer = self._writer
+        try:
+            await super().disconnect(*args, **options)
+        except RedisTimeoutError:
+            if writer is not None:
+                writer.transport.abort()
 
     async def _refuse_if_closed(self, error: Exception) -> None:
         if self._writer is None or self._writer.is_closing():

@@ -193,6 +193,16 @@ async def test_a_connection_that_another_task_closes_fails_as_a_lost_one_does(va
     await redis.aclose()
 
 
+async def test_closing_never_fails_when_its_time_limit_passes(valkey: Valkey) -> None:
+    async with contextlib.aclosing(connect(RedisOptions(valkey.url))) as redis:
+        connection = await cast("Any", redis).connection_pool.get_connection()
+        connection.socket_connect_timeout = 0  # the library's limit for closing; passes before the first wait
+
+        await connection.disconnect()
+
+        assert not connection.is_connected
+
+
 async def test_silence_still_ends_a_call() -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
