@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from handlers.cancellation import end_if_cancelled
-from handlers.forward.middleware.circuit import Circuit, CircuitState
+from handlers.forward.middleware.breaker import Circuit, CircuitState
 from handlers.gates.allowance import WHOLE_POOL, Allowance, ProcessShare, all_shares
 from handlers.gates.gate import NO_LABELS, Gate
 from handlers.gates.labels import band_of

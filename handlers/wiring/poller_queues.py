@@ -12,7 +12,7 @@ import msgspec
 
 from handlers.byte_budget import ByteBudget
 from handlers.clock import FollowedClock
-from handlers.forward.middleware.circuit import Circuit
+from handlers.forward.middleware.breaker import Circuit
 from handlers.gates.allowance import ProcessShare
 from handlers.gates.gate import Gate
 from handlers.poller.ack_batcher import WRITE_SECONDS, AckBatcher, FinishedLog, Settlement

@@ -14,7 +14,7 @@ from handlers.contract.envelope import encode_retry
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result
 from handlers.demo.valkey import Valkey
-from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState
+from handlers.forward.middleware.breaker import Circuit, CircuitOptions, CircuitState
 from handlers.forward.outcome import Answered, Outcome
 from handlers.poller.priority import TierPriority
 from handlers.poller.queue_watch import QueueWatch

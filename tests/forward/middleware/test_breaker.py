@@ -17,10 +17,11 @@ from handlers.forward.middleware.breaker import (
     RETRY_BUDGET,
     BreakerForward,
     BreakerOptions,
+    CircuitOptions,
+    CircuitState,
     GatewayBreakers,
     has_failed,
 )
-from handlers.forward.middleware.circuit import CircuitOptions, CircuitState
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
 from handlers.telemetry.logs import get_logger

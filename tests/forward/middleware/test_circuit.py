@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState, Pass
+from handlers.forward.middleware.breaker import Circuit, CircuitOptions, CircuitState, Pass
 
 OPTIONS = CircuitOptions()
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers.backoff import backoff_seconds
-from handlers.forward.middleware.circuit import Circuit, CircuitOptions, CircuitState, Pass
+from handlers.forward.middleware.breaker import Circuit, CircuitOptions, CircuitState, Pass
 
 TICK_SECONDS = 0.05
 SLOTS = 64
