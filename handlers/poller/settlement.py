@@ -22,7 +22,7 @@ from handlers.contract.result import (
     is_plain_name,
 )
 from handlers.forward.forward import expired
-from handlers.forward.middleware.details import detailed
+from handlers.forward.middleware.account import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.number_text import counted
 from handlers.redis_store.keys import (

@@ -20,8 +20,7 @@ from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.forward import AttemptOptions, Forward, cancelled, expired
-from handlers.forward.middleware.account import account
-from handlers.forward.middleware.details import lasted
+from handlers.forward.middleware.account import account, lasted
 from handlers.forward.outcome import Answered, Outcome, Retry, result_bytes
 from handlers.gates.labels import labelled, without_labels
 from handlers.poller.ack_batcher import AckBatcher, OnSettled, Release, Settlement, size_of

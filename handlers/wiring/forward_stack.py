@@ -24,8 +24,8 @@ from handlers.doors.accounted import AccountedDoor
 from handlers.doors.door import Answer, ContextT, Delivery, Door, handle
 from handlers.forward.forward import AttemptOptions, Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.middleware.account import counted_attempts, counted_calls, timed, with_details
 from handlers.forward.middleware.breaker import BreakerForward, BreakerOptions, GatewayBreakers, has_failed
-from handlers.forward.middleware.details import timed, with_details
 from handlers.forward.outcome import Outcome
 from handlers.forward.transforms import build_transforms
 from handlers.settings.settings import Settings
@@ -93,7 +93,7 @@ STACK_ORDER: Final = ForwardStack.__struct_fields__
 
 def push_stack(settings: Settings, parts: Parts) -> tuple[Forward, Once | None]:
     """The push door's stack, and its dedup store if one is configured."""
-    tracing = _tracing_of_door(settings, parts, is_first_hop=True)
+    tracing, sender = _tracing_of_door(settings, parts, is_first_hop=True)
     once, cancellation = _dedup_store(settings, parts)
     stack = ForwardStack(
         attempts=_attempts(parts),
@@ -103,9 +103,9 @@ def push_stack(settings: Settings, parts: Parts) -> tuple[Forward, Once | None]:
         details=timed if settings.env.result_details else None,
         health=_health(parts),
         calls=_calls(parts),
-        tracing=tracing.layer,
+        tracing=tracing,
     )
-    return stack.around(forwarder_of(settings, tracing.sender).forward), once
+    return stack.around(forwarder_of(settings, sender).forward), once
 
 
 def event_stack(settings: Settings, parts: Parts) -> Forward:
@@ -114,15 +114,15 @@ def event_stack(settings: Settings, parts: Parts) -> Forward:
     Only a poller's events name a queue. The poller itself applies gates, breaker and final details to them; a second
     breaker here would refuse the poller's probes. All other events pass the gate of the pool `default`.
     """
-    tracing = _tracing_of_door(settings, parts, is_first_hop=False)
+    tracing, sender = _tracing_of_door(settings, parts, is_first_hop=False)
     has_details = settings.env.result_details
-    send = forwarder_of(settings, tracing.sender).forward
+    send = forwarder_of(settings, sender).forward
     of_pollers = ForwardStack(
         attempts=_attempts(parts),
         details=timed if has_details else None,  # a duration tells the poller that the gateway was called
         health=_health(parts),
         calls=_calls(parts),
-        tracing=tracing.layer,
+        tracing=tracing,
     )
     of_others = replace(
         of_pollers,
@@ -176,7 +176,6 @@ class PollerStack:
         self._send = _poller_send(settings, sender, clock)
 
     def of_queue(self, layers: QueueLayers) -> Forward:
-        from handlers.forward.middleware.account import counted_calls
         from handlers.forward.middleware.admission import admitted
         from handlers.poller.priority import laned
 
@@ -210,16 +209,12 @@ def _poller_send(settings: Settings, client: Sender, clock: Clock) -> Forward:
 def _attempts(parts: Parts) -> Layer | None:
     if parts.metrics is None:
         return None
-    from handlers.forward.middleware.account import counted_attempts
-
     return partial(counted_attempts, queue_of=parts.metrics.queue_of, door=parts.metrics.door)
 
 
 def _calls(parts: Parts) -> Layer | None:
     if parts.metrics is None:
         return None
-    from handlers.forward.middleware.account import counted_calls
-
     return partial(counted_calls, queue_of=parts.metrics.queue_of)
 
 
@@ -236,24 +231,18 @@ def _health(parts: Parts) -> Layer:
     return partial(observed, gateway=parts.dependencies.add(GATEWAY))
 
 
-class _DoorTracing(msgspec.Struct, frozen=True):
+def _tracing_of_door(settings: Settings, parts: Parts, *, is_first_hop: bool) -> tuple[Layer | None, Sender]:
     """The tracing layer and the client, without spans if tracing is off."""
-
-    layer: Layer | None
-    sender: Sender
-
-
-def _tracing_of_door(settings: Settings, parts: Parts, *, is_first_hop: bool) -> _DoorTracing:
     tracing, gateway = tracing_of(settings), parts.shared.gateway
     if tracing is None:
-        return _DoorTracing(None, gateway)
+        return None, gateway
     from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_forward
     from handlers.telemetry.tracing import HANDLE_REQUEST, PROCESS_REQUEST
 
     parts.closers.append(tracing.aclose)
     # For an event at the dispatch door, the poller has already opened the attempt's span.
     spans = AttemptSpans(tracing, PROCESS_REQUEST if is_first_hop else HANDLE_REQUEST)
-    return _DoorTracing(partial(traced_forward, spans=spans), TracedSender(gateway, tracing))
+    return partial(traced_forward, spans=spans), TracedSender(gateway, tracing)
 
 
 def gateway_of(settings: Settings) -> Gateway:

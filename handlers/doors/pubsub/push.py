@@ -24,7 +24,7 @@ from handlers.contract.result import ErrorCode, Result, ResultNames, encode_resu
 from handlers.doors.door import Answer, Delivery, plain, retry_after
 from handlers.doors.pubsub.push_body import Push, PushForm, decode_push
 from handlers.forward.forward import AttemptOptions, invalid
-from handlers.forward.middleware.details import detailed
+from handlers.forward.middleware.account import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.number_text import counted, whole
 from handlers.pubsub.errors import PublishFailed, ResultTooLarge

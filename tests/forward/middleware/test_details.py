@@ -16,7 +16,8 @@ from handlers.contract.result import (
     encode_result,
     error_result,
 )
-from handlers.forward.middleware.details import detailed, timed
+from handlers.forward.forward import NO_OPTIONS, AttemptOptions
+from handlers.forward.middleware.account import detailed, timed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
 
@@ -32,10 +33,10 @@ def answer(body: bytes, status: int = 200) -> Answered:
 async def attempted(outcome: Outcome, seconds: float) -> Outcome:
     times = iter((50.0, 50.0 + seconds))
 
-    async def attempt() -> Outcome:
+    async def attempt(_request: Request, _options: AttemptOptions) -> Outcome:
         return outcome
 
-    return await timed(attempt, lambda: next(times))()
+    return await timed(attempt, lambda: next(times))(REQUEST, NO_OPTIONS)
 
 
 async def test_an_answer_has_details() -> None:
