@@ -235,7 +235,7 @@ SHOWN = {
             "test_pushes_with_another_audience_get_401"
         ),
         "Results cannot be published": (
-            "tests/doors/test_accounted.py: test_a_result_that_could_not_be_recorded_is_no_result_yet"
+            "tests/doors/test_recorder.py: test_a_result_that_could_not_be_recorded_is_no_result_yet"
         ),
         "A changed configuration file is refused": (
             "tests/way/test_reload.py: test_an_invalid_file_is_refused_and_reported_and_the_next_valid_one_is_applied"

@@ -1,4 +1,4 @@
-"""The interface of doors, which decode, forward and settle deliveries.
+"""The interface of doors, which decode, forward, settle and record deliveries.
 
 Deliveries and answers are plain headers and bytes, independent of the web framework.
 """
@@ -6,15 +6,24 @@ Deliveries and answers are plain headers and bytes, independent of the web frame
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
 from handlers.byte_budget import HeldBytes
 from handlers.contract.request import Request
+from handlers.contract.result import ErrorCode
 from handlers.forward.forward import AttemptOptions, Forward
-from handlers.forward.outcome import Answered, Outcome, result_bytes
+from handlers.forward.middleware.account import account
+from handlers.forward.outcome import Answered, Outcome, Retry, result_bytes
+from handlers.telemetry.logs import Logger
+
+if TYPE_CHECKING:
+    from handlers.forward.middleware.account import QueueOf
+    from handlers.telemetry.metrics import DoorMetrics, QueueMetrics
+
 
 CONNECTION: Final = "async_processor.connection"
 """Key of the `CallerConnection` in the scope of a request."""
@@ -100,18 +109,108 @@ class Door(Protocol[ContextT]):
         ...
 
 
-async def handle(door: Door[ContextT], delivery: Delivery, forward: Forward) -> Answer:
+async def handle(
+    door: Door[ContextT], delivery: Delivery, forward: Forward, recorder: DeliveryRecorder[ContextT] | None = None
+) -> Answer:
     """The answer to one delivery. Never raises: invalid input is a final result or a 4xx."""
+    began_at = time.perf_counter()
     decoded = await door.decode(delivery)
     if isinstance(decoded, Answer):
         return decoded
     request, context = decoded
     if isinstance(request, Answered):
-        return await door.settle(context, request)
-    limits, held = door.limits(context), delivery.held
-    if held is not None:
-        limits = msgspec.structs.replace(limits, ask_for_room=held.answer.ask)
-    outcome = await forward(request, limits)
-    if held is not None:
-        await held.room_for_result(result_bytes(outcome))
-    return await door.settle(context, outcome)
+        outcome: Outcome = request
+    else:
+        limits, held = door.limits(context), delivery.held
+        if held is not None:
+            limits = msgspec.structs.replace(limits, ask_for_room=held.answer.ask)
+        outcome = await forward(request, limits)
+        if held is not None:
+            await held.room_for_result(result_bytes(outcome))
+    decided_at = time.perf_counter()
+    answer = await door.settle(context, outcome)
+    if recorder is not None:
+        recorder.note(context, request, outcome, answer, began_at=began_at, decided_at=decided_at)
+    return answer
+
+
+NOT_RECORDED: Final = "not_recorded"
+_OK: Final = range(200, 300)
+
+
+class DeliveryRecorder(Generic[ContextT]):
+    """Records the deliveries of one door in metrics and logs.
+
+    `queue_name` returns a delivery's queue or subscription. `metrics` are the door's series and those of queues that
+    no poller counts; without them, deliveries are only logged.
+    """
+
+    def __init__(
+        self,
+        queue_name: Callable[[ContextT], str],
+        log: Logger,
+        metrics: tuple[DoorMetrics, QueueOf] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._queue_name = queue_name
+        self._log = log
+        self._metrics = metrics
+        self._clock = clock
+
+    def note(
+        self,
+        context: ContextT,
+        request: Request | Answered,
+        outcome: Outcome,
+        answer: Answer,
+        *,
+        began_at: float,
+        decided_at: float,
+    ) -> None:
+        """Record a settled delivery; times are of `time.perf_counter`. An unpublished result counts as a retry."""
+        queue_name = self._queue_name(context)
+        is_recorded = answer.status_code in _OK
+        queue = self._count(queue_name, outcome, is_recorded=is_recorded, began_at=began_at, decided_at=decided_at)
+        seconds = decided_at - began_at
+        if isinstance(outcome, Answered) and not is_recorded:
+            self._log.warning(
+                "result not recorded",
+                id=outcome.result.id,
+                queue=queue_name,
+                outcome="retry",
+                reason=NOT_RECORDED,
+                status=answer.status_code,
+            )
+        elif isinstance(request, Request):
+            account(request, outcome, now=self._clock(), seconds=seconds, log=self._log, metrics=queue)
+        else:
+            result = request.result
+            if queue is not None:
+                queue.answered(result.status_code, result.error_code, 0)
+            self._log.info(
+                "answered",
+                id=result.id,
+                queue=queue_name,
+                outcome="failed",
+                reason=result.error_code,
+                error=result.error_message,
+                seconds=round(seconds, 3),
+            )
+
+    def _count(
+        self, queue_name: str, outcome: Outcome, *, is_recorded: bool, began_at: float, decided_at: float
+    ) -> QueueMetrics | None:
+        """Count the delivery; return the series of its queue, unless a poller counts it."""
+        if self._metrics is None:
+            return None
+        (door, queue_of), settled_at = self._metrics, time.perf_counter()
+        queue = queue_of(queue_name)
+        word = "retry" if isinstance(outcome, Retry) else "answered" if is_recorded else NOT_RECORDED
+        door.settled(word, settled_at - began_at)
+        if queue is not None and isinstance(outcome, Answered):
+            if is_recorded:
+                queue.published(settled_at - decided_at)
+                queue.dead_lettered(int(outcome.result.error_code == ErrorCode.UNDELIVERABLE))
+            else:
+                queue.retried(NOT_RECORDED)
+        return queue

@@ -21,7 +21,7 @@ from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.number_text import counted
 from handlers.settings.settings import Settings, masked_url
 from handlers.telemetry.logs import Logger
-from handlers.wiring.forward_stack import Handle, Parts, accounted_handle, event_stack
+from handlers.wiring.forward_stack import Handle, Parts, event_stack, recorded_handle
 
 _MAX_ANSWER_BYTES = 65_536
 _EXTENSION = re.compile(r"[a-z0-9]+")
@@ -54,7 +54,7 @@ def dispatch_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticat
     def queue_name(event: Event) -> str:
         return event.extensions.get("queue", "")  # empty for an event of another source
 
-    return accounted_handle(door, queue_name, forward, parts), authenticator
+    return recorded_handle(door, queue_name, forward, parts), authenticator
 
 
 def check_event_sources(settings: Settings) -> None:

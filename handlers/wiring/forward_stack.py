@@ -20,8 +20,7 @@ from handlers.byte_budget import ByteBudget
 from handlers.contract.delivery import wrapped_answer_bytes
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
-from handlers.doors.accounted import AccountedDoor
-from handlers.doors.door import Answer, ContextT, Delivery, Door, handle
+from handlers.doors.door import Answer, ContextT, Delivery, DeliveryRecorder, Door, handle
 from handlers.forward.forward import AttemptOptions, Forward, Forwarder, Sender
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.middleware.account import counted_attempts, counted_calls, timed, with_details
@@ -454,10 +453,10 @@ class Parts(msgspec.Struct, frozen=True):
 Handle = Callable[[Delivery], Awaitable[Answer]]
 
 
-def accounted_handle(
+def recorded_handle(
     door: Door[ContextT], queue_name: Callable[[ContextT], str], forward: Forward, parts: Parts
 ) -> Handle:
     """A function that decodes, forwards, settles and records a delivery."""
     metrics = (parts.metrics.door, parts.metrics.queue_of) if parts.metrics else None
-    accounting = AccountedDoor(door, queue_name, parts.log, metrics)
-    return lambda delivery: handle(accounting, delivery, forward)
+    recorder = DeliveryRecorder(queue_name, parts.log, metrics)
+    return lambda delivery: handle(door, delivery, forward, recorder)

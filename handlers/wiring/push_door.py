@@ -17,7 +17,7 @@ from handlers.pubsub.publisher import Publisher, TopicState
 from handlers.settings.settings import Settings
 from handlers.telemetry.dependencies import RESULTS, Dependency
 from handlers.telemetry.logs import Logger
-from handlers.wiring.forward_stack import Handle, Parts, accounted_handle, push_stack
+from handlers.wiring.forward_stack import Handle, Parts, push_stack, recorded_handle
 
 
 def push_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticator | None]:
@@ -60,7 +60,7 @@ def push_door(settings: Settings, parts: Parts) -> tuple[Handle, Authenticator |
     def queue_name(context: PushContext) -> str:
         return context.subscription.name
 
-    return accounted_handle(door, queue_name, forward, parts), _push_identity(settings, parts)
+    return recorded_handle(door, queue_name, forward, parts), _push_identity(settings, parts)
 
 
 def _push_identity(settings: Settings, parts: Parts) -> Authenticator | None:

@@ -32,7 +32,7 @@ from handlers.contract.result import answered_result, decode_result, is_mostly_c
 from handlers.doors.auth.google_keys import decode_keys
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request, read_event
 from handlers.doors.door import Delivery
-from handlers.doors.pubsub.push_body import decode_push
+from handlers.doors.pubsub.push import decode_push
 from handlers.gates.metric.endpoint_scrape import samples_of
 from handlers.poller.maintenance import oldest_age_seconds
 from handlers.status.overview import fresh_pollers, read_failures

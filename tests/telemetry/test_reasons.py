@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.doors.accounted import NOT_RECORDED
+from handlers.doors.door import NOT_RECORDED
 from handlers.forward.middleware.admission import GATE_CLOSED, QUOTA_EXHAUSTED
 from handlers.forward.middleware.breaker import CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET
 from handlers.forward.outcome import FAILURE_REASONS, STATUS_REASONS

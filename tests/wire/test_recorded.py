@@ -15,7 +15,7 @@ from handlers.contract.envelope import decode_member, encode_retry, score_of
 from handlers.contract.request import Request, decode_body
 from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.door import Delivery
-from handlers.doors.pubsub.push_body import PushForm, decode_push
+from handlers.doors.pubsub.push import PushForm, decode_push
 
 RECORDED = Path(__file__).parent / "recorded"
 GUIDE_PAYLOAD = b'{ "model":"your-model", "prompt":"Hi, good morning "}'

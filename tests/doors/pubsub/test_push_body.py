@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidEvent
 from handlers.doors.door import Delivery
-from handlers.doors.pubsub.push_body import Push, PushForm, decode_push
+from handlers.doors.pubsub.push import Push, PushForm, decode_push
 from tests.contract.json_texts import JSON, STRINGS, broken, text
 
 BODY = b'{ "id":"a" , "deadline": 5,"payload":{"x": 1.0}}'

@@ -8,8 +8,7 @@ import pytest
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
-from handlers.doors.accounted import AccountedDoor
-from handlers.doors.door import Answer, Delivery, handle
+from handlers.doors.door import Answer, Delivery, DeliveryRecorder, handle
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions
 from handlers.forward.middleware.account import QueueOf, counted_attempts, counted_calls
 from handlers.forward.outcome import Answered, Outcome, Retry
@@ -57,11 +56,10 @@ async def walked(
         return outcome
 
     queues = queue_of or of_queue
-    door = AccountedDoor(
-        Inside(decoded, Answer(status)), lambda context: context, get_logger("test"), (door_metrics, queues)
-    )
+    door = Inside(decoded, Answer(status))
+    recorder = DeliveryRecorder[str](lambda context: context, get_logger("test"), (door_metrics, queues))
     counted = counted_attempts(counted_calls(forward, queues), queues, door_metrics)
-    await handle(door, Delivery([], b""), counted)
+    await handle(door, Delivery([], b""), counted, recorder)
     return page_of(metrics)
 
 
