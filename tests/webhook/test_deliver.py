@@ -22,7 +22,7 @@ from handlers.client.options import ClientOptions
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import ErrorCode, Result, answered_result, encode_result, error_result
 from handlers.demo.valkey import Valkey
-from handlers.transport.dialing import AddressInfo
+from handlers.transport.transport import AddressInfo
 from handlers.webhook.call import Caller, read_secrets, signature_headers, webhook_id
 from handlers.webhook.deliver import Webhook, WebhookGone, WebhookOptions
 from handlers.webhook.destinations import (

@@ -23,9 +23,8 @@ from handlers.client.results import ResultDelivery, ResultStream
 from handlers.contract.result import Result, answered_result, encode_result
 from handlers.demo.valkey import Valkey
 from handlers.webhook.call import event_body, read_secrets
-from handlers.webhook.deliver import Webhook, WebhookOptions
+from handlers.webhook.deliver import LONGEST_PAUSE_SECONDS, Lane, Receiver, Webhook, WebhookOptions
 from handlers.webhook.destinations import WebhookTarget, read_destination
-from handlers.webhook.lanes import LONGEST_PAUSE_SECONDS, Lane, Receiver
 from tests.servers.raw_http import Answer, End, RawHttp, answer, running_raw_http
 from tests.waiting import wait_until_async
 

@@ -2,6 +2,5 @@
 
 engine    slots, queue, rejection and eviction
 faults    chooses and sends the fault of a request
-replies   bodies of responses, and pages
-service   HTTP server and witness log (a line for each request)
+service   HTTP server, bodies of responses and witness log (a line for each request)
 """

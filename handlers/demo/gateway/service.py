@@ -1,4 +1,4 @@
-"""HTTP server of the gateway: pages, completions, control of the simulation."""
+"""HTTP server of the gateway: completions in OpenAI's format, metrics, other pages, control of the simulation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,6 @@ import msgspec
 from msgspec.structs import asdict
 
 from handlers.contract.json_limits import MALFORMED, shape_of
-from handlers.demo.gateway import replies
 from handlers.demo.gateway.engine import Engine, Rejected
 from handlers.demo.gateway.injected_faults import (
     CompletionBody,
@@ -24,11 +24,89 @@ from handlers.demo.gateway.injected_faults import (
     break_response,
 )
 
+MODEL: Final = "demo-model"
+_WORDS: Final = ("hello", "there", "idle", "capacity", "is", "filled", "again", "and", "again")
+_CREATED: Final = 1_700_000_000
+
+
+def _embeddings(payload: CompletionBody, number: int, _tokens: int) -> bytes:
+    """One embedding of 8 numbers per input, determined by `number`."""
+    inputs = payload.input if isinstance(payload.input, list) else [payload.input]
+    rows = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": [((number + index + place) % 8) / 8 for place in range(8)],
+        }
+        for index in range(len(inputs))
+    ]
+    asked = max(1, len(str(payload.input)) // 4)
+    usage = {"prompt_tokens": asked, "total_tokens": asked}
+    return msgspec.json.encode({"object": "list", "data": rows, "model": payload.model or MODEL, "usage": usage})
+
+
+def _completion(payload: CompletionBody, number: int, tokens: int, *, is_chat: bool = False) -> bytes:
+    """A completion of `tokens` words; the same for the same number."""
+    words = " ".join(_WORDS[(number + place) % len(_WORDS)] for place in range(min(tokens, 256)))
+    content = {"message": {"role": "assistant", "content": words}} if is_chat else {"text": words}
+    asked = max(1, len(str(payload.prompt)) // 4)
+    return msgspec.json.encode(
+        {
+            "id": f"cmpl-{number}",
+            "object": "chat.completion" if is_chat else "text_completion",
+            "created": _CREATED,
+            "model": payload.model or MODEL,
+            "choices": [{"index": 0, **content, "finish_reason": "length"}],
+            "usage": {"prompt_tokens": asked, "completion_tokens": tokens, "total_tokens": asked + tokens},
+        }
+    )
+
+
+def _models() -> bytes:
+    """The list of models."""
+    return msgspec.json.encode({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "demo"}]})
+
+
+def _error_body(status: int, message: str) -> bytes:
+    """An error in OpenAI's format."""
+    return msgspec.json.encode({"error": {"message": message, "type": "simulated", "code": status}})
+
+
+def _metrics(engine: Engine, pool: str) -> bytes:
+    """The metrics of one model server and of the router in front.
+
+    Those of the router have their old and new names.
+    """
+    model, by_pool, by_name = (
+        f'model_name="{MODEL}",inference_pool="{pool}"',
+        f'inference_pool="{pool}"',
+        f'name="{pool}"',
+    )
+    rows = (
+        ("vllm:num_requests_running", model, engine.running),
+        ("vllm:num_requests_waiting", model, engine.waiting),
+        ("vllm:kv_cache_usage_perc", model, min(1.0, engine.running / max(1, engine.options.capacity))),
+        ("vllm:generation_tokens_total", model, engine.tokens),
+        ("inference_extension_flow_control_pool_saturation", by_pool, engine.saturation),
+        ("llm_d_epp_flow_control_pool_saturation", by_pool, engine.saturation),
+        ("inference_extension_flow_control_queue_size", by_pool, engine.waiting),
+        ("llm_d_epp_flow_control_queue_size", by_pool, engine.waiting),
+        ("inference_pool_ready_pods", by_name, 1),
+        ("llm_d_epp_ready_endpoints", by_name, 1),
+        ("inference_pool_per_pod_queue_size", by_name, engine.waiting),
+        ("llm_d_epp_per_endpoint_queue_size", by_name, engine.waiting),
+    )
+    return "".join(
+        f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}\n{name}{{{labels}}} {value}\n"
+        for name, labels, value in rows
+    ).encode()
+
+
 DEFAULT_TOKENS: Final = 16
 _COMPLETIONS: Final = {
-    "/v1/completions": replies.text_completion,
-    "/v1/chat/completions": replies.chat_completion,
-    "/v1/embeddings": replies.embeddings,
+    "/v1/completions": _completion,
+    "/v1/chat/completions": partial(_completion, is_chat=True),
+    "/v1/embeddings": _embeddings,
 }
 _payload_decoder = msgspec.json.Decoder(CompletionBody)
 
@@ -69,12 +147,12 @@ class Service:
         self.witness = witness
         self._pool = pool
         self._sheddable = sheddable
-        self._paths = {**_COMPLETIONS, **dict.fromkeys(completion_paths, replies.text_completion)}
+        self._paths = {**_COMPLETIONS, **dict.fromkeys(completion_paths, _completion)}
         self._number = 0
         self._pages = {
             "/health": lambda: b"{}",
-            "/v1/models": replies.models,
-            "/metrics": lambda: replies.metrics(engine, pool),
+            "/v1/models": _models,
+            "/metrics": lambda: _metrics(engine, pool),
             "/simulate/state": self._state,
         }
 
@@ -134,10 +212,10 @@ class Service:
     async def _break(self, exchange: Exchange, payload: CompletionBody, fault: Simulate, to: GatewayProtocol) -> None:
         if fault.status:
             headers = [("retry-after", fault.retry_after)] if fault.retry_after else []
-            to.reply(fault.status, replies.error(fault.status, "simulated"), headers)
+            to.reply(fault.status, _error_body(fault.status, "simulated"), headers)
             self._note(exchange, payload, fault.status)
             return
-        await break_response(fault, replies.text_completion(payload, 0, DEFAULT_TOKENS), to)
+        await break_response(fault, _completion(payload, 0, DEFAULT_TOKENS), to)
         self._note(exchange, payload, 0)
 
     def _complete(self, exchange: Exchange, payload: CompletionBody, tokens: int, to: GatewayProtocol) -> None:
@@ -148,7 +226,7 @@ class Service:
 
     def _refuse(self, exchange: Exchange, payload: CompletionBody, to: GatewayProtocol, reason: str) -> None:
         headers = [("retry-after", "1"), ("x-llm-d-request-dropped-reason", reason)]
-        to.reply(429, replies.error(429, reason), headers)
+        to.reply(429, _error_body(429, reason), headers)
         self._note(exchange, payload, 429)
 
     def _note(self, exchange: Exchange, payload: CompletionBody, status: int) -> None:
@@ -166,13 +244,13 @@ class Service:
     def _payload(self, exchange: Exchange, to: GatewayProtocol) -> CompletionBody | None:
         """The payload, or None after an error was sent."""
         if exchange.method != "POST":
-            to.reply(405, replies.error(405, "expected POST"))
+            to.reply(405, _error_body(405, "expected POST"))
             return None
         try:
             return _payload_decoder.decode(exchange.body)
         except MALFORMED as error:
             found = shape_of(exchange.body, error)
-            to.reply(400, replies.error(400, f"body: expected a JSON object, got {found}"))
+            to.reply(400, _error_body(400, f"body: expected a JSON object, got {found}"))
             self._note(exchange, CompletionBody(), 400)
             return None
 
@@ -190,7 +268,7 @@ class Service:
             return
         page = self._pages.get(exchange.path)
         if page is None:
-            to.reply(404, replies.error(404, "nothing here"))
+            to.reply(404, _error_body(404, "nothing here"))
             self._note(exchange, CompletionBody(), 404)
             return
         to.reply(200, page())
@@ -220,10 +298,10 @@ class Service:
             elif exchange.path == "/simulate/engine":
                 self._set_engine(wanted)
             else:
-                to.reply(404, replies.error(404, "nothing here"))
+                to.reply(404, _error_body(404, "nothing here"))
                 return
         except (msgspec.DecodeError, UnknownFault, KeyError) as error:
-            to.reply(400, replies.error(400, str(error)))
+            to.reply(400, _error_body(400, str(error)))
             return
         to.reply(200, self._state())
 
