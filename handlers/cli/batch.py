@@ -26,6 +26,7 @@ from handlers.cli.flags import (
     WAIT_REPLICAS_FLAG,
     DeadlineType,
     QueueFlags,
+    noting,
     redis_flags,
 )
 from handlers.cli.shell import (
@@ -226,7 +227,6 @@ async def _run(
     retry_queue: str,
 ) -> BatchState:
     from handlers.batch.run import BatchOptions, BatchRun
-    from handlers.cli.queue_note import noting
 
     queue = _queue(flags, state, options)
     try:

@@ -116,7 +116,7 @@ def fail_start(variables: Mapping[str, str], error: InvalidSetting) -> NoReturn:
     """Print all faults of these variables and their file; exit with 2."""
     import asyncio
 
-    from handlers.wiring.setting_faults import all_faults
+    from handlers.wiring.checks import all_faults
 
     for one in asyncio.run(all_faults(variables, error)):
         click.echo(f"error: {one}", err=True)

@@ -18,6 +18,7 @@ from handlers.cli.flags import (
     DurationType,
     QueueFlags,
     key_value_pairs,
+    noting,
     queue_flags,
 )
 from handlers.cli.shell import ExitCode, exit_codes_help, exits, for_output, printable, run_async
@@ -165,7 +166,6 @@ async def _submit(
     is_waiting: bool,
     timeout: timedelta | None,  # noqa: ASYNC109 - the name of the flag
 ) -> ExitCode:
-    from handlers.cli.queue_note import noting
     from handlers.redis_store.submit.submissions import RequestState
 
     async with queue.client(**options) as client:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from handlers.cli.flags import RETRY_QUEUE_FLAG, QueueFlags, queue_flags, redis_flags
+from handlers.cli.flags import RETRY_QUEUE_FLAG, QueueFlags, print_note, queue_flags, redis_flags
 from handlers.cli.shell import ExitCode, IdType, exits, for_output, run_async
 from handlers.contract.errors import InvalidSetting
 from handlers.number_text import counted, duration_text
@@ -59,7 +59,6 @@ def where(*, ids: tuple[str, ...], queue: QueueFlags, retry_queue: str, is_json:
 
 
 async def _where(queue: QueueFlags, opened: AsyncClient, ids: tuple[str, ...], is_json: bool) -> ExitCode:
-    from handlers.cli.queue_note import print_note
 
     is_known, is_waiting = True, False
     async with opened as client:

@@ -1,22 +1,28 @@
-"""The checks of `async-processor check`; they change nothing."""
+"""Check settings and the servers that they name; nothing is changed.
+
+A starting process stops at the first part that it cannot build. `all_faults` then checks every part, so that a user
+can correct all faults at once. `run_checks` are those of `async-processor check`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from handlers.byte_budget import memory_limit
-from handlers.contract.errors import SettingFaults
+from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.forward.gateway import Gateway, GatewayOptions
 from handlers.forward.outcome import FAILURES, failure_reason
 from handlers.forward.route import joined
 from handlers.gates.gate import GateState
 from handlers.gates.labels import TIERS
 from handlers.number_text import counted
+from handlers.poller.priority import build_merge, check_objectives
 from handlers.redis_store.admin.acl import RightsOptions, refused_commands, wrong_types
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, durability_warnings, server_time
 from handlers.redis_store.faults import explained, has_fix
@@ -28,17 +34,86 @@ from handlers.settings.settings import (
     Settings,
     masked_url,
     memory_warnings,
+    read_settings,
     unused_gates,
+    without_faulty,
 )
 from handlers.transport.failures import UnusableResponse
-from handlers.wiring.credentials import file_token, prometheus_tls, redis_options
+from handlers.wiring.credentials import file_token, gateway_tls, prometheus_tls, redis_options
+from handlers.wiring.dispatch_door import check_event_sources
 from handlers.wiring.forward_stack import gateway_of
 from handlers.wiring.gates import GateEntry, ProcessGates, gate_entries, is_available
-from handlers.wiring.setting_faults import find_faults
+from handlers.wiring.metrics import check_tracing
 
 if TYPE_CHECKING:
     from handlers.pubsub.channel import PubSubChannel
     from handlers.pubsub.publisher import Publisher
+
+
+async def all_faults(variables: Mapping[str, str], known: InvalidSetting) -> list[InvalidSetting]:
+    """All faults of environment and file, and the `known` ones."""
+    faults = SettingFaults()
+    await find_faults(read_settings(variables, faults), faults)
+    faults.add(known)
+    return faults.found
+
+
+async def find_faults(settings: Settings, faults: SettingFaults) -> None:
+    """Add the faults of credentials, pools and gates that stop the start.
+
+    Parts whose settings have known faults are skipped.
+    """
+    for names, check in _PARTS.items():
+        if not faults.touch(*names):
+            with faults.collected():
+                check(settings)
+    _check_pools(settings, faults)
+    await _check_gates(without_faulty(settings, faults), faults)
+
+
+_PARTS: Final[Mapping[tuple[str, ...], Callable[[Settings], object]]] = {
+    ("GATEWAY_TOKEN_FILE",): lambda settings: file_token("GATEWAY_TOKEN_FILE", settings.env.gateway_token_file),
+    ("GATEWAY_CA_FILE", "GATEWAY_CERT_FILE", "GATEWAY_KEY_FILE"): gateway_tls,
+    ("PROMETHEUS_TOKEN_FILE",): lambda settings: file_token(
+        "PROMETHEUS_TOKEN_FILE", settings.env.prometheus_token_file
+    ),
+    ("PROMETHEUS_CA_FILE",): prometheus_tls,
+    ("REDIS_PASSWORD_FILE",): lambda settings: settings.redis_password,
+    ("DISPATCH_TOKEN_FILE",): lambda settings: settings.dispatch_tokens,
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"): check_tracing,
+    (): check_event_sources,
+}
+"""Checks by the variables that they read."""
+
+
+def _check_pools(settings: Settings, faults: SettingFaults) -> None:
+    policy = settings.file.request_merge_policy
+    checks: list[Callable[[], object]] = []
+    if policy is not None:
+        objectives = policy.parameters.lane_objectives
+        checks.append(partial(build_merge, policy.type, "request_merge_policy.type"))
+        checks.append(partial(check_objectives, objectives, "request_merge_policy.parameters.lane_objectives"))
+    for number, pool in enumerate(settings.file.pools):
+        path = f"pools[{number}]"
+        checks.append(partial(check_objectives, pool.lane_objectives, f"{path}.lane_objectives"))
+        if pool.merge_policy:
+            checks.append(partial(build_merge, pool.merge_policy, f"{path}.merge_policy"))
+    for check in checks:
+        with faults.collected():
+            check()
+
+
+async def _check_gates(settings: Settings, faults: SettingFaults) -> None:
+    entries = {
+        owner: entry
+        for owner, entry in gate_entries(settings).items()
+        if not faults.touch(f"{entry.setting}.gate_type", f"{entry.setting}.gate_params")
+    }
+    gates = ProcessGates(settings)
+    with faults.collected():
+        gates.prepared(entries)
+    await gates.aclose()
+
 
 _TIMEOUT_SECONDS: Final = 10.0
 """Time limit of one part; longer if a setting allows more for a connection."""

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from handlers.contract.request import Request
-from handlers.forward.headers import gateway_headers
+from handlers.forward.forward import gateway_headers
 from handlers.forward.transforms import build_transforms
 from handlers.gates.registry import GATE_KINDS as KNOWN_GATES
 from handlers.poller.priority import LaneOptions, in_lane

@@ -14,7 +14,7 @@ from handlers.contract.envelope import decode_member, encode_retry, score_of
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, decode_result, encode_result, error_result
-from handlers.forward.headers import gateway_headers
+from handlers.forward.forward import gateway_headers
 from handlers.forward.outcome import is_final
 from handlers.forward.route import Route, gateway_url
 from handlers.gates.labels import band_of, labelled

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from handlers.contract.request import Request
+from handlers.forward.forward import gateway_headers
 from handlers.forward.gateway import Gateway, GatewayOptions, GatewayResponse
-from handlers.forward.headers import gateway_headers
 from handlers.forward.outcome import FAILURES, failure_reason
 from handlers.forward.route import Route
 from handlers.transport.failures import ResponseTooLarge, UnusableResponse

@@ -11,7 +11,7 @@ import pytest
 
 from handlers.contract.errors import SettingFaults
 from handlers.settings.settings import read_settings
-from handlers.wiring.setting_faults import find_faults
+from handlers.wiring.checks import find_faults
 
 
 class Mistake(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -103,7 +103,7 @@ def _metrics(engine: Engine, pool: str) -> bytes:
 
 
 DEFAULT_TOKENS: Final = 16
-_COMPLETIONS: Final = {
+_COMPLETIONS: Final[dict[str, Callable[[CompletionBody, int, int], bytes]]] = {
     "/v1/completions": _completion,
     "/v1/chat/completions": partial(_completion, is_chat=True),
     "/v1/embeddings": _embeddings,
