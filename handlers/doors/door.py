@@ -90,6 +90,17 @@ def retry_after(seconds: float) -> dict[str, str]:
     return {"retry-after": str(max(1, -int(-seconds // 1)))}
 
 
+class Refusal(msgspec.Struct, frozen=True):
+    """The refusal of a caller.
+
+    `status` is 401 (not authenticated), 403 (another account) or 503 (authentication unavailable: retry). `reason` is
+    for the log; it never contains anything that the caller sent.
+    """
+
+    status: int
+    reason: str
+
+
 ContextT = TypeVar("ContextT")
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from handlers.byte_budget import SMALL_BYTES, ByteBudget, HeldBytes
-from handlers.doors.door import CONNECTION, Answer, CallerConnection, Delivery, plain, retry_after
+from handlers.doors.door import CONNECTION, Answer, CallerConnection, Delivery, Refusal, plain, retry_after
 from handlers.number_text import counted, whole
 
 DELIVERY_PATHS: Final = frozenset({"/", "/dispatch", "/pubsub_push", "/push"})
@@ -26,24 +26,10 @@ _GONE: Final = plain(499, "the client disconnected")
 _NO_ROOM: Final = plain(503, "no memory for this delivery at the moment", retry_after(1.0))
 
 
-class CallerRefusal(Protocol):
-    """The refusal of a caller."""
-
-    @property
-    def status(self) -> int:
-        """401, 403, or 503 if authentication is unavailable."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """The reason for the log, without the token."""
-        ...
-
-
 class Authenticator(Protocol):
     """Checks the callers of a door or page."""
 
-    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> CallerRefusal | None:
+    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
         """The refusal, or None if the caller is accepted."""
         ...
 
@@ -81,7 +67,7 @@ class HttpEndpoint:
         handle: Callable[[Delivery], Awaitable[Answer]],
         authenticator: Authenticator | None,
         pages: dict[str, Callable[[], Answer]],
-        on_refused: Callable[[CallerRefusal], None],
+        on_refused: Callable[[Refusal], None],
         options: EndpointOptions,
         *,
         guarded_pages: Mapping[str, GuardedPage] | None = None,

@@ -16,10 +16,9 @@ from starlette.responses import Response as HttpResponse
 from handlers.cancellation import close_in_time
 from handlers.contract.delivery import wrapped_bytes
 from handlers.contract.request import Request
-from handlers.doors.door import Answer, plain
+from handlers.doors.door import Answer, Refusal, plain
 from handlers.doors.http_endpoint import (
     Authenticator,
-    CallerRefusal,
     EndpointOptions,
     GuardedPage,
     HttpEndpoint,
@@ -135,7 +134,7 @@ class Handler:
         reported = "failing: " + ", ".join(f"{name} for {seconds:.0f} s" for name, seconds in failing.items())
         return plain(503, reported) if self._needs_dependencies else plain(200, f"ready, but {reported}")
 
-    def _refused(self, refusal: CallerRefusal) -> None:
+    def _refused(self, refusal: Refusal) -> None:
         if self._metrics is not None:
             self._metrics.metrics.refused(refusal.status)
         self._refusals.report(status=refusal.status, reason=refusal.reason)

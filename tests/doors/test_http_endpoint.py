@@ -11,9 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from handlers.byte_budget import SMALL_BYTES, ByteBudget
-from handlers.doors.auth.bearer import Refusal as Refused
-from handlers.doors.door import Answer, Delivery, plain
-from handlers.doors.http_endpoint import DELIVERY_PATHS, CallerRefusal, EndpointOptions, HttpEndpoint
+from handlers.doors.door import Answer, Delivery, Refusal, plain
+from handlers.doors.http_endpoint import DELIVERY_PATHS, EndpointOptions, HttpEndpoint
 from tests.waiting import wait_until_async
 
 LIMIT = 100
@@ -22,20 +21,20 @@ LIMIT = 100
 class FixedAuthenticator:
     """An authenticator that accepts or refuses."""
 
-    def __init__(self, refusal: Refused | None) -> None:
+    def __init__(self, refusal: Refusal | None) -> None:
         self.refusal = refusal
 
-    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> CallerRefusal | None:
+    async def check(self, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
         return self.refusal
 
 
 class Rig:
     """An endpoint that records what its door gets."""
 
-    def __init__(self, refusal: Refused | None = None, budget: ByteBudget | None = None, limit: int = LIMIT) -> None:
+    def __init__(self, refusal: Refusal | None = None, budget: ByteBudget | None = None, limit: int = LIMIT) -> None:
         self.without_room = 0
         self.walked: list[Delivery] = []
-        self.refused: list[CallerRefusal] = []
+        self.refused: list[Refusal] = []
         self.asked = 0
         self.endpoint = HttpEndpoint(
             self._walk,
@@ -110,7 +109,7 @@ async def test_other_paths_are_not_there(path: str) -> None:
 
 
 async def test_a_page_is_only_read() -> None:
-    rig = Rig(Refused(401, "no token"))
+    rig = Rig(Refusal(401, "no token"))
     assert (await rig.respond(method="GET", path="/healthz")).body == b"ok\n"
     assert (await rig.respond(method="HEAD", path="/healthz")).status_code == 200
     assert (await rig.respond(method="POST", path="/healthz")).status_code == 405
@@ -119,7 +118,7 @@ async def test_a_page_is_only_read() -> None:
 @pytest.mark.parametrize("status", [401, 403, 503])
 async def test_a_refused_callers_body_is_not_even_received(status: int) -> None:
     """F79: no parsing, no call to the gateway, and an answer that reveals nothing."""
-    rig = Rig(Refused(status, "a reason for the log"))
+    rig = Rig(Refusal(status, "a reason for the log"))
     response = await rig.respond(b"{}")
     assert (response.status_code, rig.walked, rig.asked) == (status, [], 0)
     assert b"reason" not in bytes(response.body)

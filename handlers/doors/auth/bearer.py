@@ -16,22 +16,12 @@ from typing import Final
 import msgspec
 
 from handlers.contract.errors import InvalidSetting
+from handlers.doors.door import Refusal
 from handlers.number_text import counted
 from handlers.telemetry.logs import get_logger
 
 MAX_TOKEN_BYTES: Final = 8_192
 """Maximum length of a token; Google's have about 1 KB. Longer ones are refused without hashing or decoding."""
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """The refusal of a caller.
-
-    `status` is 401 (not authenticated), 403 (another account) or 503 (authentication unavailable: retry). `reason` is
-    for the log; it never contains anything that the caller sent.
-    """
-
-    status: int
-    reason: str
 
 
 NO_TOKEN: Final = Refusal(401, "no bearer token")

@@ -11,7 +11,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -19,8 +19,9 @@ from jwt import InvalidSignatureError, PyJWS, PyJWTError
 
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.json_limits import MALFORMED
-from handlers.doors.auth.bearer import Refusal, bearer_token
+from handlers.doors.auth.bearer import bearer_token
 from handlers.doors.auth.google_keys import KeysUnavailable, SigningKeys, SigningKeysOptions
+from handlers.doors.door import Refusal
 
 ISSUERS: Final = frozenset({"https://accounts.google.com", "accounts.google.com"})
 
@@ -42,20 +43,17 @@ _REMEMBERED_SECONDS: Final = 3_600.0
 class PushIdentityOptions(msgspec.Struct, frozen=True):
     """The expected identity of the caller.
 
-    `audience` must match exactly. `skew_seconds` is the tolerated difference of clocks. `mode` `none` accepts every
-    caller (an emulator sends no token). At most `most_remembered` accepted tokens are remembered.
+    `audience` must match exactly. `skew_seconds` is the tolerated difference of clocks. At most `most_remembered`
+    accepted tokens are remembered.
     """
 
     audience: str = ""
     service_account_email: str = ""
-    mode: Literal["oidc", "none"] = "oidc"
     skew_seconds: float = 60.0
     most_remembered: int = 1_024
     keys: SigningKeysOptions = SigningKeysOptions()
 
     def __post_init__(self) -> None:
-        if self.mode == "none":
-            return
         if not self.audience:
             raise InvalidSetting("PUSH_AUDIENCE", found="nothing", accepted=f"the subscription's audience{_OR_NONE}")
         if "@" not in self.service_account_email:
@@ -105,8 +103,7 @@ class PushIdentity:
 
     def start(self) -> None:
         """Start to fetch the signing keys, on the running event loop."""
-        if self._options.mode == "oidc":
-            self._keys.start()
+        self._keys.start()
 
     async def close(self) -> None:
         """Cancel a running fetch."""
@@ -117,8 +114,6 @@ class PushIdentity:
 
         Header names are in lower case.
         """
-        if self._options.mode == "none":
-            return None
         token = bearer_token(headers)
         if isinstance(token, Refusal):
             return token

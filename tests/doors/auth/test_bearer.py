@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from handlers.contract.errors import InvalidSetting
-from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions, Refusal
+from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
+from handlers.doors.door import Refusal
 
 OLD, NEW = "0123456789abcdef-old", "0123456789abcdef-new"
 WRONG = Refusal(401, "wrong token")

@@ -12,10 +12,9 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from handlers.contract.errors import InvalidSetting
-from handlers.doors.auth.bearer import Refusal
 from handlers.doors.auth.google_keys import SigningKeys, SigningKeysOptions
 from handlers.doors.auth.oidc import PushIdentity, PushIdentityOptions
-from handlers.doors.door import Answer, Delivery
+from handlers.doors.door import Answer, Delivery, Refusal
 from handlers.doors.http_endpoint import EndpointOptions, HttpEndpoint
 from tests.doors.auth.token_issuer import (
     ACCOUNT,
@@ -269,15 +268,6 @@ async def test_a_thousand_first_deliveries_fetch_the_keys_once(identity: PushIde
     server.open.set()
     assert set(await asyncio.gather(*deliveries)) == {None}
     assert server.asked == 1
-
-
-async def test_mode_none_accepts_any_caller_and_fetches_no_keys(server: KeyServer) -> None:
-    options = PushIdentityOptions(mode="none", keys=SigningKeysOptions(server.url))
-    identity = PushIdentity(options)
-    identity.start()
-    assert await identity.check([]) is None
-    await identity.close()
-    assert server.asked == 0
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handlers.doors.auth.bearer import MAX_TOKEN_BYTES, Refusal, bearer_token
+from handlers.doors.auth.bearer import MAX_TOKEN_BYTES, bearer_token
 from handlers.doors.auth.google_keys import SigningKeys, SigningKeysOptions, decode_keys
 from handlers.doors.auth.oidc import PushIdentity, PushIdentityOptions
+from handlers.doors.door import Refusal
 from tests.doors.auth.token_issuer import ACCOUNT, AUDIENCE, claims, private_key, segment, signed
 
 anything = st.one_of(
