@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Final, Self, TypeVar, Unpack, get_type_hints
 
 from handlers.client.broker import Broker, Submission
-from handlers.client.new_request import Deadline, NewRequest, Payload, RequestFields
+from handlers.client.new_request import MAPPINGS, TEXTS, Deadline, NewRequest, Payload, RequestFields
 from handlers.client.options import ClientOptions, PubSubFields, check_option, shown
 from handlers.client.redis_broker import RedisBroker
 from handlers.client.results import BATCH_RESULTS, ResultStream
@@ -152,8 +152,6 @@ class AsyncClient:
 T = TypeVar("T")
 _DURATION: Final = "seconds of at least 0 as a number, a timedelta, or None"
 _SUBMISSION: Final = "a Submission, or an id as text"
-_TEXTS: Final = ("id", "endpoint", "model", "tier", "tenant", "idempotency_key")
-_MAPPINGS: Final = ("headers", "metadata", "labels")
 
 
 def seconds_of(name: str, value: timedelta | float | None) -> float | None:
@@ -213,10 +211,10 @@ def checked_submissions(submissions: Iterable[Submission | str]) -> list[Submiss
 
 
 def _check_fields(request: NewRequest) -> None:
-    for name in _TEXTS:
+    for name in TEXTS:
         if not isinstance(getattr(request, name), str):
             raise InvalidRequest(name, found=_kind_of(getattr(request, name)), accepted="text")
-    for name in _MAPPINGS:
+    for name in MAPPINGS:
         value = getattr(request, name)
         accepted = "a mapping of text to text"
         if not isinstance(value, Mapping):

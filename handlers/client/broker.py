@@ -31,6 +31,11 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     is_new: bool = True
 
 
+def id_of(submission: Submission | str) -> str:
+    """The id of a submission, which may be given as the id itself."""
+    return submission.id if isinstance(submission, Submission) else submission
+
+
 class ResultSource(Protocol):
     """A source of leased results for `ResultStream`."""
 

@@ -147,17 +147,9 @@ def content_digest(request: NewRequest) -> str:
     return hashlib.sha256(_canonical_encoder.encode(content)).hexdigest()
 
 
-_CONTENT: Final = (
-    "id",
-    "endpoint",
-    "model",
-    "headers",
-    "metadata",
-    "labels",
-    "tier",
-    "tenant",
-    "has_own_results",
-)
+TEXTS: Final = ("id", "endpoint", "model", "tier", "tenant", "idempotency_key")
+MAPPINGS: Final = ("headers", "metadata", "labels")
+_CONTENT: Final = frozenset({*TEXTS, *MAPPINGS, "has_own_results"} - {"idempotency_key"})
 
 
 def unix_deadline(deadline: Deadline, *, now: float, request_id: str = "") -> int:
@@ -223,10 +215,10 @@ def _check_text(request: NewRequest, request_id: str) -> None:
         raise InvalidRequest("idempotency_key", found=found, accepted=f"at most {_LONGEST_KEY:,} characters")
     if request.tier not in _TIERS:
         raise InvalidRequest("tier", found=shown(request.tier), accepted="interactive, async or batch")
-    for name in ("id", "endpoint", "model", "tier", "tenant", "idempotency_key"):
+    for name in TEXTS:
         if not is_unicode(getattr(request, name)):
             raise InvalidRequest(name, found=_SURROGATES, accepted="valid Unicode")
-    for name in ("metadata", "headers", "labels"):
+    for name in MAPPINGS:
         for key, value in getattr(request, name).items():
             if not (is_unicode(key) and is_unicode(str(value))):
                 raise InvalidRequest(name, found=_SURROGATES, accepted="valid Unicode", request_id=request_id)

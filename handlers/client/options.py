@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import reprlib
-from typing import TypedDict
+from typing import Annotated, TypedDict
 
 import msgspec
+from msgspec import Meta
 
 from handlers.contract.accepted import described
 from handlers.contract.errors import InvalidSetting
@@ -14,6 +15,7 @@ from handlers.redis_store.submit.client_access import RedisAccess
 
 _MOST_RETRY_SECONDS = 100.0
 """Redis keeps the record of a call for two minutes (`submit.lua`); a later retry could queue a request twice."""
+_Name = Annotated[str, Meta(min_length=1)]
 
 
 def shown(value: object) -> str:
@@ -31,7 +33,7 @@ def check_option(name: str, value: object, kind: object, *, is_secret: bool = Fa
         unit = name.rpartition("_")[2]
         accepted = described(msgspec.inspect.type_info(kind))
         if unit in ("seconds", "bytes"):
-            accepted += f" of {unit}"
+            accepted = accepted.replace("number", f"number of {unit}").replace("integer", f"integer of {unit}")
         found = type(value).__name__ if is_secret else shown(value)
         raise InvalidSetting(name, found=found, accepted=accepted) from None
 
@@ -54,39 +56,22 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
       answered this client once, it is 2 s.
     """
 
-    queue: str = "request-sortedset"
-    results: str = "result-list"
-    retry_queue: str = "retry-sortedset"
-    tenant_attribute: str = "userid"
+    queue: _Name = "request-sortedset"
+    results: _Name = "result-list"
+    retry_queue: _Name = "retry-sortedset"
+    tenant_attribute: _Name = "userid"
     payload_apart_bytes: int | None = None
-    idempotent_window_seconds: int = 0
-    idempotency_window_seconds: int = 86_400
-    lease_seconds: float = 30.0
-    tombstone_seconds: int = 3600
-    own_result_seconds: int = 86_400
-    wait_replicas: int = 0
-    patience_seconds: float = 30.0
+    idempotent_window_seconds: Annotated[int, Meta(ge=0)] = 0
+    idempotency_window_seconds: Annotated[int, Meta(gt=0)] = 86_400
+    lease_seconds: Annotated[float, Meta(gt=0)] = 30.0
+    tombstone_seconds: Annotated[int, Meta(gt=0)] = 3600
+    own_result_seconds: Annotated[int, Meta(gt=0)] = 86_400
+    wait_replicas: Annotated[int, Meta(ge=0)] = 0
+    patience_seconds: Annotated[float, Meta(ge=0, le=_MOST_RETRY_SECONDS)] = 30.0
 
     def __post_init__(self) -> None:
         for field in msgspec.structs.fields(type(self)):
             check_option(field.name, getattr(self, field.name), field.type)
-        for name in ("queue", "results", "retry_queue", "tenant_attribute"):
-            if not getattr(self, name):
-                raise InvalidSetting(name, found="nothing", accepted="a name")
-        for name in (
-            "lease_seconds",
-            "tombstone_seconds",
-            "own_result_seconds",
-            "idempotency_window_seconds",
-        ):
-            if not getattr(self, name) > 0:
-                raise InvalidSetting(name, found=str(getattr(self, name)), accepted="a number > 0")
-        for name in ("idempotent_window_seconds", "wait_replicas", "patience_seconds"):
-            if getattr(self, name) < 0:
-                raise InvalidSetting(name, found=str(getattr(self, name)), accepted="0 or more")
-        if self.patience_seconds > _MOST_RETRY_SECONDS:
-            accepted = f"at most {_MOST_RETRY_SECONDS:g}"
-            raise InvalidSetting("patience_seconds", found=f"{self.patience_seconds:g}", accepted=accepted)
 
 
 class PubSubFields(TypedDict, total=False):

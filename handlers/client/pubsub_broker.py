@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 import msgspec
 
-from handlers.client.broker import Submission
+from handlers.client.broker import Submission, id_of
 from handlers.client.errors import BrokerUnreachable, NoResultYet, NotOffered
 from handlers.client.new_request import NewRequest, encode_body
 from handlers.contract.errors import InvalidSetting
@@ -99,7 +99,7 @@ class PubSubBroker:
 
         Other results are released at once. Use it only on a subscription without other readers.
         """
-        request_id = submission.id if isinstance(submission, Submission) else submission
+        request_id = id_of(submission)
         source = self.results()
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -123,7 +123,7 @@ class PubSubBroker:
                 "Pub/Sub alone",
                 "set cancel_redis_url to the push door's DEDUPE_REDIS_URL, or queue on Redis",
             )
-        ids = [each.id if isinstance(each, Submission) else each for each in submissions]
+        ids = [id_of(each) for each in submissions]
         try:
             await cancel_deliveries(self._redis, ids, time.time())
         except STORE_ERRORS as error:
@@ -136,13 +136,11 @@ class PubSubBroker:
 
     async def where(self, submission: Submission | str) -> Whereabouts:
         """Raises `NotOffered`: Pub/Sub does not report where a request is."""
-        request_id = submission.id if isinstance(submission, Submission) else submission
-        raise NotOffered(f"searching {request_id}", "Pub/Sub", "wait for its result, or queue on Redis")
+        raise NotOffered(f"searching {id_of(submission)}", "Pub/Sub", "wait for its result, or queue on Redis")
 
     async def look_up(self, submission: Submission | str) -> RequestState:
         """Raises `NotOffered`: Pub/Sub does not report where a request is."""
-        request_id = submission.id if isinstance(submission, Submission) else submission
-        raise NotOffered(f"looking up {request_id}", "Pub/Sub", "wait for its result, or queue on Redis")
+        raise NotOffered(f"looking up {id_of(submission)}", "Pub/Sub", "wait for its result, or queue on Redis")
 
     async def close(self) -> None:
         """Wait for open publishes, then close the connections."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -44,10 +45,7 @@ def progress_line(depths: QueueDepths, tallies: Mapping[str, DemoTally]) -> str:
 
 def latency_table(title: str, paths: Mapping[str, Stages]) -> Table:
     """Latencies of each stage: p50, p95 and p99 in milliseconds."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("p50 / p95 / p99")
-    for name in paths:
-        table.add_column(name, justify="right")
+    table = _table(title, "p50 / p95 / p99", paths)
     for name, values in (
         ("queue → gateway", [stage.queue for stage in paths.values()]),
         ("in the gateway", [stage.gateway for stage in paths.values()]),
@@ -58,12 +56,17 @@ def latency_table(title: str, paths: Mapping[str, Stages]) -> Table:
     return table
 
 
+def _table(title: str, first: str, names: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for name in names:
+        table.add_column(name, justify="right")
+    return table
+
+
 def closing_table(paths: Mapping[str, tuple[DemoTally, Stages]], timeout_seconds: float) -> Table:
     """Counts of requests by outcome."""
-    table = Table(title="What became of the requests", title_justify="left")
-    table.add_column("")
-    for name in paths:
-        table.add_column(name, justify="right")
+    table = _table("What became of the requests", "", paths)
     rows = [
         ("sent", [str(len(tally.sent_at)) for tally, _ in paths.values()]),
         ("answered (2xx)", [str(tally.answered) for tally, _ in paths.values()]),
@@ -109,10 +112,7 @@ def missing_lines(paths: Mapping[str, tuple[DemoTally, Stages]], now: float) -> 
 
 def failures_table(tallies: Mapping[str, DemoTally]) -> Table:
     """The final errors by kind."""
-    table = Table(title="Final errors by reason", title_justify="left")
-    table.add_column("")
-    for name in tallies:
-        table.add_column(name, justify="right")
+    table = _table("Final errors by reason", "", tallies)
     kinds = sorted({kind for tally in tallies.values() for kind in tally.final_errors})
     for kind in kinds:
         table.add_row(kind, *(str(tally.final_errors.get(kind, 0)) for tally in tallies.values()))
@@ -121,7 +121,7 @@ def failures_table(tallies: Mapping[str, DemoTally]) -> Table:
 
 def _retried(tally: DemoTally, stage: Stages) -> int:
     answered = {key for key, result in tally.results.items() if 200 <= result.status_code < 300}
-    return sum(count > 1 for key, count in stage.attempts.items() if key in answered)
+    return sum(len(statuses) > 1 for key, statuses in stage.statuses.items() if key in answered)
 
 
 def _count(number: int) -> str:
@@ -176,11 +176,8 @@ class DemoTally(msgspec.Struct):
     @property
     def final_errors(self) -> dict[str, int]:
         """Other results, counted by status or error code."""
-        counts: dict[str, int] = {}
-        for result in self.results.values():
-            if not 200 <= result.status_code < 300:
-                name = result.error_code or f"HTTP {result.status_code}"
-                counts[name] = counts.get(name, 0) + 1
+        errors = (result for result in self.results.values() if not 200 <= result.status_code < 300)
+        counts = Counter(result.error_code or f"HTTP {result.status_code}" for result in errors)
         return dict(sorted(counts.items()))
 
 
@@ -191,15 +188,9 @@ class Stages(msgspec.Struct, frozen=True):
     gateway: list[float]
     to_result: list[float]
     total: list[float]
-    attempts: dict[str, int]
     statuses: dict[str, list[int]]
     """Request to the HTTP status of each attempt; 0 for a broken connection."""
     last_ended_at: dict[str, float]
-
-    @property
-    def retried(self) -> int:
-        """The number of requests that reached the gateway more than once."""
-        return sum(count > 1 for count in self.attempts.values())
 
 
 def read_witness(lines: Iterable[bytes]) -> list[WitnessLine]:
@@ -211,13 +202,11 @@ def stages(tally: DemoTally, witnessed: Sequence[WitnessLine]) -> Stages:
     """Seconds that requests of `tally` spent in each stage."""
     first: dict[str, WitnessLine] = {}
     last: dict[str, WitnessLine] = {}
-    attempts: dict[str, int] = {}
     statuses: dict[str, list[int]] = {}
     for line in witnessed:
         if line.key in tally.sent_at:
             first.setdefault(line.key, line)
             last[line.key] = line
-            attempts[line.key] = attempts.get(line.key, 0) + 1
             statuses.setdefault(line.key, []).append(line.status)
     done = [key for key in last if key in tally.result_at]
     return Stages(
@@ -225,7 +214,6 @@ def stages(tally: DemoTally, witnessed: Sequence[WitnessLine]) -> Stages:
         gateway=[last[key].ended_at - last[key].started_at for key in done],
         to_result=[tally.result_at[key] - last[key].ended_at for key in done],
         total=[at - tally.sent_at[key] for key, at in tally.result_at.items() if key in tally.sent_at],
-        attempts=attempts,
         statuses=statuses,
         last_ended_at={key: line.ended_at for key, line in last.items()},
     )

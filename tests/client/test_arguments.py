@@ -134,7 +134,24 @@ def test_a_wrong_option_is_named_with_its_unit(name: str, value: object) -> None
         ClientOptions(**{name: value})  # type: ignore[arg-type]  # as untyped callers do
     unit = name.rpartition("_")[2]
     assert refused.value.setting == name
-    assert unit not in ("seconds", "bytes") or refused.value.accepted.endswith(f" of {unit}")
+    assert unit not in ("seconds", "bytes") or f" of {unit}" in refused.value.accepted
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("queue", "", "non-empty text"),
+        ("lease_seconds", 0, "a number of seconds above 0"),
+        ("tombstone_seconds", -1, "an integer of seconds above 0"),
+        ("wait_replicas", -1, "an integer of at least 0"),
+        ("patience_seconds", 101, "a number of seconds from 0 to 100"),
+        ("patience_seconds", float("nan"), "a number of seconds from 0 to 100"),
+    ],
+)
+def test_an_option_out_of_bounds_is_refused_with_its_bounds(name: str, value: Any, accepted: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        ClientOptions(**{name: value})
+    assert (refused.value.setting, refused.value.accepted) == (name, accepted)
 
 
 @pytest.mark.parametrize("name", list(RedisAccess.__dataclass_fields__))
