@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 
 from handlers.batch.files import BatchState
 from handlers.batch.lines import BatchLine, InvalidLine, request_id
 from handlers.client.new_request import NewRequest, encode_body
-from handlers.client.redis_broker import StoreRetry, batches, member_parts, store_errors
+from handlers.client.redis_broker import batches, member_parts, store_errors
 from handlers.contract.errors import InvalidRequest
 from handlers.number_text import whole
 from handlers.redis_store.keys import payload_key
@@ -18,9 +17,6 @@ from handlers.redis_store.queue.payloads import delete_payloads, whole_results
 from handlers.redis_store.results.results import drop_oldest_results, oldest_results
 from handlers.redis_store.submit.client_access import RedisAccess, open_redis
 from handlers.redis_store.submit.submissions import MemberParts
-
-RETRY_SECONDS = 30.0
-"""Seconds for which a batch retries a submission during a failover. Then it stops, and can be resumed."""
 
 RESULTS_KEPT_SECONDS = 7 * 86_400
 """Seconds after the last result for which Redis keeps the results of a batch that is not running."""
@@ -44,7 +40,6 @@ class BatchQueue:
         self._tenant_attribute = tenant_attribute
         self._redis = open_redis(redis_url, access)
         self._submissions = open_submissions(self._redis, wait_replicas)
-        self._retry = StoreRetry(RETRY_SECONDS)
         self._payload_keys: list[str] = []
 
     def request_id(self, number: int) -> str:
@@ -84,12 +79,9 @@ class BatchQueue:
 
     async def submit(self, parts: Sequence[MemberParts], *, is_repeated: bool) -> None:
         """Queue lines in order. With `is_repeated`, lines that are live are skipped."""
-        for batch in batches(parts):
-            await self._retry.run(partial(self._submit, batch, is_repeated))
-
-    async def _submit(self, batch: Sequence[MemberParts], was_repeated: bool, is_repeated: bool) -> None:
-        again = was_repeated or is_repeated
-        await self._submissions.submit(self._state.queue, batch, is_repeated=again)
+        with store_errors():
+            for batch in batches(parts):
+                await self._submissions.submit(self._state.queue, batch, is_repeated=is_repeated)
 
     async def collect(self, limit: int) -> list[bytes]:
         """Read the oldest results with their offloaded payloads. They stay in the list."""

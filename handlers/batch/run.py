@@ -341,6 +341,7 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
         try:
             answer = await call()
         except BrokerUnreachable:
+            end_if_cancelled()  # the library may turn a cancellation into a connection error
             if time.monotonic() >= ends_at:
                 raise
         else:

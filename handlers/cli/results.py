@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from handlers.cli.flags import DurationType, QueueFlags, queue_flags
-from handlers.cli.shell import ExitCode, exits, for_output, run_async
+from handlers.cli.shell import ExitCode, exits, for_output, printable, run_async
 from handlers.contract.result import Result, encode_result
 from handlers.number_text import counted
 
@@ -120,17 +120,12 @@ def _table_writer() -> Callable[[Result], None]:
         is_answered = result.status_code > 0
         is_good = is_answered and 200 <= result.status_code < 300
         shown = (result.stored_elsewhere or result.payload) if is_answered else result.error_message
-        line = Text(f"{_plain(result.id):24}  ")
-        code = _plain(str(result.status_code or result.error_code))
+        line = Text(f"{printable(result.id, ''):24}  ")
+        code = printable(str(result.status_code or result.error_code), "")
         line.append(f"{code:18}  ", "green" if is_good else "red")
-        text = Text(_plain(" ".join(shown[:PRINTED_PAYLOAD_CHARACTERS].split())))
+        text = Text(printable(" ".join(shown[:PRINTED_PAYLOAD_CHARACTERS].split()), ""))
         room = console.width - line.cell_len
         text.truncate(room, overflow="ellipsis")
         console.print(line + text if room > 0 else line, soft_wrap=True)
 
     return write
-
-
-def _plain(text: str) -> str:
-    """Untrusted text without control characters."""
-    return "".join(character if character.isprintable() else "�" for character in text)

@@ -24,7 +24,6 @@ import click
 from handlers.contract.errors import AsyncProcessorError, InvalidRequest, InvalidSetting
 from handlers.contract.lenient_json import is_unicode
 
-_KEPT: Final = "\n\t"
 _ESCAPES: Final = "json-escapes"
 
 
@@ -172,9 +171,9 @@ def for_output(text: str, out: TextIO) -> str:
     return printable(text) if out.isatty() else text
 
 
-def printable(text: str) -> str:
-    """`text` with control characters replaced, except line breaks and tabs."""
-    return "".join(each if each.isprintable() or each in _KEPT else "\N{REPLACEMENT CHARACTER}" for each in text)
+def printable(text: str, kept: str = "\n\t") -> str:
+    """`text` with control characters replaced, except those in `kept`."""
+    return "".join(each if each.isprintable() or each in kept else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 P = ParamSpec("P")

@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from handlers.cli.shell import ExitCode, exits, stop_at_signals
+from handlers.cli.shell import ExitCode, exits, printable, stop_at_signals
 from handlers.number_text import counted
 from handlers.status.overview import Minute, Overview
 from handlers.status.report import Failure
@@ -226,7 +226,7 @@ def _seconds(seconds: float | None) -> str:
 
 def _plain(text: str) -> Text:
     """Text without markup and without characters that a terminal would interpret."""
-    return Text("".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text))
+    return Text(printable(text, ""))
 
 
 _CONTROL_CHARACTERS: Final = 6

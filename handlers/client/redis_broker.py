@@ -125,9 +125,9 @@ _ASK_SECONDS: Final = 600.0
 _ANSWER_SECONDS: Final = 1.0
 
 CHECKED_STEPS = 20
+"""Most calls of one search for an id, enough for a queue of 10,000 small requests."""
 CHECK_SECONDS = 30.0
 """Seconds between checks whether the result of a waiting call went to another list."""
-"""Most calls of one search for an id, enough for a queue of 10,000 small requests."""
 
 UNREAD_RESULT_SECONDS = 7 * 86_400
 """Seconds after the deadline for which an idempotency key is kept while its result in a shared list is unread."""

@@ -135,14 +135,9 @@ class StatusWatch:
         await self._board.leave()
 
 
-def host_name() -> str:
-    """The host name, which is the pod's name in Kubernetes."""
-    return socket.gethostname()
-
-
 def status_watch(redis: Store, tally: Tally, claimers: Mapping[str, Claimer]) -> StatusWatch:
     """A `StatusWatch` for the pools of `claimers`, whose entries may change."""
-    host = host_name()
+    host = socket.gethostname()  # the pod's name in Kubernetes
     board = StatusBoard(redis, f"{host}-{os.getpid()}-{secrets.token_hex(3)}")
     return StatusWatch(board, tally, lambda: poller_report(host, tally.clock(), claimers))
 

@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, TextIO
@@ -164,7 +164,7 @@ class _JsonFormatter(logging.Formatter):
 
         With a project, it is added to Cloud Logging's fields too.
         """
-        trace = current_trace()
+        trace = current_trace.get()
         if trace is not None and "trace_id" not in line:
             line["trace_id"] = trace.trace_id
             line["span_id"] = trace.span_id
@@ -201,25 +201,8 @@ class CurrentTrace(msgspec.Struct, frozen=True):
     is_sampled: bool
 
 
-_current: ContextVar[CurrentTrace | None] = ContextVar("current_trace", default=None)
-
-
-def current_trace() -> CurrentTrace | None:
-    """Trace of the running task, or None.
-
-    It is kept here, not in the tracer, so that logs name traces without loading OpenTelemetry.
-    """
-    return _current.get()
-
-
-def enter_trace(trace: CurrentTrace) -> Token[CurrentTrace | None]:
-    """Set the trace of the running task; return a token for `leave_trace`."""
-    return _current.set(trace)
-
-
-def leave_trace(token: Token[CurrentTrace | None]) -> None:
-    """Restore the trace before `enter_trace`."""
-    _current.reset(token)
+current_trace: Final[ContextVar[CurrentTrace | None]] = ContextVar("current_trace", default=None)
+"""Trace of the running task. It is kept here, not in the tracer, so that logs name it without loading OpenTelemetry."""
 
 
 EVERY_SECONDS: Final = 60.0

@@ -30,7 +30,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from handlers.telemetry.logs import CurrentTrace, enter_trace, get_logger
+from handlers.telemetry.logs import CurrentTrace, current_trace, get_logger
 
 DEFAULT_SERVICE_NAME: Final = "llm-d-async"
 GRPC_PORT: Final = 4317
@@ -149,7 +149,7 @@ class Tracing:
         finally:
             _wanted_trace_id.reset(wanted)
         found = span.get_span_context()
-        enter_trace(CurrentTrace(f"{found.trace_id:032x}", f"{found.span_id:016x}", found.trace_flags.sampled))
+        current_trace.set(CurrentTrace(f"{found.trace_id:032x}", f"{found.span_id:016x}", found.trace_flags.sampled))
         token = _open_span.set(span)
         try:
             yield span

@@ -50,6 +50,11 @@ class GateEntry(msgspec.Struct, frozen=True):
     setting: str
     pool: str
 
+    @property
+    def options(self) -> tuple[str, Mapping[str, Any], str]:
+        """What the gate is built from."""
+        return self.gate_type, self.gate_params, self.pool
+
 
 def gate_entries(settings: Settings, *kinds: str) -> dict[GateOwner, GateEntry]:
     """The gates in the settings by place; with `kinds`, only those of these kinds of owners."""
@@ -72,19 +77,10 @@ def gate_entries(settings: Settings, *kinds: str) -> dict[GateOwner, GateEntry]:
 
 
 class OwnedGate(msgspec.Struct, frozen=True):
-    """A gate and the settings that it was built from."""
+    """A gate and the `options` of its entry."""
 
     gate: Gate
-    gate_type: str
-    gate_params: Mapping[str, Any]
-    pool: str
-
-    def is_of(self, entry: GateEntry) -> bool:
-        return (self.gate_type, self.gate_params, self.pool) == (
-            entry.gate_type,
-            entry.gate_params,
-            entry.pool,
-        )
+    options: tuple[str, Mapping[str, Any], str]
 
 
 class GateChanges(msgspec.Struct):
@@ -132,20 +128,16 @@ class ProcessGates:
         prepared, faults = dict[GateOwner, OwnedGate](), SettingFaults()
         for owner, entry in entries.items():
             with faults.collected():
-                prepared[owner] = self._unchanged(owner, entry) or self._new(entry)
+                owned = self._owned.get(owner)
+                prepared[owner] = owned if owned and owned.options == entry.options else self._built(entry)
         faults.raise_all()
         return prepared
 
-    def _unchanged(self, owner: GateOwner, entry: GateEntry) -> OwnedGate | None:
-        owned = self._owned.get(owner)
-        return owned if owned is not None and owned.is_of(entry) else None
-
-    def _new(self, entry: GateEntry) -> OwnedGate:
+    def _built(self, entry: GateEntry) -> OwnedGate:
         from handlers.gates.registry import build_gate  # a poller without gates starts sooner
 
         sources = replace(self._sources, owner_pool=entry.pool)
-        gate = build_gate(entry.gate_type, entry.gate_params, sources, entry.setting)
-        return OwnedGate(gate, entry.gate_type, entry.gate_params, entry.pool)
+        return OwnedGate(build_gate(entry.gate_type, entry.gate_params, sources, entry.setting), entry.options)
 
     async def apply(self, prepared: Mapping[GateOwner, OwnedGate]) -> GateChanges:
         """Put prepared gates in force."""

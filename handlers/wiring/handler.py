@@ -81,7 +81,7 @@ class Handler:
         return HttpEndpoint(
             handle_delivery,
             authenticator,
-            {"/healthz": _healthy, "/readyz": self._ready},
+            {"/healthz": lambda: plain(200, "ok"), "/readyz": self._ready},
             self._refused,
             EndpointOptions(
                 max_body_bytes=wrapped_bytes(env.max_request_bytes),
@@ -195,10 +195,6 @@ class Handler:
     async def aclose(self) -> None:
         """Close everything, within seconds: no other handler follows."""
         await close_in_time([*reversed(self._parts.closers), self.shared.aclose], self._log)
-
-
-def _healthy() -> Answer:
-    return plain(200, "ok")
 
 
 def _door_of(target: str, settings: Settings, parts: Parts) -> tuple[Handle, Authenticator | None]:

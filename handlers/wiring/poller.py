@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Final
@@ -109,7 +110,12 @@ class PollerApp:
         self.poller.add(self._clock_watch())
         self.poller.add(self._eviction_watch())
         self._watch_metrics()
-        self._pages = PagesServer(self._page_table(), env.host, env.metrics_port)
+        pages: dict[str, Callable[[], Page]] = {
+            "/healthz": lambda: Page(200, b"ok\n"),
+            "/readyz": self._ready,
+            "/metrics": lambda: Page(200, self._metrics.render(), CONTENT_TYPE),
+        }
+        self._pages = PagesServer(pages, env.host, env.metrics_port)
 
     def _planned(self, settings: Settings, previous: Plan | None = None) -> Plan:
         """The plan of these settings. Raises `InvalidSetting`."""
@@ -315,13 +321,6 @@ class PollerApp:
             for gate in self._gates.at(owner):
                 self._metrics.watch_gate(*labels, gate.state)
 
-    def _page_table(self) -> dict[str, Callable[[], Page]]:
-        return {
-            "/healthz": lambda: Page(200, b"ok\n"),
-            "/readyz": self._ready,
-            "/metrics": lambda: Page(200, self._metrics.render(), CONTENT_TYPE),
-        }
-
     def _ready(self) -> Page:
         """The readiness page. A poller is ready while it claims and settles, and Redis keeps its queues."""
         if self.poller.is_stopping:
@@ -391,8 +390,9 @@ class PollerApp:
         await self.poller.first_claims()
         try:
             await self._pages.serve()
-            for warning in await self._warnings():
-                self._log.warning(warning)
+            with contextlib.suppress(*STORE_FAILURES):  # the parts log them
+                for warning in await durability_warnings(self._queues.redis):
+                    self._log.warning(warning)
         except Exception as error:  # noqa: BLE001  # claims continue; without the pages the liveness probe fails
             self._log.error("start not finished", error=repr(error))
 
@@ -406,12 +406,6 @@ class PollerApp:
             self._client.aclose,
             *(queues.redis.aclose for queues in stores),
         ]
-
-    async def _warnings(self) -> list[str]:
-        try:
-            return await durability_warnings(self._queues.redis)
-        except STORE_FAILURES:
-            return []  # the parts log it
 
 
 def result_route(settings: Settings, entry: QueueEntry, reserved: ReservedNames) -> ResultRoute:

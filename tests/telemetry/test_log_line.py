@@ -20,11 +20,10 @@ from handlers.telemetry.logs import (
     CurrentTrace,
     LogOptions,
     configure_logs,
-    enter_trace,
+    current_trace,
     get_logger,
     hashed_id,
     json_line,
-    leave_trace,
     text_line,
 )
 
@@ -182,21 +181,21 @@ def test_ids_may_be_hashed_and_found_again() -> None:
 
 
 def test_the_current_trace_is_named() -> None:
-    token = enter_trace(TRACE)
+    token = current_trace.set(TRACE)
     try:
         (line,) = logged(JSON, ("answered", {}))
     finally:
-        leave_trace(token)
+        current_trace.reset(token)
     assert (line["trace_id"], line["span_id"]) == (TRACE.trace_id, TRACE.span_id)
     assert "trace_id" not in logged(JSON, ("answered", {}))[0]
 
 
 def test_on_google_cloud_the_log_viewer_finds_text_and_trace() -> None:
-    token = enter_trace(TRACE)
+    token = current_trace.set(TRACE)
     try:
         (line,) = logged(LogOptions(form="json", project_id="my-project"), ("answered", {}))
     finally:
-        leave_trace(token)
+        current_trace.reset(token)
     assert line["message"] == "answered"
     assert line["logging.googleapis.com/trace"] == f"projects/my-project/traces/{TRACE.trace_id}"
     assert line["logging.googleapis.com/spanId"] == TRACE.span_id
@@ -205,11 +204,11 @@ def test_on_google_cloud_the_log_viewer_finds_text_and_trace() -> None:
 
 def test_an_event_may_name_a_trace_of_its_own() -> None:
     other = "f" * 32
-    token = enter_trace(TRACE)
+    token = current_trace.set(TRACE)
     try:
         (line,) = logged(LogOptions(form="json", project_id="p"), ("answered", {"trace_id": other}))
     finally:
-        leave_trace(token)
+        current_trace.reset(token)
     assert line["logging.googleapis.com/trace"] == f"projects/p/traces/{other}"
     assert "logging.googleapis.com/spanId" not in line
 

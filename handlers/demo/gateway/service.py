@@ -62,11 +62,6 @@ def _completion(payload: CompletionBody, number: int, tokens: int, *, is_chat: b
     )
 
 
-def _models() -> bytes:
-    """The list of models."""
-    return msgspec.json.encode({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "demo"}]})
-
-
 def _error_body(status: int, message: str) -> bytes:
     """An error in OpenAI's format."""
     return msgspec.json.encode({"error": {"message": message, "type": "simulated", "code": status}})
@@ -151,7 +146,7 @@ class Service:
         self._number = 0
         self._pages = {
             "/health": lambda: b"{}",
-            "/v1/models": _models,
+            "/v1/models": lambda: msgspec.json.encode({"object": "list", "data": [{"id": MODEL, "object": "model"}]}),
             "/metrics": lambda: _metrics(engine, pool),
             "/simulate/state": self._state,
         }

@@ -18,10 +18,9 @@ from handlers.settings.settings import load_settings
 from handlers.telemetry.logs import (
     CurrentTrace,
     configure_logs,
-    enter_trace,
+    current_trace,
     get_logger,
     hashed_id,
-    leave_trace,
 )
 
 NOW = 1_700_000_100.0
@@ -51,11 +50,11 @@ def lines_of(outcome: Outcome, **variables: str) -> list[dict[str, Any]]:
     """The log of an outcome with these settings."""
     out = io.StringIO()
     configure_logs(load_settings({"LOG_FORMAT": "json", **variables}).log_options, out)
-    token = enter_trace(TRACE)
+    token = current_trace.set(TRACE)
     try:
         account(REQUEST, outcome, now=NOW, seconds=1.2345, log=get_logger("poller"), metrics=None)
     finally:
-        leave_trace(token)
+        current_trace.reset(token)
     assert "secret" not in out.getvalue()
     return [json.loads(line) for line in out.getvalue().splitlines()]
 

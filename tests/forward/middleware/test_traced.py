@@ -132,7 +132,7 @@ async def test_an_invalid_trace_context_counts_as_absent(tracing: Tracing, recei
 
 async def test_the_trace_is_current_until_the_requests_task_ends(tracing: Tracing, receiver: OtlpReceiver) -> None:
     await traced(tracing, ANSWERED)
-    found = current_trace()
+    found = current_trace.get()
     await tracing.aclose()
     assert found is not None
     assert found.trace_id == receiver.spans[0].trace_id
