@@ -32,7 +32,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def id_of(submission: Submission | str) -> str:
-    """The id of a submission, which may be given as the id itself."""
+    """The id of a submission; an id is returned as it is."""
     return submission.id if isinstance(submission, Submission) else submission
 
 
