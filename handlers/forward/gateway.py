@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import ssl
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -18,21 +17,6 @@ QUEUE_DURATION_HEADER: Final = "x-llm-d-flow-queue-duration-ms"
 BAND_HEADROOM_HEADER: Final = "x-llm-d-flow-band-headroom"
 
 
-class GatewayOptions(msgspec.Struct, frozen=True):
-    """Options of the connections to gateways.
-
-    `max_response_bytes` bounds a body before and after decompression. An unused connection is closed after
-    `keepalive_seconds`, which must be less than the server's own limit. `token` returns our bearer token; it is
-    called for each request.
-    """
-
-    connect_timeout_seconds: float = 10.0
-    keepalive_seconds: float = 4.0
-    max_response_bytes: int = 10_000_000
-    ssl_context: ssl.SSLContext | None = None
-    token: Callable[[], str] | None = None
-
-
 class GatewayResponse(msgspec.Struct, frozen=True):
     """A complete response: header names in lower case, `body` decompressed."""
 
@@ -42,18 +26,14 @@ class GatewayResponse(msgspec.Struct, frozen=True):
 
 
 class Gateway:
-    """Connections to all gateways, opened on first use and closed by `aclose`."""
+    """Connections to all gateways, opened on first use and closed by `aclose`.
 
-    def __init__(self, options: GatewayOptions) -> None:
-        self._token = options.token
-        self._transport = Transport(
-            TransportOptions(
-                connect_seconds=options.connect_timeout_seconds,
-                idle_seconds=options.keepalive_seconds,
-                max_response_bytes=options.max_response_bytes,
-                ssl_context=options.ssl_context,
-            )
-        )
+    `token` returns our bearer token; it is called for each request.
+    """
+
+    def __init__(self, options: TransportOptions, token: Callable[[], str] | None = None) -> None:
+        self._token = token
+        self._transport = Transport(options)
         self.in_use = 0
         """Calls in flight; each uses its own connection."""
 

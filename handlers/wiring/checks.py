@@ -16,7 +16,7 @@ import msgspec
 
 from handlers.byte_budget import memory_limit
 from handlers.contract.errors import InvalidSetting, SettingFaults
-from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.gateway import Gateway
 from handlers.forward.outcome import FAILURES, failure_reason
 from handlers.forward.route import joined
 from handlers.gates.gate import GateState
@@ -39,6 +39,7 @@ from handlers.settings.settings import (
     without_faulty,
 )
 from handlers.transport.failures import UnusableResponse
+from handlers.transport.transport import TransportOptions
 from handlers.wiring.credentials import file_token, gateway_tls, prometheus_tls, redis_options
 from handlers.wiring.dispatch_door import check_event_sources
 from handlers.wiring.forward_stack import gateway_of
@@ -232,7 +233,7 @@ async def _handler(settings: Settings) -> list[Finding]:
 
 async def _prometheus(settings: Settings) -> list[Finding]:
     url = joined(settings.env.prometheus_url, "/api/v1/query?query=1")
-    client = Gateway(GatewayOptions(max_response_bytes=65_536, ssl_context=prometheus_tls(settings)))
+    client = Gateway(TransportOptions(max_response_bytes=65_536, ssl_context=prometheus_tls(settings)))
     token = file_token("PROMETHEUS_TOKEN_FILE", settings.env.prometheus_token_file)
     headers = {"authorization": f"Bearer {token()}"} if token else {}
     what = f"prometheus {masked_url(settings.env.prometheus_url)}"

@@ -17,10 +17,11 @@ from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions
 from handlers.doors.cloudevents.foreign_event import HEADER_PREFIX, EventFields
 from handlers.doors.http_endpoint import Authenticator
-from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.gateway import Gateway
 from handlers.number_text import counted
 from handlers.settings.settings import Settings, masked_url
 from handlers.telemetry.logs import Logger
+from handlers.transport.transport import TransportOptions
 from handlers.wiring.forward_stack import Handle, Parts, event_stack, recorded_handle
 
 _MAX_ANSWER_BYTES = 65_536
@@ -98,7 +99,9 @@ def event_sink(settings: Settings, log: Logger, closers: list[Callable[[], Await
     if not env.k_sink:
         return None
     tls, overrides = _sink_parts(settings)
-    client = Gateway(GatewayOptions(env.connect_timeout_seconds, max_response_bytes=_MAX_ANSWER_BYTES, ssl_context=tls))
+    client = Gateway(
+        TransportOptions(env.connect_timeout_seconds, max_response_bytes=_MAX_ANSWER_BYTES, ssl_context=tls)
+    )
     closers.append(client.aclose)
     return EventSink(client, SinkOptions(env.k_sink, overrides), log)
 

@@ -22,7 +22,7 @@ from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
 from handlers.doors.door import Answer, ContextT, Delivery, DeliveryRecorder, Door, handle
 from handlers.forward.forward import AttemptOptions, Forward, Forwarder, Sender
-from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.gateway import Gateway
 from handlers.forward.middleware.account import counted_attempts, counted_calls, timed, with_details
 from handlers.forward.middleware.breaker import BreakerForward, BreakerOptions, GatewayBreakers, has_failed
 from handlers.forward.outcome import Outcome
@@ -30,6 +30,7 @@ from handlers.forward.transforms import build_transforms
 from handlers.settings.settings import Settings
 from handlers.telemetry.dependencies import GATES, GATEWAY, MEMORY, Dependencies, Dependency
 from handlers.telemetry.logs import Logger, RareWarning, get_logger
+from handlers.transport.transport import TransportOptions
 from handlers.wiring.credentials import file_token, gateway_tls
 from handlers.wiring.metrics import HandlerMetrics, handler_metrics_of, tracing_of
 
@@ -248,13 +249,13 @@ def gateway_of(settings: Settings) -> Gateway:
     """The client for all gateways of this process."""
     env = settings.env
     return Gateway(
-        GatewayOptions(
-            connect_timeout_seconds=env.connect_timeout_seconds,
-            keepalive_seconds=env.connection_idle_seconds,
+        TransportOptions(
+            connect_seconds=env.connect_timeout_seconds,
+            idle_seconds=env.connection_idle_seconds,
             max_response_bytes=env.max_response_bytes,
             ssl_context=gateway_tls(settings),
-            token=file_token("GATEWAY_TOKEN_FILE", env.gateway_token_file),
-        )
+        ),
+        file_token("GATEWAY_TOKEN_FILE", env.gateway_token_file),
     )
 
 
@@ -397,7 +398,7 @@ def poller_client(settings: Settings) -> Gateway:
         return gateway_of(settings)
     env = settings.env
     limit = wrapped_answer_bytes(env.max_response_bytes)
-    return Gateway(GatewayOptions(env.connect_timeout_seconds, env.connection_idle_seconds, max_response_bytes=limit))
+    return Gateway(TransportOptions(env.connect_timeout_seconds, env.connection_idle_seconds, max_response_bytes=limit))
 
 
 Closers = list[Callable[[], Awaitable[object]]]

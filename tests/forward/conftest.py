@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.gateway import Gateway
+from handlers.transport.transport import TransportOptions
 from tests.servers.raw_http import RawHttp, running_raw_http
 
 LIMIT = 20_000
@@ -20,6 +21,6 @@ async def server() -> AsyncIterator[RawHttp]:
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Gateway]:
-    gateway = Gateway(GatewayOptions(connect_timeout_seconds=5.0, max_response_bytes=LIMIT))
+    gateway = Gateway(TransportOptions(connect_seconds=5.0, max_response_bytes=LIMIT))
     yield gateway
     await gateway.aclose()

@@ -15,10 +15,11 @@ import pytest
 
 from handlers.contract.request import Request
 from handlers.forward.forward import gateway_headers
-from handlers.forward.gateway import Gateway, GatewayOptions, GatewayResponse
+from handlers.forward.gateway import Gateway, GatewayResponse
 from handlers.forward.outcome import FAILURES, failure_reason
 from handlers.forward.route import Route
 from handlers.transport.failures import ResponseTooLarge, UnusableResponse
+from handlers.transport.transport import TransportOptions
 from tests.forward.conftest import LIMIT
 from tests.servers.certificates import self_signed, serving
 from tests.servers.raw_http import Answer, End, RawHttp, answer, running_raw_http
@@ -171,7 +172,7 @@ async def test_a_name_that_does_not_resolve_is_reported(gateway: Gateway) -> Non
 
 async def test_an_unanswered_handshake_sends_no_request(server: RawHttp) -> None:
     """A full backlog drops the SYN: nothing was sent, so nothing can have run."""
-    gateway = Gateway(GatewayOptions(connect_timeout_seconds=0.2))
+    gateway = Gateway(TransportOptions(connect_seconds=0.2))
     with socket.socket() as full, contextlib.ExitStack() as stack:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -252,7 +253,7 @@ async def test_a_server_restart_fails_only_requests_in_flight(gateway: Gateway, 
 @contextlib.asynccontextmanager
 async def tls_gateway(trusted: Path | None) -> AsyncIterator[Gateway]:
     context = ssl.create_default_context(cafile=trusted) if trusted else None
-    gateway = Gateway(GatewayOptions(ssl_context=context))
+    gateway = Gateway(TransportOptions(ssl_context=context))
     try:
         yield gateway
     finally:

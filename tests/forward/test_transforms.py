@@ -16,11 +16,12 @@ from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
 from handlers.forward.forward import Forwarder
-from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.gateway import Gateway
 from handlers.forward.outcome import Answered
 from handlers.forward.route import Route, Routes
 from handlers.forward.transforms import TRANSFORMS, GcsUriMultipart, TransformEntry, build_transforms
 from handlers.settings.config_file import parse_config_file
+from handlers.transport.transport import TransportOptions
 from tests.servers.raw_http import answer, running_raw_http
 
 TRANSFORM = GcsUriMultipart(frozenset({"gcs"}))
@@ -172,7 +173,7 @@ async def test_the_gateway_gets_the_form_and_a_refusal_is_a_final_result() -> No
     transforms = build_transforms(parse_config_file(FILE).request_transforms, "requestTransforms")
     async with running_raw_http() as server:
         server.reply(answer(200, b"{}"))
-        gateway = Gateway(GatewayOptions())
+        gateway = Gateway(TransportOptions())
         forwarder = Forwarder(gateway, Routes(Route(server.url)), request_timeout_seconds=20, transforms=transforms)
         sent = await forwarder.forward(request(gcs_uri="gs://b/x", model="m"))
         plain = await forwarder.forward(request("other", prompt="x"))

@@ -19,10 +19,11 @@ from handlers.contract.result import ErrorCode, Result, answered_result, encode_
 from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.door import Delivery
 from handlers.forward.forward import AttemptOptions
-from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.gateway import Gateway
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry
 from handlers.poller.dispatcher import HttpDispatcher
 from handlers.telemetry.logs import RareWarning, get_logger
+from handlers.transport.transport import TransportOptions
 from tests.contract.json_texts import TEXT
 from tests.servers.raw_http import Answer, End, RawHttp, Received, answer, running_raw_http
 
@@ -38,7 +39,7 @@ async def server() -> AsyncIterator[RawHttp]:
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Gateway]:
-    gateway = Gateway(GatewayOptions(max_response_bytes=50_000))
+    gateway = Gateway(TransportOptions(max_response_bytes=50_000))
     yield gateway
     await gateway.aclose()
 
@@ -205,7 +206,7 @@ async def test_a_delivery_that_the_door_cannot_read_is_final(
 
 
 async def test_a_refused_connection_is_no_attempt(dispatcher: HttpDispatcher) -> None:
-    gateway = Gateway(GatewayOptions())
+    gateway = Gateway(TransportOptions())
     nobody = HttpDispatcher(gateway, "http://127.0.0.1:1/", timeout_seconds=5.0, jitter=lambda: 0.5)
     outcome = await nobody.forward(request(), OPTIONS)
     assert outcome == Retry(1.0, "handler_unavailable", counts_attempt=False)
@@ -225,7 +226,7 @@ async def test_a_handler_that_went_with_the_request_is_an_attempt(
 
 
 async def test_a_handler_that_hangs_is_given_up(server: RawHttp) -> None:
-    gateway = Gateway(GatewayOptions())
+    gateway = Gateway(TransportOptions())
     dispatcher = HttpDispatcher(gateway, server.url, timeout_seconds=0.1, jitter=lambda: 0.5)
     server.reply(Answer(end=End.HANG))
     outcome = await asyncio.wait_for(dispatcher.forward(request(), OPTIONS), 60)

@@ -11,7 +11,7 @@ import pytest
 from handlers.contract.request import Request
 from handlers.contract.result import answered_result
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions, Forward
-from handlers.forward.gateway import Gateway, GatewayOptions, GatewayResponse
+from handlers.forward.gateway import Gateway, GatewayResponse
 from handlers.forward.middleware.breaker import BreakerOptions, GatewayBreakers
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import CLOSED_RETRY_SECONDS, Feedback, Gate, Refuse, Verdict
@@ -19,6 +19,7 @@ from handlers.poller.priority import LaneOptions
 from handlers.settings.settings import load_settings
 from handlers.telemetry.logs import get_logger
 from handlers.telemetry.metrics import Metrics
+from handlers.transport.transport import TransportOptions
 from handlers.wiring.forward_stack import STACK_ORDER, ForwardStack, PollerStack, QueueLayers, forwarder_of
 
 REQUEST = Request(id="a", deadline=4_000_000_000, payload=b"{}", queue="q")
@@ -83,7 +84,7 @@ def poller_forward() -> tuple[Callable[..., Forward], Metrics]:
     """Builds a queue's stack of a poller whose gateway is unavailable."""
     settings = load_settings({"IGW_BASE_URL": "http://127.0.0.1:1", "REDIS_URL": "redis://127.0.0.1:1"})
     breakers, metrics = GatewayBreakers(BreakerOptions(retry_share=0), get_logger("test")), Metrics()
-    stack = PollerStack(settings, Unavailable(GatewayOptions()), None, breakers, lambda: 1_000.0)
+    stack = PollerStack(settings, Unavailable(TransportOptions()), None, breakers, lambda: 1_000.0)
 
     def build(*gates: Gate) -> Forward:
         return stack.of_queue(QueueLayers(gates, LaneOptions(), metrics.of_queue("q", "q", "default")))
@@ -136,7 +137,7 @@ async def test_an_unreachable_gateway_is_one_warning_with_the_reason(
 ) -> None:
     server = await asyncio.start_server(_answer_without_tls, "127.0.0.1", 0)
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    gateway = Gateway(GatewayOptions())
+    gateway = Gateway(TransportOptions())
     forwarder = forwarder_of(load_settings({"IGW_BASE_URL": url}), gateway)
     for _ in range(3):
         assert isinstance(await forwarder.forward(REQUEST), Retry)

@@ -21,12 +21,13 @@ from handlers.contract.request import Request
 from handlers.contract.result import Result
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions
 from handlers.forward.gateway import Gateway as HttpGateway
-from handlers.forward.gateway import GatewayOptions, GatewayResponse
+from handlers.forward.gateway import GatewayResponse
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
 from handlers.gates.registry import GATE_KINDS
 from handlers.settings.settings import Settings, load_settings
 from handlers.telemetry.logs import get_logger
+from handlers.transport.transport import TransportOptions
 from handlers.wiring.forward_stack import (
     Parts,
     event_stack,
@@ -366,7 +367,7 @@ async def test_events_of_other_sources_pass_the_gate_of_the_default_pool_and_the
     gate = {"gate_type": "redis", "gate_params": {"address": world.address}}
     settings = settings_of(world, tmp_path, {"pools": [{"id": "default", **gate}]}, "http://127.0.0.1:1")
     await world.redis.set("dispatch-gate-budget", "0")
-    parts.shared.gateway = AnsweringGateway(GatewayOptions())
+    parts.shared.gateway = AnsweringGateway(TransportOptions())
     forward = event_stack(settings, parts)
     async with started(parts):
         refused = await forward(push(queue=""), NO_OPTIONS)

@@ -8,8 +8,9 @@ import pytest
 
 from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions, SinkRefused, SinkUnavailable
 from handlers.doors.door import Answer as Event
-from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.gateway import Gateway
 from handlers.telemetry.logs import get_logger
+from handlers.transport.transport import TransportOptions
 from tests.servers.raw_http import End, RawHttp, answer, running_raw_http
 
 EVENT = Event(200, b'{"id":"a"}', {"ce-id": "e-1.result", "ce-type": "t"})
@@ -23,7 +24,7 @@ async def server() -> AsyncIterator[RawHttp]:
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Gateway]:
-    opened = Gateway(GatewayOptions(max_response_bytes=100))
+    opened = Gateway(TransportOptions(max_response_bytes=100))
     yield opened
     await opened.aclose()
 

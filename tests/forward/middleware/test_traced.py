@@ -11,11 +11,12 @@ import pytest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions
-from handlers.forward.gateway import Gateway, GatewayOptions
+from handlers.forward.gateway import Gateway
 from handlers.forward.middleware.traced import AttemptSpans, TracedSender, traced_forward
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.telemetry.logs import current_trace
 from handlers.telemetry.tracing import HANDLE_REQUEST, PROCESS_REQUEST, RE_ENQUEUE, Tracing, TracingOptions
+from handlers.transport.transport import TransportOptions
 from tests.servers.otlp import OtlpReceiver, running_otlp_receiver
 from tests.servers.raw_http import RawHttp, answer, running_raw_http
 
@@ -53,7 +54,7 @@ async def traced(tracing: Tracing, outcome: Outcome, request: Request = REQUEST)
 async def test_the_next_hop_gets_the_calls_span_in_place_of_the_producers(
     tracing: Tracing, receiver: OtlpReceiver, server: RawHttp
 ) -> None:
-    gateway = Gateway(GatewayOptions())
+    gateway = Gateway(TransportOptions())
     sender = TracedSender(gateway, tracing, event_too=True)
     await sender.send(f"{server.url}/v1/x", {"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01"}, b"{}")
     await gateway.aclose()
