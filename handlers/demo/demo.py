@@ -253,11 +253,7 @@ async def _pubsub_way(stack: Stack, requests: Sequence[Planned], tally: DemoTall
 
 def _body(request: Planned, now: float) -> bytes:
     return msgspec.json.encode(
-        {
-            "id": request.request_id,
-            "deadline": int(now + request.deadline_seconds) + 1,
-            "payload": request.payload,
-        }
+        {"id": request.request_id, "deadline": int(now + request.deadline_seconds) + 1, "payload": request.payload}
     )
 
 
@@ -296,11 +292,7 @@ def planned(count: int, prefix: str) -> Iterator[Planned]:
     for number in range(count):
         place = number % _ROUND
         request_id = f"{prefix}-{number:05d}"
-        payload: dict[str, Any] = {
-            "model": "demo-model",
-            "prompt": f"Say hello, number {number}",
-            "max_tokens": 16,
-        }
+        payload: dict[str, Any] = {"model": "demo-model", "prompt": f"Say hello, number {number}", "max_tokens": 16}
         trouble = _TROUBLES.get(place)
         if place == SHORT_DEADLINE_PLACE:
             trouble = {"status": 503}

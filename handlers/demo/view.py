@@ -72,10 +72,7 @@ def closing_table(paths: Mapping[str, tuple[DemoTally, Stages]], timeout_seconds
         ("answered (2xx)", [str(tally.answered) for tally, _ in paths.values()]),
         ("  of these, retried before", [str(_retried(*path)) for path in paths.values()]),
         ("final errors", [str(sum(tally.final_errors.values())) for tally, _ in paths.values()]),
-        (
-            f"no result within {timeout_seconds:g} s",
-            [_count(len(tally.missing)) for tally, _ in paths.values()],
-        ),
+        (f"no result within {timeout_seconds:g} s", [_count(len(tally.missing)) for tally, _ in paths.values()]),
         ("second results", [_count(tally.duplicates) for tally, _ in paths.values()]),
     ]
     for name, cells in rows:

@@ -24,12 +24,7 @@ from handlers.backoff import parse_retry_after, retry_delay
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, error_result
-from handlers.forward.gateway import (
-    BAND_HEADROOM_HEADER,
-    DROPPED_REASON_HEADER,
-    QUEUE_DURATION_HEADER,
-    GatewayResponse,
-)
+from handlers.forward.gateway import BAND_HEADROOM_HEADER, DROPPED_REASON_HEADER, QUEUE_DURATION_HEADER, GatewayResponse
 from handlers.forward.outcome import (
     FAILURES,
     OWN_FAULTS,
@@ -306,12 +301,7 @@ class Forwarder:
         )
 
     def _retry(
-        self,
-        request: Request,
-        options: AttemptOptions,
-        reason: str,
-        feedback: Feedback,
-        last: LastResponse | None,
+        self, request: Request, options: AttemptOptions, reason: str, feedback: Feedback, last: LastResponse | None
     ) -> Outcome:
         delay = retry_delay(
             request.attempt,

@@ -81,13 +81,7 @@ def result_bytes(outcome: Outcome, offload_bytes: int = 0) -> int:
 
 RETRY_STATUSES: Final = frozenset({408, 425, 429})
 
-STATUS_REASONS: Final = {
-    408: "timeout",
-    425: "too_early",
-    429: "rejected",
-    503: "unavailable",
-    504: "timeout",
-}
+STATUS_REASONS: Final = {408: "timeout", 425: "too_early", 429: "rejected", 503: "unavailable", 504: "timeout"}
 
 FAILURE_REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (httpx.ConnectTimeout, "connect"),  # no TCP connection: nothing was sent

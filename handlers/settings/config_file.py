@@ -107,10 +107,7 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = ""
     result_topic_id: Annotated[
         str,
-        about(
-            "Topic for these results; default: the file's `result_topic_id` or `RESULT_TOPIC_ID`.",
-            "team-a-results",
-        ),
+        about("Topic for these results; default: the file's `result_topic_id` or `RESULT_TOPIC_ID`.", "team-a-results"),
     ] = ""
     result_queue_name: Annotated[str, about("The reference's name for `result_topic_id`.", "team-a-results")] = ""
     worker_pool_id: Annotated[str, about("Pool whose gate and limit apply to these requests.", "default")] = "default"
@@ -119,10 +116,7 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     )
     gate_type: Annotated[
         str,
-        about(
-            "Gate of this subscription alone, see [gates.md](gates.md); unset: no gate.",
-            "local-max-concurrency",
-        ),
+        about("Gate of this subscription alone, see [gates.md](gates.md); unset: no gate.", "local-max-concurrency"),
     ] = ""
     gate_params: Annotated[dict[str, Any], about("Parameters of that gate.", "{limit: 10}")] = msgspec.field(
         default_factory=dict
@@ -160,13 +154,11 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ageing_seconds: Annotated[
         Annotated[float, Meta(gt=0)] | None,
         about(
-            "With `tier-priority`: a lane that had no turn for this many seconds gets the next one; unset: never.",
-            "60",
+            "With `tier-priority`: a lane that had no turn for this many seconds gets the next one; unset: never.", "60"
         ),
     ] = None
     lane_objectives: Annotated[
-        dict[str, str],
-        about("Objective header by lane.", "{reserved-interactive: high, overflow-batch: low}"),
+        dict[str, str], about("Objective header by lane.", "{reserved-interactive: high, overflow-batch: low}")
     ] = msgspec.field(default_factory=dict)
     priority_header: Annotated[bool, about("Send the lane's priority to the gateway as a header.", "true")] = False
     shared: Annotated[
@@ -203,8 +195,7 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     )
     master_name: Annotated[str, about("The master's name at the Sentinels, with `mode: sentinel`.")] = ""
     retry_queue_name: Annotated[
-        str,
-        about("Sorted set of requests that wait for a retry; default: `RETRY_QUEUE_NAME`.", "retry-sortedset"),
+        str, about("Sorted set of requests that wait for a retry; default: `RETRY_QUEUE_NAME`.", "retry-sortedset")
     ] = ""
     result_queue_name: Annotated[
         str, about("Result list of queues that do not name one; default: `RESULT_QUEUE_NAME`.", "result-list")
@@ -214,16 +205,12 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         about("Milliseconds between polls of an idle queue; default: `POLL_INTERVAL_MS`.", "100"),
     ] = None
     batch_size: Annotated[
-        Annotated[int, Meta(ge=0, le=100_000)] | None,
-        about("Read for compatibility; it has no effect.", "64"),
+        Annotated[int, Meta(ge=0, le=100_000)] | None, about("Read for compatibility; it has no effect.", "64")
     ] = None
     project_id: Annotated[str, about("Google Cloud project; default: `PROJECT_ID`.", "my-project")] = ""
     result_topic_id: Annotated[
         str,
-        about(
-            "Result topic of subscriptions that do not name one; default: `RESULT_TOPIC_ID`.",
-            "async-proc-results",
-        ),
+        about("Result topic of subscriptions that do not name one; default: `RESULT_TOPIC_ID`.", "async-proc-results"),
     ] = ""
     queues: Annotated[list[QueueEntry], about("Redis queues, see below; unset: only `REQUEST_QUEUE_NAME`.")] = (
         msgspec.field(default_factory=list)
@@ -400,14 +387,7 @@ def _given(content: dict[str, Any]) -> dict[str, Any]:
 
 def _kind(value: object) -> str:
     """The kind of a YAML value, in words."""
-    kinds = {
-        str: "text",
-        int: "a number",
-        float: "a number",
-        bool: "a boolean",
-        list: "a list",
-        dict: "a mapping",
-    }
+    kinds = {str: "text", int: "a number", float: "a number", bool: "a boolean", list: "a list", dict: "a mapping"}
     return "nothing" if value is None else kinds.get(type(value), "a date")
 
 

@@ -72,8 +72,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         about("Open the circuit while the gateway fails: one call per second is sent, the other requests stay queued."),
     ] = True
     retry_budget: Annotated[
-        float,
-        about("Retries allowed per final result, in addition to one per second; 0: unlimited.", ge=0, le=10),
+        float, about("Retries allowed per final result, in addition to one per second; 0: unlimited.", ge=0, le=10)
     ] = 0.25
     max_request_bytes: Annotated[int, about("Largest request body.", ge=1_024)] = MAX_REQUEST_BYTES
     max_response_bytes: Annotated[
@@ -134,11 +133,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         ),
     ] = 0
     result_apart_bytes: Annotated[
-        int,
-        about(
-            "Responses of at least this many bytes are offloaded: stored in separate keys; 0: none.",
-            ge=0,
-        ),
+        int, about("Responses of at least this many bytes are offloaded: stored in separate keys; 0: none.", ge=0)
     ] = 0
     result_apart_seconds: Annotated[
         int, about("Lifetime of an offloaded response if its result list does not expire.", ge=1)
@@ -152,15 +147,11 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     workers: Annotated[int, about("Most requests in flight at once.", ge=1, le=100_000)] = 64
     max_in_flight_bytes: Annotated[
         int,
-        about(
-            "Most bytes of requests and responses in a poller or handler; 0: derived from its memory limit.",
-            ge=0,
-        ),
+        about("Most bytes of requests and responses in a poller or handler; 0: derived from its memory limit.", ge=0),
     ] = 0
     poll_interval_ms: Annotated[int, about("Interval between polls of an idle queue.", ge=1, le=60_000)] = 20
     lease_seconds: Annotated[
-        float,
-        about("Duration of the lease on a claim, or on a push that is being handled.", ge=0.1, le=3_600),
+        float, about("Duration of the lease on a claim, or on a push that is being handled.", ge=0.1, le=3_600)
     ] = 15.0
     heartbeat_seconds: Annotated[float, about("Interval between renewals of leases.", ge=0.05, le=600)] = 5.0
     reclaim_seconds: Annotated[
@@ -178,20 +169,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         float, about("Longest accepted time to a queued request's deadline; the default is a century.", gt=0)
     ] = 3_153_600_000.0
     max_deaths: Annotated[
-        int,
-        about(
-            "A request is dead-lettered after this many crashes of its poller.",
-            ge=1,
-            le=1_000,
-        ),
+        int, about("A request is dead-lettered after this many crashes of its poller.", ge=1, le=1_000)
     ] = 5
     shutdown_grace_seconds: Annotated[
-        float,
-        about("Longest time that a stopping process waits for its requests to finish.", ge=0, le=86_400),
+        float, about("Longest time that a stopping process waits for its requests to finish.", ge=0, le=86_400)
     ] = 610.0
     status_token_file: Annotated[
-        str,
-        about("File with tokens that allow the status page to requeue or drop dead letters; empty: read-only."),
+        str, about("File with tokens that allow the status page to requeue or drop dead letters; empty: read-only.")
     ] = ""
     status_hosts: Annotated[
         str,
@@ -216,13 +200,11 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         float, about("Longest time in which a request to a door must arrive completely.", gt=0, le=600)
     ] = 30.0
     dispatch_auth: Annotated[
-        Literal["token", "none"],
-        about("`none`: the dispatch door accepts events without a token and logs no warning."),
+        Literal["token", "none"], about("`none`: the dispatch door accepts events without a token and logs no warning.")
     ] = "token"
     dispatch_token: Annotated[str, about("Bearer token between poller and dispatch door.")] = ""
     dispatch_token_file: Annotated[
-        str,
-        about("File with dispatch tokens, one per line; the poller sends the first, the door accepts all."),
+        str, about("File with dispatch tokens, one per line; the poller sends the first, the door accepts all.")
     ] = ""
 
     event_data: Annotated[
@@ -247,8 +229,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         ),
     ] = 0.0
     k_sink: Annotated[
-        str,
-        about("URL to which results of events from other sources are sent as CloudEvents (set by Knative)."),
+        str, about("URL to which results of events from other sources are sent as CloudEvents (set by Knative).")
     ] = ""
     k_ce_overrides: Annotated[
         str, about('Extensions of the CloudEvents to `K_SINK`: `{"extensions": {…}}` (set by Knative).')
@@ -322,8 +303,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "http/protobuf"
     )
     otel_service_name: Annotated[
-        str,
-        about("Service name in traces; empty: the one in `OTEL_RESOURCE_ATTRIBUTES`, else `llm-d-async`."),
+        str, about("Service name in traces; empty: the one in `OTEL_RESOURCE_ATTRIBUTES`, else `llm-d-async`.")
     ] = ""
 
 
@@ -372,10 +352,7 @@ def _plain(value: str) -> str:
 
 
 def invalid_setting(
-    error: msgspec.ValidationError,
-    where: str,
-    struct: type[msgspec.Struct] | None = None,
-    content: object = None,
+    error: msgspec.ValidationError, where: str, struct: type[msgspec.Struct] | None = None, content: object = None
 ) -> InvalidSetting:
     """Convert msgspec's "Expected `int`, got `str` - at `$.WORKERS`" to an `InvalidSetting`.
 

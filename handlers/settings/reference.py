@@ -17,14 +17,7 @@ from handlers.contract.accepted import NOUN, described, extra_of, meaning, shown
 from handlers.forward.transforms import TRANSFORMS, TransformEntry
 from handlers.gates.metric.reading_gate import ReadingParameters
 from handlers.gates.registry import GATE_KINDS
-from handlers.settings.config_file import (
-    ConfigFile,
-    MergeParameters,
-    MergePolicy,
-    PoolEntry,
-    QueueEntry,
-    TopicEntry,
-)
+from handlers.settings.config_file import ConfigFile, MergeParameters, MergePolicy, PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.environment import SECRETS, Environment
 
 _SETTINGS_HEAD: Final = """\
@@ -96,11 +89,7 @@ SECTIONS: Final = (
     ("`queues`", QueueEntry, "One entry for each Redis queue."),
     ("`topics`", TopicEntry, "One entry for each push subscription."),
     ("`pools`", PoolEntry, _POOLS),
-    (
-        "`request_merge_policy`",
-        MergePolicy,
-        "How queues share their pools; a pool's own `merge_policy` wins.",
-    ),
+    ("`request_merge_policy`", MergePolicy, "How queues share their pools; a pool's own `merge_policy` wins."),
     ("`request_merge_policy.parameters`", MergeParameters, "Names of headers, labels and metadata fields."),
     (
         "`requestTransforms`",

@@ -428,10 +428,7 @@ def _check_redis(settings: Settings, faults: SettingFaults) -> None:
     if not faults.touch(*_REDIS_FIELDS[1:]):
         with faults.collected():
             redis_address(
-                Environment().redis_url if faults.touch(setting) else url,
-                file.mode,
-                file.addrs,
-                file.master_name,
+                Environment().redis_url if faults.touch(setting) else url, file.mode, file.addrs, file.master_name
             )
     if env.dedupe_redis_url:
         with faults.collected():

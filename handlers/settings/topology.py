@@ -16,14 +16,7 @@ _DEFAULT_PORT: Final = 6379  # `llm-d-async` uses it for Sentinels too
 _MODES: Final = ("standalone", "cluster", "sentinel")
 _TUNING: Final = frozenset(
     {
-        *(
-            "max_retries",
-            "min_retry_backoff",
-            "max_retry_backoff",
-            "dial_timeout",
-            "read_timeout",
-            "write_timeout",
-        ),
+        *("max_retries", "min_retry_backoff", "max_retry_backoff", "dial_timeout", "read_timeout", "write_timeout"),
         *("pool_fifo", "pool_size", "pool_timeout", "min_idle_conns", "max_idle_conns", "max_active_conns"),
         *("max_concurrent_dials", "idle_timeout", "conn_max_idle_time", "max_conn_age", "conn_max_lifetime"),
     }

@@ -247,8 +247,7 @@ class Families:
         self.dead_depth = gauge("dead_letters_kept", "Dead letters in the store.")
         self.earliest_deadline = gauge("earliest_deadline_seconds", "Time until the earliest deadline.")
         self.oldest_age = gauge(
-            "oldest_pending_age_seconds",
-            "Age of the first or last pending request by deadline, whichever is older.",
+            "oldest_pending_age_seconds", "Age of the first or last pending request by deadline, whichever is older."
         )
         self.dispatch_budget = gauge("dispatch_budget", "Budget that the gates allow, 0 (closed) to 1.")
         self._add_process_gauges()
@@ -339,10 +338,7 @@ class GateGauges:
             "gate_metric_threshold", "Value at or below which a gate closes.", *_OWNER, "inference_pool"
         )
         self._available = gauge(
-            "gate_metric_source_available",
-            "1 while a gate's source has a reading.",
-            *_OWNER,
-            "inference_pool",
+            "gate_metric_source_available", "1 while a gate's source has a reading.", *_OWNER, "inference_pool"
         )
         self._on_missing = gauge(
             "gate_on_missing_in_force",
@@ -368,14 +364,7 @@ class GateGauges:
 
     def refresh(self) -> None:
         """Read all gates. Series of unused bands disappear."""
-        gauges = (
-            self._value,
-            self._threshold,
-            self._available,
-            self._on_missing,
-            self._closed,
-            self._figures,
-        )
+        gauges = (self._value, self._threshold, self._available, self._on_missing, self._closed, self._figures)
         for gauge in (*gauges, *self._aimd.values()):
             gauge.clear()
         for owner, read in self._gates.items():

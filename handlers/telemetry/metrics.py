@@ -40,17 +40,7 @@ GATE_REASONS: Final = ("gate_closed", "quota_exhausted", "dropped", "error")
 _GATE_ERRORS: Final = {"GATE_DROPPED": "dropped", "GATE_ERROR": "error"}
 REASONS: Final = frozenset(
     {
-        *(
-            "rejected",
-            "unavailable",
-            "server_error",
-            "timeout",
-            "too_early",
-            "connect",
-            "dns",
-            "tls",
-            "reset",
-        ),
+        *("rejected", "unavailable", "server_error", "timeout", "too_early", "connect", "dns", "tls", "reset"),
         *("broken_body", "broken_response", "handler_unavailable", "handler_lost", "handler_refused"),
         *("internal_error", "gate_closed", "quota_exhausted", "not_recorded", "payload_not_read"),
         *("circuit_open", "circuit_recovering", "retry_budget"),
@@ -67,13 +57,7 @@ class QueueMetrics:
     """Series of one queue; all times are durations in seconds."""
 
     def __init__(
-        self,
-        metrics: Families,
-        queue_id: str,
-        queue_name: str,
-        pool_name: str,
-        *,
-        model_name: str = "",
+        self, metrics: Families, queue_id: str, queue_name: str, pool_name: str, *, model_name: str = ""
     ) -> None:
         labels = (queue_id, queue_name, pool_name)
         self._metrics = metrics

@@ -149,12 +149,7 @@ async def run_checks(settings: Settings, parts: Sequence[str]) -> list[Finding]:
     seconds = max(_TIMEOUT_SECONDS, env.redis_timeout_seconds, env.connect_timeout_seconds)
     found = await asyncio.gather(*(_bounded(part, CHECKS[part](settings), seconds) for part in parts))
     unused = [Finding(path, "warning", text, UNUSED_GATE_FIX) for path, text in unused_gates(settings).items()]
-    return [
-        *_names(settings),
-        *_tiers(settings),
-        *unused,
-        *(finding for findings in found for finding in findings),
-    ]
+    return [*_names(settings), *_tiers(settings), *unused, *(finding for findings in found for finding in findings)]
 
 
 async def _bounded(part: str, check: Awaitable[list[Finding]], seconds: float) -> list[Finding]:
@@ -308,9 +303,7 @@ def _gate_finding(entry: GateEntry, state: GateState) -> Finding:
         fix = "is the source running, and are its address and credentials right? From a pod: is egress allowed?"
         return Finding(what, "fault", f"{state.why_missing}{rule}", fix)
     return Finding(
-        what,
-        "ok",
-        f"budget {state.budget:.2f}" + (f", closed: {state.why_closed}" if state.why_closed else ""),
+        what, "ok", f"budget {state.budget:.2f}" + (f", closed: {state.why_closed}" if state.why_closed else "")
     )
 
 
@@ -380,12 +373,7 @@ async def _queue(settings: Settings, redis: Store, name: str) -> list[Finding]:
     except STORE_FAILURES as error:
         return [Finding(f"queue {name}", "fault", explained(error), "grant the ACL user what docs/redis.md lists")]
     refused = await refused_commands(
-        redis,
-        name,
-        settings.retry_queue_name,
-        settings.result_queue_name,
-        cluster=cluster,
-        options=_rights(settings),
+        redis, name, settings.retry_queue_name, settings.result_queue_name, cluster=cluster, options=_rights(settings)
     )
     if refused:
         found = f"may not {', '.join(refused[:4])}" + (" and more" if len(refused) > 4 else "")
@@ -419,11 +407,7 @@ async def _pubsub(settings: Settings) -> list[Finding]:
         publisher = Publisher(channel)
         findings = [await _topic(publisher, topic) for topic in sorted(topics - {""})]
         findings += [
-            await _subscription(
-                channel,
-                topic.subscriber_id,
-                topic.ack_deadline_seconds or env.ack_deadline_seconds,
-            )
+            await _subscription(channel, topic.subscriber_id, topic.ack_deadline_seconds or env.ack_deadline_seconds)
             for topic in settings.file.topics
         ]
     if not settings.result_topic_id:

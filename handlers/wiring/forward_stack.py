@@ -154,12 +154,7 @@ class PollerStack:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        client: Gateway,
-        tracing: Tracing | None,
-        breakers: GatewayBreakers,
-        clock: Clock,
+        self, settings: Settings, client: Gateway, tracing: Tracing | None, breakers: GatewayBreakers, clock: Clock
     ) -> None:
         self._clock = clock
         self._breaker = _breaker(settings, breakers, clock)
@@ -354,11 +349,7 @@ def _dedup_store(settings: Settings, parts: Parts) -> tuple[Once | None, Layer |
     from handlers.doors.pubsub.deduplicated import Once
     from handlers.forward.middleware.cancellable import CancellableForward
     from handlers.redis_store.connection import STORE_FAILURES, connect
-    from handlers.redis_store.idempotency.idempotency import (
-        DedupOptions,
-        DeliveryRecords,
-        deliveries_cancelled_at,
-    )
+    from handlers.redis_store.idempotency.idempotency import DedupOptions, DeliveryRecords, deliveries_cancelled_at
     from handlers.wiring.credentials import redis_options
 
     redis = connect(replace(redis_options(settings), url=settings.env.dedupe_redis_url))

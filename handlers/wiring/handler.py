@@ -17,23 +17,13 @@ from handlers.cancellation import close_in_time
 from handlers.contract.delivery import wrapped_bytes
 from handlers.contract.request import Request
 from handlers.doors.door import Answer, Refusal, plain
-from handlers.doors.http_endpoint import (
-    Authenticator,
-    EndpointOptions,
-    GuardedPage,
-    HttpEndpoint,
-)
+from handlers.doors.http_endpoint import Authenticator, EndpointOptions, GuardedPage, HttpEndpoint
 from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.outcome import Outcome
 from handlers.settings.settings import Settings, load_settings, setting_warnings
 from handlers.telemetry.dependencies import Dependencies
 from handlers.telemetry.logs import RareWarning, get_logger
-from handlers.wiring.forward_stack import (
-    Handle,
-    Parts,
-    SharedByHandlers,
-    shared_by_handlers,
-)
+from handlers.wiring.forward_stack import Handle, Parts, SharedByHandlers, shared_by_handlers
 
 if TYPE_CHECKING:
     from handlers.gates.gate import Gate

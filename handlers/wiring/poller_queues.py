@@ -89,12 +89,7 @@ def store_identity(settings: Settings) -> tuple[object, ...]:
 
     If they change, a new one replaces it.
     """
-    return (
-        settings.redis_url,
-        settings.retry_queue_name,
-        settings.result_queue_name,
-        settings.poll_interval_seconds,
-    )
+    return (settings.redis_url, settings.retry_queue_name, settings.result_queue_name, settings.poll_interval_seconds)
 
 
 class RedisQueues:
@@ -118,11 +113,7 @@ class RedisQueues:
         self._status = status_watch(self.redis, shared.tally, shared.claimers)
         env = settings.env
         reclaimer = Reclaimer(
-            self.redis,
-            self._table,
-            shared.log,
-            max_deliveries=env.max_deaths,
-            cluster=self._queue_options.cluster,
+            self.redis, self._table, shared.log, max_deliveries=env.max_deaths, cluster=self._queue_options.cluster
         )
         self._reclaim = self._task("reclaimer", env.reclaim_seconds, reclaimer.tick, is_vital=True)
         self._sweep = self._task("sweep of cancellations", CANCEL_SECONDS, self._sweep_foreign)

@@ -106,9 +106,7 @@ def channel_of(settings: Settings) -> PubSubChannel:
     env = settings.env
     return PubSubChannel(
         PubSubOptions(
-            project_id=settings.project_id,
-            emulator_host=env.pubsub_emulator_host,
-            endpoint=env.pubsub_endpoint,
+            project_id=settings.project_id, emulator_host=env.pubsub_emulator_host, endpoint=env.pubsub_endpoint
         )
     )
 
@@ -131,10 +129,7 @@ def check_topic_names(settings: Settings) -> None:
 async def check_topics(publisher: Publisher, settings: Settings, log: Logger) -> None:
     """Raise `InvalidSetting` for a missing topic: publishing would always fail."""
     check_topic_names(settings)
-    named = {
-        "RESULT_TOPIC_ID": settings.result_topic_id,
-        "DEAD_LETTER_TOPIC_ID": settings.env.dead_letter_topic_id,
-    }
+    named = {"RESULT_TOPIC_ID": settings.result_topic_id, "DEAD_LETTER_TOPIC_ID": settings.env.dead_letter_topic_id}
     for setting, topic in named.items():
         if not topic:
             continue

@@ -21,16 +21,7 @@ if TYPE_CHECKING:
 
 
 FAULTS: Final = (
-    *(
-        "reset",
-        "reset_after_headers",
-        "hang",
-        "hang_mid_body",
-        "truncated",
-        "bad_chunk",
-        "bad_gzip",
-        "gzip_bomb",
-    ),
+    *("reset", "reset_after_headers", "hang", "hang_mid_body", "truncated", "bad_chunk", "bad_gzip", "gzip_bomb"),
     *("slow_body", "huge_body", "invalid_utf8", "empty", "redirect", "hostile_headers", "garbage"),
 )
 """Faults other than status codes."""

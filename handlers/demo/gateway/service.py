@@ -16,13 +16,7 @@ from msgspec.structs import asdict
 
 from handlers.contract.json_limits import MALFORMED, shape_of
 from handlers.demo.gateway.engine import Engine, Rejected
-from handlers.demo.gateway.injected_faults import (
-    CompletionBody,
-    Faults,
-    Simulate,
-    UnknownFault,
-    break_response,
-)
+from handlers.demo.gateway.injected_faults import CompletionBody, Faults, Simulate, UnknownFault, break_response
 
 MODEL: Final = "demo-model"
 _WORDS: Final = ("hello", "there", "idle", "capacity", "is", "filled", "again", "and", "again")
@@ -33,11 +27,7 @@ def _embeddings(payload: CompletionBody, number: int, _tokens: int) -> bytes:
     """One embedding of 8 numbers per input, determined by `number`."""
     inputs = payload.input if isinstance(payload.input, list) else [payload.input]
     rows = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": [((number + index + place) % 8) / 8 for place in range(8)],
-        }
+        {"object": "embedding", "index": index, "embedding": [((number + index + place) % 8) / 8 for place in range(8)]}
         for index in range(len(inputs))
     ]
     asked = max(1, len(str(payload.input)) // 4)
@@ -309,13 +299,7 @@ class Service:
         self.engine.fit()
 
 
-_REASONS: Final = {
-    200: b"OK",
-    302: b"Found",
-    400: b"Bad Request",
-    404: b"Not Found",
-    429: b"Too Many Requests",
-}
+_REASONS: Final = {200: b"OK", 302: b"Found", 400: b"Bad Request", 404: b"Not Found", 429: b"Too Many Requests"}
 
 
 class GatewayProtocol(asyncio.Protocol):

@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 
 
 def account(
-    request: Request,
-    outcome: Outcome,
-    *,
-    now: float,
-    seconds: float,
-    log: Logger,
-    metrics: QueueMetrics | None,
+    request: Request, outcome: Outcome, *, now: float, seconds: float, log: Logger, metrics: QueueMetrics | None
 ) -> None:
     """Count and log the outcome of one attempt.
 

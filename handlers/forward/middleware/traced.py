@@ -64,12 +64,7 @@ class AttemptSpans:
                 mark_failed(span, reason)
                 if self._name == PROCESS_REQUEST:
                     self._tracing.re_enqueued(
-                        span,
-                        {
-                            "request.id": request.id,
-                            "retry.reason": reason,
-                            "retry.delay_seconds": round(delay, 3),
-                        },
+                        span, {"request.id": request.id, "retry.reason": reason, "retry.delay_seconds": round(delay, 3)}
                     )
 
 
