@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from handlers.backoff import parse_retry_after
 from handlers.batch.lines import decode_output
-from handlers.contract.delivery import AnswerEvent, encode_answer
-from handlers.contract.events import STRUCTURED
+from handlers.contract.events import STRUCTURED, AnswerEvent, encode_answer
 from handlers.contract.request import Request
 from handlers.doors.auth.google_keys import fresh_seconds
 from handlers.forward.forward import NO_OPTIONS

@@ -139,7 +139,7 @@ def test_every_json_decoder_catches_all_errors_of_malformed_json() -> None:
     """msgspec raises unrelated classes for syntax, UTF-8 and depth: `MALFORMED` names them all."""
     partial = re.compile(r"(?:except|suppress).*msgspec\.(?:DecodeError|MsgspecError)")
     found = [str(path) for path in SOURCES if path.parts[0] == "handlers" and partial.search(text_of(path))]
-    assert found == ["handlers/demo/gateway/service.py"], "use json_limits.MALFORMED"
+    assert found == ["handlers/demo/gateway/service.py"], "use lenient_json.MALFORMED"
 
 
 def test_no_test_sleeps() -> None:

@@ -29,7 +29,7 @@ import msgspec
 
 from handlers.batch.lines import custom_id_of, decode_output, error_kind, request_id
 from handlers.client.errors import ClientError
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.lenient_json import MALFORMED
 from handlers.number_text import whole
 
 PRINT_BYTES = 65_536

@@ -15,8 +15,7 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.json_limits import MALFORMED, shape_of
-from handlers.contract.lenient_json import Malformed, pick, repaired, split_object
+from handlers.contract.lenient_json import MALFORMED, Malformed, pick, repaired, shape_of, split_object
 from handlers.contract.result import ErrorCode, Result
 from handlers.number_text import whole
 

@@ -23,7 +23,7 @@ from handlers.cli.flags import (
 )
 from handlers.cli.shell import ExitCode, exit_codes_help, exits, for_output, printable, run_async
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.json_limits import MALFORMED, shape_of
+from handlers.contract.lenient_json import MALFORMED, shape_of
 from handlers.number_text import decimal
 
 if TYPE_CHECKING:

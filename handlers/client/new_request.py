@@ -14,8 +14,7 @@ import msgspec
 
 from handlers.client.options import shown
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.json_limits import MALFORMED, shape_of
-from handlers.contract.lenient_json import is_unicode
+from handlers.contract.lenient_json import MALFORMED, is_unicode, shape_of
 from handlers.contract.request import decode_body
 from handlers.number_text import counted
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.lenient_json import MALFORMED
 
 MASK: Final = "***"
 _IN_URL = re.compile(r"((?:^|(?<=[\s,;=]))[a-z][a-z0-9+.-]*://)[^\s\"']*@", re.IGNORECASE)

@@ -15,8 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from handlers.contract.json_limits import MALFORMED
-from handlers.contract.lenient_json import Malformed
+from handlers.contract.lenient_json import MALFORMED, Malformed
 from handlers.contract.masked_text import without_secrets
 from handlers.number_text import counted
 

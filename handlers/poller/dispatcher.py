@@ -15,16 +15,17 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from handlers.backoff import jittered
-from handlers.contract.delivery import (
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.events import (
+    MOST_REMAINING_MS,
     OUTCOME_HEADER,
     RETRY,
+    STRUCTURED,
     AnswerEvent,
     decode_answer,
     decode_retry_answer,
     encode_request,
 )
-from handlers.contract.errors import InvalidRequest
-from handlers.contract.events import MOST_REMAINING_MS, STRUCTURED
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, Result, decode_result, error_result

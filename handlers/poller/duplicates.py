@@ -12,9 +12,8 @@ import json
 import msgspec
 from msgspec.structs import replace
 
-from handlers.contract.envelope import Envelope
-from handlers.contract.json_limits import BLOCKING_BYTES
-from handlers.contract.request import Request
+from handlers.contract.lenient_json import BLOCKING_BYTES
+from handlers.contract.request import Envelope, Request
 from handlers.contract.result import ErrorCode, error_result
 from handlers.poller.ack_batcher import Settlement
 from handlers.poller.settlement import ResultRoute, ack

@@ -14,8 +14,8 @@ from typing import Final
 import msgspec
 
 from handlers.cancellation import end_if_cancelled
-from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import decode_member
 from handlers.poller.worker import Worker
 from handlers.redis_store.admin.depths import existing, queue_depths
 from handlers.redis_store.connection import STORE_FAILURES, STORE_REFUSALS, Store

@@ -8,9 +8,8 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.envelope import Envelope, encode_retry, unread
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.request import Request
+from handlers.contract.request import Envelope, Request, encode_retry, unread
 from handlers.contract.result import (
     ErrorCode,
     Result,

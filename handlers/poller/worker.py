@@ -13,11 +13,10 @@ import msgspec
 
 from handlers.backoff import backoff_seconds
 from handlers.byte_budget import ByteBudget, HeldBytes
-from handlers.contract.envelope import Envelope, decode_member, encode_whole, with_payload
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.json_limits import BLOCKING_BYTES
+from handlers.contract.lenient_json import BLOCKING_BYTES
 from handlers.contract.masked_text import without_secrets
-from handlers.contract.request import Request
+from handlers.contract.request import Envelope, Request, decode_member, encode_whole, with_payload
 from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.forward import AttemptOptions, Forward, cancelled, expired
 from handlers.forward.middleware.account import account, lasted

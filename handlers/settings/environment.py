@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from handlers.contract.accepted import about, described, known_fields, nearest, type_at, types_of, value_at
 from handlers.contract.errors import InvalidSetting, SettingFaults
-from handlers.contract.json_limits import MAX_REQUEST_BYTES
+from handlers.contract.lenient_json import MAX_REQUEST_BYTES
 from handlers.contract.masked_text import shown_value
 from handlers.forward.route import DEFAULT_PATH, FAIRNESS_HEADER, OBJECTIVE_HEADER
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.lenient_json import MALFORMED
 from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerReport, QueueReport
 
 FRESH_SECONDS: Final = 20.0

@@ -11,7 +11,7 @@ import msgspec
 
 from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.events import Event
-from handlers.contract.json_limits import MALFORMED, shape_of
+from handlers.contract.lenient_json import MALFORMED, shape_of
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions

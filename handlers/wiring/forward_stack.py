@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from handlers.byte_budget import ByteBudget
-from handlers.contract.delivery import wrapped_answer_bytes
+from handlers.contract.events import wrapped_answer_bytes
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
 from handlers.doors.door import Answer, ContextT, Delivery, DeliveryRecorder, Door, handle

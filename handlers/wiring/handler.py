@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response as HttpResponse
 
 from handlers.cancellation import close_in_time
-from handlers.contract.delivery import wrapped_bytes
+from handlers.contract.events import wrapped_bytes
 from handlers.contract.request import Request
 from handlers.doors.door import Answer, Refusal, plain
 from handlers.doors.http_endpoint import Authenticator, EndpointOptions, GuardedPage, HttpEndpoint

@@ -16,8 +16,8 @@ from flask import Request as HttpRequest
 from flask import Response as HttpResponse
 
 from handlers.client.sync_client import LoopThread
-from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import decode_member
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.gates.labels import BANDS, band_of
 from handlers.number_text import counted

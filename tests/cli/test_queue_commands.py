@@ -24,8 +24,7 @@ from redis import Redis
 from handlers.cli import main
 from handlers.cli.batch import Rate
 from handlers.cli.where import not_cancelled_text, whereabouts_text
-from handlers.contract.envelope import decode_member
-from handlers.contract.request import Request
+from handlers.contract.request import Request, decode_member
 from handlers.redis_store.admin.status_board import POLLERS, FinishedRecord
 from handlers.redis_store.admin.whereabouts import Place, Whereabouts
 from handlers.redis_store.submit.submissions import RequestState

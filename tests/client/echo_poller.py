@@ -14,7 +14,7 @@ from typing import cast
 import msgspec
 from redis import Redis
 
-from handlers.contract.envelope import decode_member
+from handlers.contract.request import decode_member
 from handlers.contract.result import Result, encode_result
 
 

@@ -27,7 +27,7 @@ from handlers.client import (
 from handlers.client.new_request import RequestFields
 from handlers.client.redis_broker import RedisBroker, batches
 from handlers.clock import FollowedClock
-from handlers.contract.envelope import decode_member
+from handlers.contract.request import decode_member
 from handlers.redis_store.keys import sent_key
 from handlers.redis_store.submit.client_access import open_redis
 from handlers.redis_store.submit.submissions import MemberParts, Submissions

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.request import LATEST_DEADLINE, MAX_ID_LENGTH, Request
+from handlers.contract.request import LATEST_DEADLINE, MAX_ID_LENGTH, Request, decode_member
 from tests.conformance import go_decoder
 from tests.conformance.go_decoder import Meaning, Rejected
 

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from handlers.contract.envelope import decode_member, encode_retry, score_of
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.request import Request
+from handlers.contract.request import Request, decode_member, encode_retry, score_of
 from handlers.contract.result import ErrorCode, answered_result, decode_result, encode_result, error_result
 from handlers.forward.forward import gateway_headers
 from handlers.forward.outcome import is_final

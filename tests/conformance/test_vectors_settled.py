@@ -11,9 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.client import AsyncClient, ClientOptions
-from handlers.contract.envelope import decode_member, encode_retry
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.request import Request
+from handlers.contract.request import Request, decode_member, encode_retry
 from handlers.contract.result import answered_result, decode_result
 from handlers.demo.valkey import Valkey
 from handlers.doors.door import Delivery

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.contract.envelope import (
+from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import (
     SEQ_STEPS,
     WHOLLY_READ_BYTES,
     Envelope,
@@ -19,7 +20,6 @@ from handlers.contract.envelope import (
     score_of,
     with_payload,
 )
-from handlers.contract.errors import InvalidRequest
 from tests.contract.json_texts import BODIES, INTERNALS, STRANGE, broken, text
 
 BODY = b'{"id": "a", "payload": { "p" : 1.50 }, "deadline": "100", "unknown": [1]}'

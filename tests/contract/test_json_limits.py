@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.contract.json_limits import salvage
+from handlers.contract.lenient_json import salvage
 from tests.contract.json_texts import JSON, STRANGE, broken, text
 
 PATHS = frozenset({("id",), ("data", "id"), ("internal", "request_token")})

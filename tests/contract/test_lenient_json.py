@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.contract import lenient_json
-from handlers.contract.envelope import decode_member, encode_retry
-from handlers.contract.json_limits import MAX_DEPTH
 from handlers.contract.lenient_json import (
+    MAX_DEPTH,
     MAX_PAIRS,
     Malformed,
     canonical_fields,
@@ -24,6 +23,7 @@ from handlers.contract.lenient_json import (
     repaired,
     split_object,
 )
+from handlers.contract.request import decode_member, encode_retry
 
 TRICKY = st.text(st.sampled_from('[]{}"\\,: a'), max_size=8)
 NESTED = st.recursive(

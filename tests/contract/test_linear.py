@@ -13,21 +13,20 @@ from typing import Any
 import pytest
 
 from handlers.batch.lines import custom_id_of, decode_line, decode_output
-from handlers.contract import json_limits, lenient_json
-from handlers.contract.delivery import decode_answer, decode_retry_answer
-from handlers.contract.envelope import decode_member, encode_retry, encode_whole, unread, with_payload
+from handlers.contract import lenient_json
 from handlers.contract.errors import InvalidEvent, InvalidRequest
-from handlers.contract.events import DATA_AT, Event, decode_event, from_header
-from handlers.contract.json_limits import SALVAGED_BYTES, salvage
+from handlers.contract.events import DATA_AT, Event, decode_answer, decode_event, decode_retry_answer, from_header
 from handlers.contract.lenient_json import (
+    SALVAGED_BYTES,
     Malformed,
     canonical_fields,
     check_json,
     has_more_fields,
     repaired,
+    salvage,
     split_object,
 )
-from handlers.contract.request import decode_body
+from handlers.contract.request import decode_body, decode_member, encode_retry, encode_whole, unread, with_payload
 from handlers.contract.result import answered_result, decode_result, is_mostly_controls, token_usage
 from handlers.doors.auth.google_keys import decode_keys
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request, read_event
@@ -41,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def patterns() -> Iterator[tuple[str, str | bytes]]:
-    """Every pattern in the source: literals, and those that the modules of the contract build."""
+    """Every pattern in the source: literals, and those that `lenient_json` builds."""
     for path in sorted((ROOT / "handlers").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
@@ -50,10 +49,9 @@ def patterns() -> Iterator[tuple[str, str | bytes]]:
             literal = node.args[0]
             if is_re and isinstance(literal, ast.Constant) and isinstance(literal.value, str | bytes):
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", literal.value
-    for module in (json_limits, lenient_json):
-        for name, value in vars(module).items():
-            if isinstance(value, re.Pattern):
-                yield f"{module.__name__}.{name}", value.pattern
+    for name, value in vars(lenient_json).items():
+        if isinstance(value, re.Pattern):
+            yield f"{lenient_json.__name__}.{name}", value.pattern
 
 
 def starts(items: Any) -> set[int] | None:
@@ -174,13 +172,13 @@ STRUCTURED = [(b"content-type", b"application/cloudevents+json")]
 MOST = 20_000_000
 
 READERS: dict[str, Callable[[bytes], object]] = {
-    "contract.envelope.decode_member": lambda text: decode_member(text, "q", max_bytes=MOST),
-    "contract.envelope.unread": lambda text: unread(text, "too large"),
-    "contract.envelope.with_payload": lambda text: with_payload(PENDING, text, max_bytes=MOST),
-    "contract.envelope.encode_retry": lambda text: encode_retry(text, queue="q", attempt=1, score=1.0),
-    "contract.envelope.encode_whole": lambda text: encode_whole(text, b"{}"),
+    "contract.request.decode_member": lambda text: decode_member(text, "q", max_bytes=MOST),
+    "contract.request.unread": lambda text: unread(text, "too large"),
+    "contract.request.with_payload": lambda text: with_payload(PENDING, text, max_bytes=MOST),
+    "contract.request.encode_retry": lambda text: encode_retry(text, queue="q", attempt=1, score=1.0),
+    "contract.request.encode_whole": lambda text: encode_whole(text, b"{}"),
     "contract.request.decode_body": lambda text: decode_body(text, max_bytes=MOST),
-    "contract.json_limits.salvage": lambda text: salvage(text, frozenset({("id",), ("data", "id")})),
+    "contract.lenient_json.salvage": lambda text: salvage(text, frozenset({("id",), ("data", "id")})),
     "contract.lenient_json.has_more_fields": lambda text: has_more_fields(text, 1_000_000_000),
     "contract.lenient_json.repaired": repaired,
     "contract.lenient_json.check_json": check_json,
@@ -190,8 +188,8 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "contract.result.answered_result": lambda text: answered_result("x", "", 200, text, keeps_bytes=True),
     "contract.result.is_mostly_controls": is_mostly_controls,
     "contract.result.token_usage": token_usage,
-    "contract.delivery.decode_retry_answer": decode_retry_answer,
-    "contract.delivery.decode_answer": decode_answer,
+    "contract.events.decode_retry_answer": decode_retry_answer,
+    "contract.events.decode_answer": decode_answer,
     "contract.events.decode_event": lambda text: decode_event(STRUCTURED, text),
     "contract.events.decode_event with the place of its data": structured_at,
     "contract.events.from_header": lambda text: from_header("a", text),
@@ -211,10 +209,10 @@ READERS: dict[str, Callable[[bytes], object]] = {
 """Public functions that read bytes of others, by module and name."""
 
 HARMLESS = {
-    "contract.delivery.encode_request": "copies a body that was decoded before",
+    "contract.events.encode_request": "copies a body that was decoded before",
     "contract.events.is_event": "reads headers, which the server bounds",
     "contract.events.join_structured": "copies",
-    "contract.json_limits.shape_of": "reads the first 64 bytes",
+    "contract.lenient_json.shape_of": "reads the first 64 bytes",
     "contract.request.decode_body_aside": "calls decode_body",
     "contract.result.filled_result": "calls answered_result",
     "doors.auth.bearer.bearer_token": "reads headers, which the server bounds",

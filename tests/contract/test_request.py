@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.json_limits import MAX_DEPTH
-from handlers.contract.lenient_json import MAX_PAIRS
+from handlers.contract.lenient_json import MAX_DEPTH, MAX_PAIRS
 from handlers.contract.request import (
     LATEST_DEADLINE,
     LONGEST_TTL_SECONDS,

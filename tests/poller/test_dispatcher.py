@@ -12,8 +12,7 @@ from cloudevents.http import from_http
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from handlers.contract.delivery import FRAME_BYTES, wrapped_answer_bytes
-from handlers.contract.events import REQUEST_TYPE, Event, decode_event
+from handlers.contract.events import FRAME_BYTES, REQUEST_TYPE, Event, decode_event, wrapped_answer_bytes
 from handlers.contract.request import MAX_ID_LENGTH, Request, decode_body
 from handlers.contract.result import ErrorCode, Result, answered_result, encode_result
 from handlers.doors.cloudevents.dispatch import DispatchDoor

@@ -11,8 +11,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from handlers.contract.envelope import decode_member
-from handlers.contract.request import Request
+from handlers.contract.request import Request, decode_member
 from handlers.contract.result import ErrorCode, answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.poller.duplicates import Duplicates

@@ -10,9 +10,8 @@ from typing import Any, get_type_hints
 import pytest
 from redis.asyncio import Redis
 
-from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.request import MAX_ID_LENGTH
+from handlers.contract.request import MAX_ID_LENGTH, decode_member
 from handlers.contract.result import ErrorCode, ResultNames, read_result_names
 from handlers.gates.registry import GATE_KINDS
 from handlers.poller.settlement import ResultRoute

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.contract.envelope import Envelope, decode_member
 from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import Envelope, decode_member
 from handlers.contract.result import ErrorCode, ResultNames, answered_result, decode_result, filled_result
 from handlers.forward.outcome import Answered, LastResponse, Retry
 from handlers.poller.settlement import ResultRoute, dead_lettered, dead_record, refuse, settle

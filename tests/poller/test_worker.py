@@ -11,8 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.byte_budget import ByteBudget
-from handlers.contract.envelope import Envelope, encode_retry
-from handlers.contract.request import Request
+from handlers.contract.request import Envelope, Request, encode_retry
 from handlers.contract.result import ErrorCode, Result, answered_result
 from handlers.forward.forward import AttemptOptions
 from handlers.forward.outcome import Answered, LastResponse, Outcome, Retry

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 import handlers
-from handlers.contract.envelope import encode_retry
+from handlers.contract.request import encode_retry
 from handlers.redis_store.admin.dead_letters import DeadLetters
 from handlers.redis_store.keys import CANCELLATIONS
 from handlers.redis_store.queue import queue

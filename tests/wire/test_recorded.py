@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from handlers.contract.envelope import decode_member, encode_retry, score_of
-from handlers.contract.request import Request, decode_body
+from handlers.contract.request import Request, decode_body, decode_member, encode_retry, score_of
 from handlers.doors.cloudevents.dispatch import DispatchDoor
 from handlers.doors.door import Delivery
 from handlers.doors.pubsub.push import PushForm, decode_push

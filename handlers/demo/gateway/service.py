@@ -14,7 +14,7 @@ import httptools
 import msgspec
 from msgspec.structs import asdict
 
-from handlers.contract.json_limits import MALFORMED, shape_of
+from handlers.contract.lenient_json import MALFORMED, shape_of
 from handlers.demo.gateway.engine import Engine, Rejected
 from handlers.demo.gateway.injected_faults import CompletionBody, Faults, Simulate, UnknownFault, break_response
 

@@ -24,7 +24,7 @@ from jwt import PyJWTError
 from jwt.algorithms import RSAAlgorithm
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.lenient_json import MALFORMED
 from handlers.number_text import whole
 from handlers.telemetry.logs import get_logger
 from handlers.transport.failures import UnusableResponse

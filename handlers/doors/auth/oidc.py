@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import InvalidSignatureError, PyJWS, PyJWTError
 
 from handlers.contract.errors import InvalidSetting
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.lenient_json import MALFORMED
 from handlers.doors.auth.bearer import bearer_token
 from handlers.doors.auth.google_keys import KeysUnavailable, SigningKeys, SigningKeysOptions
 from handlers.doors.door import Refusal

@@ -12,29 +12,27 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.delivery import (
+from handlers.contract.errors import InvalidEvent, InvalidRequest
+from handlers.contract.events import (
+    DATA_AT,
     OUTCOME_HEADER,
+    REMAINING,
+    REQUEST_TYPE,
+    RESULT_TYPE,
     RETRY,
+    RETRY_TYPE,
+    STRUCTURED,
     AnswerEvent,
+    Event,
     RetryAnswer,
     answer_of_result,
+    binary_headers,
+    decode_event,
     encode_answer,
     encode_retry_answer,
     text,
 )
-from handlers.contract.errors import InvalidEvent, InvalidRequest
-from handlers.contract.events import (
-    DATA_AT,
-    REMAINING,
-    REQUEST_TYPE,
-    RESULT_TYPE,
-    RETRY_TYPE,
-    STRUCTURED,
-    Event,
-    binary_headers,
-    decode_event,
-)
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.lenient_json import MALFORMED
 from handlers.contract.request import Request, decode_body_aside
 from handlers.contract.result import Result, encode_result
 from handlers.doors.cloudevents.event_sink import EventSink, SinkRefused, SinkUnavailable

@@ -30,7 +30,7 @@ from handlers.contract.events import (
     structured_data,
     to_header,
 )
-from handlers.contract.json_limits import MALFORMED, shape_of
+from handlers.contract.lenient_json import MALFORMED, shape_of
 from handlers.doors.door import Delivery
 from handlers.number_text import decimal
 

@@ -27,7 +27,7 @@ import msgspec
 from handlers.clock import FollowedClock
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.events import is_event
-from handlers.contract.json_limits import MALFORMED, salvage, shape_of
+from handlers.contract.lenient_json import MALFORMED, salvage, shape_of
 from handlers.contract.request import Request, decode_body_aside
 from handlers.contract.result import ErrorCode, Result, ResultNames, encode_result, error_result
 from handlers.doors.cloudevents.foreign_event import read_event

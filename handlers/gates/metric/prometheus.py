@@ -15,7 +15,7 @@ import msgspec
 
 from handlers.contract.accepted import about
 from handlers.contract.errors import InvalidSetting
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.lenient_json import MALFORMED
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import Text
 from handlers.gates.sources import Feed, GateSources, HttpText, MetricSample, SourceMissing

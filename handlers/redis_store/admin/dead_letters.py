@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
+from handlers.contract.request import decode_member
 from handlers.redis_store.admin.status_board import read_part
 from handlers.redis_store.connection import Store
 from handlers.redis_store.keys import queue_keys

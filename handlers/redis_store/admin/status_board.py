@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.json_limits import MALFORMED
+from handlers.contract.lenient_json import MALFORMED
 from handlers.redis_store.connection import STORE_REFUSALS, Store, executed
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.scripts import lua_script, read_only

@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
-from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import Malformed
+from handlers.contract.request import decode_member
 from handlers.contract.result import ErrorCode, decode_result
 from handlers.redis_store.admin.status_board import (
     SEARCH_ENTRIES,

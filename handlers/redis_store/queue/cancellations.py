@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import NoPermissionError
 
-from handlers.contract.envelope import SEQ_STEPS
+from handlers.contract.request import SEQ_STEPS
 from handlers.number_text import whole
 from handlers.redis_store.connection import Store, executed
 from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key

@@ -14,8 +14,8 @@ import pytest
 from handlers.client.async_client import AsyncClient
 from handlers.client.errors import BrokerUnreachable
 from handlers.client.options import ClientOptions
-from handlers.contract.envelope import decode_member
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.request import decode_member
 from handlers.redis_store.cluster import windows as cluster_windows
 from handlers.redis_store.cluster.submissions import ClusterSubmissions
 from handlers.redis_store.connection import RedisOptions, Store, connect, executed

@@ -11,7 +11,7 @@ from typing import cast
 
 import msgspec
 
-from handlers.contract.envelope import encode_retry
+from handlers.contract.request import encode_retry
 from handlers.redis_store.connection import server_time
 from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.queue.queue import Claim, Nack, RedisQueue, Retries

@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as LostConnection
 
-from handlers.contract.envelope import encode_retry
+from handlers.contract.request import encode_retry
 from handlers.demo.valkey import Valkey
 from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key
 from handlers.redis_store.queue.cancellations import (

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from handlers.contract.envelope import encode_retry
+from handlers.contract.request import encode_retry
 from handlers.contract.result import answered_result, encode_result
 from handlers.redis_store.idempotency.idempotency import IdRecord
 from handlers.redis_store.queue.payloads import StoredPayload
