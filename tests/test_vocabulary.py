@@ -18,7 +18,7 @@ from handlers.cli.main import COMMANDS, main
 from handlers.cli.top import frame
 from handlers.demo.view import DemoTally, latency_table, progress_line, stages
 from handlers.forward.middleware.breaker import CircuitState
-from handlers.gates.labels import BANDS
+from handlers.gates.gate import BANDS
 from handlers.redis_store.admin.depths import QueueDepths
 from handlers.redis_store.submit.submissions import RequestState
 from handlers.status.overview import Depths, Minute, Overview, QueueLine, minutes

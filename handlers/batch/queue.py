@@ -15,8 +15,7 @@ from handlers.redis_store.keys import payload_key
 from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.payloads import delete_payloads, whole_results
 from handlers.redis_store.results.results import drop_oldest_results, oldest_results
-from handlers.redis_store.submit.client_access import RedisAccess, open_redis
-from handlers.redis_store.submit.submissions import MemberParts
+from handlers.redis_store.submit.submissions import MemberParts, RedisAccess, open_redis
 
 RESULTS_KEPT_SECONDS = 7 * 86_400
 """Seconds after the last result for which Redis keeps the results of a batch that is not running."""

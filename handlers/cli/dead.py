@@ -177,7 +177,7 @@ def _run(queue: QueueFlags, work: Work) -> ExitCode:
     from handlers.redis_store.admin.dead_letters import DeadLetters
     from handlers.redis_store.connection import STORE_FAILURES, connect
     from handlers.redis_store.faults import explained, has_fix
-    from handlers.redis_store.submit.client_access import client_options
+    from handlers.redis_store.submit.submissions import client_options
 
     options = client_options(queue.redis_url, queue.access)
 

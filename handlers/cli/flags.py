@@ -23,7 +23,7 @@ from handlers.number_text import decimal, parse_duration
 
 if TYPE_CHECKING:
     from handlers.client.async_client import AsyncClient
-    from handlers.redis_store.submit.client_access import RedisAccess
+    from handlers.redis_store.submit.submissions import RedisAccess
     from handlers.status.report import PollerReport
 
 
@@ -44,7 +44,7 @@ class QueueFlags:
     @property
     def access(self) -> RedisAccess:
         """Credentials and time limit, from the same variables as the poller's."""
-        from handlers.redis_store.submit.client_access import RedisAccess
+        from handlers.redis_store.submit.submissions import RedisAccess
 
         given = {name: self.variables.get(f"REDIS_{name.upper()}", "") for name in CREDENTIALS}
         return RedisAccess(**given, timeout_seconds=_timeout_seconds(self.variables))
@@ -267,7 +267,7 @@ async def print_note(queue: QueueFlags, name: str) -> None:
 async def _note(queue: QueueFlags, name: str) -> str:
     from handlers.redis_store.admin.status_board import read_snapshots
     from handlers.redis_store.connection import STORE_FAILURES
-    from handlers.redis_store.submit.client_access import open_redis
+    from handlers.redis_store.submit.submissions import open_redis
     from handlers.status.overview import fresh_pollers
 
     redis = open_redis(queue.redis_url, queue.access)

@@ -17,8 +17,7 @@ from handlers.client.options import ClientOptions
 from handlers.client.sync_client import Client
 from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.contract.result import ErrorCode, Result
-from handlers.redis_store.submit.client_access import RedisAccess
-from handlers.redis_store.submit.submissions import RequestState
+from handlers.redis_store.submit.submissions import RedisAccess, RequestState
 
 __all__ = [
     "AsyncClient",

@@ -14,8 +14,7 @@ from handlers.client.results import BATCH_RESULTS, ResultStream
 from handlers.contract.errors import InvalidRequest, InvalidSetting
 from handlers.contract.result import Result
 from handlers.redis_store.admin.whereabouts import Whereabouts
-from handlers.redis_store.submit.client_access import RedisAccess
-from handlers.redis_store.submit.submissions import RequestState
+from handlers.redis_store.submit.submissions import RedisAccess, RequestState
 
 
 class AsyncClient:

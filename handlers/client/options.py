@@ -11,7 +11,7 @@ from msgspec import Meta
 from handlers.contract.accepted import described
 from handlers.contract.errors import InvalidSetting
 from handlers.number_text import parse_duration
-from handlers.redis_store.submit.client_access import RedisAccess
+from handlers.redis_store.submit.submissions import RedisAccess
 
 _MOST_RETRY_SECONDS = 100.0
 """Redis keeps the record of a call for two minutes (`submit.lua`); a later retry could queue a request twice."""

@@ -21,11 +21,11 @@ from handlers.pubsub.errors import PubSubFailed
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import MAX_PULL, Puller
 from handlers.redis_store.admin.whereabouts import Whereabouts
+from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.faults import explained
 from handlers.redis_store.idempotency.idempotency import cancel_deliveries
 from handlers.redis_store.results.results import AckOutcome, HeldResult
-from handlers.redis_store.submit.client_access import STORE_ERRORS, RedisAccess, open_redis
-from handlers.redis_store.submit.submissions import RequestState
+from handlers.redis_store.submit.submissions import RedisAccess, RequestState, open_redis
 
 LEASE_SECONDS = 60
 """Duration of a lease. A subscription's default is 10 s, so `receive` extends it."""
@@ -126,7 +126,7 @@ class PubSubBroker:
         ids = [id_of(each) for each in submissions]
         try:
             await cancel_deliveries(self._redis, ids, time.time())
-        except STORE_ERRORS as error:
+        except STORE_FAILURES as error:
             raise BrokerUnreachable(f"Redis: {explained(error)}") from error
         return [True] * len(ids)
 

@@ -39,7 +39,7 @@ from handlers.redis_store.admin.whereabouts import (
     locate,
     may_be_queued,
 )
-from handlers.redis_store.connection import Store, server_time
+from handlers.redis_store.connection import STORE_FAILURES, Store, server_time
 from handlers.redis_store.faults import explained
 from handlers.redis_store.idempotency.idempotency import (
     KeyAcknowledgements,
@@ -52,14 +52,15 @@ from handlers.redis_store.opening import open_submissions
 from handlers.redis_store.queue.payloads import delete_payloads, whole_result, whole_results
 from handlers.redis_store.results.results import AckOutcome, HeldResult, Results, oldest_results, peek_results
 from handlers.redis_store.scripts import BATCH_BYTES
-from handlers.redis_store.submit.client_access import (
-    STORE_ERRORS,
+from handlers.redis_store.submit.submissions import (
     TRANSIENT_ERRORS,
+    MemberParts,
+    Queued,
     RedisAccess,
+    RequestState,
     client_options,
     open_redis,
 )
-from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState
 
 _FIRST_SECONDS: Final = 2.0
 """Time limit until Redis has answered once: a wrong address is more likely than a failover."""
@@ -102,7 +103,7 @@ class StoreRetry:
             except TRANSIENT_ERRORS as error:
                 end_if_cancelled()  # the library may turn a cancellation into a connection error
                 last: Exception = error
-            except STORE_ERRORS as error:
+            except STORE_FAILURES as error:
                 raise BrokerUnreachable(f"Redis: {explained(error)}") from error
             else:
                 self._is_known = True
@@ -175,7 +176,7 @@ class RedisBroker:
         """Unix seconds of Redis; local ones if it does not tell the time."""
         started_at = self._clock.started()
         if started_at - self._asked_at >= _ASK_SECONDS:
-            with contextlib.suppress(*STORE_ERRORS):
+            with contextlib.suppress(*STORE_FAILURES):
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     self._clock.observe(await server_time(self._redis), started_at)
                 self._asked_at = started_at
@@ -291,7 +292,7 @@ class RedisBroker:
         return state
 
     async def _finished(self, request_id: str) -> FinishedRecord | None:
-        with contextlib.suppress(*STORE_ERRORS):  # the ACL may forbid reading records
+        with contextlib.suppress(*STORE_FAILURES):  # the ACL may forbid reading records
             return await read_finished(self._redis, request_id)
         return None
 
@@ -428,7 +429,7 @@ class RedisResults:
             outcomes = await self._results.ack(claim_keys)
             done = [key for key, outcome in zip(claim_keys, outcomes, strict=True) if outcome is not AckOutcome.LOST]
             await delete_payloads(self._redis, _found(self._payload_keys, done))
-        with contextlib.suppress(*STORE_ERRORS):  # if this fails, the key is only valid for longer
+        with contextlib.suppress(*STORE_FAILURES):  # if this fails, the key is only valid for longer
             await self._keys.acknowledge(_found(self._keyed_tokens, done))
         for held in (self._payload_keys, self._keyed_tokens):
             _forget(held, claim_keys)
@@ -461,7 +462,7 @@ def store_errors() -> Iterator[None]:
     """Raise `BrokerUnreachable` in place of Redis errors."""
     try:
         yield
-    except STORE_ERRORS as error:
+    except STORE_FAILURES as error:
         raise BrokerUnreachable(f"Redis: {explained(error)}") from error
 
 

@@ -16,8 +16,7 @@ from handlers.client.options import ClientOptions, PubSubFields
 from handlers.client.results import BATCH_RESULTS, ResultDelivery, ResultStream
 from handlers.contract.result import Result
 from handlers.redis_store.admin.whereabouts import Whereabouts
-from handlers.redis_store.submit.client_access import RedisAccess
-from handlers.redis_store.submit.submissions import RequestState
+from handlers.redis_store.submit.submissions import RedisAccess, RequestState
 
 T = TypeVar("T")
 

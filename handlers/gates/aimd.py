@@ -1,7 +1,7 @@
 """`aimd`: one congestion window per band, adjusted by the gateway's responses.
 
 AIMD is additive increase, multiplicative decrease, as in TCP. The gate needs no metrics: windows grow until the gateway
-rejects a request, and shrink at the first rejection. A band is a priority class (`labels.py`).
+rejects a request, and shrink at the first rejection. A band is a priority class (`gate.py`).
 
 The gateway serves bands in order, so the lowest band is congested first. Therefore a rejection shrinks the windows of
 its band and of lower bands, and stops the growth of higher bands for a while. A success in a band shows that higher
@@ -21,8 +21,22 @@ from handlers.backoff import jittered
 from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.chain import claim_name
-from handlers.gates.gate import NO_LABELS, Feedback, Gate, GateState, Go, Hold, Refuse, Verdict, WaitOpen
-from handlers.gates.labels import BANDS, CLASSIFICATION, OVERFLOW, TIER, band_of
+from handlers.gates.gate import (
+    BANDS,
+    CLASSIFICATION,
+    NO_LABELS,
+    OVERFLOW,
+    TIER,
+    Feedback,
+    Gate,
+    GateState,
+    Go,
+    Hold,
+    Refuse,
+    Verdict,
+    WaitOpen,
+    band_of,
+)
 from handlers.gates.parameters import DURATION, InconsistentParameters, Text
 from handlers.gates.quota.local_concurrency import Waiters
 from handlers.gates.sources import GateSources
@@ -56,7 +70,7 @@ class Band(msgspec.Struct):
 
 
 class Windows:
-    """Windows of all bands, by number (`handlers.gates.labels.BANDS`). Callers pass the time."""
+    """Windows of all bands, by number (`handlers.gates.gate.BANDS`). Callers pass the time."""
 
     def __init__(self, options: WindowOptions) -> None:
         self._options = options

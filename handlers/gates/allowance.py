@@ -51,7 +51,12 @@ class ProcessShare(msgspec.Struct, frozen=True):
         return float(whole * (self.index + 1) // self.count - whole * self.index // self.count)
 
 
-WHOLE_POOL: Final = ProcessShare()
+_WHOLE_POOL: Final = ProcessShare()
+
+
+def whole_pool() -> ProcessShare:
+    """The share of a process that has the pool to itself."""
+    return _WHOLE_POOL
 
 
 def all_shares(gates: Sequence[Gate]) -> Callable[[], tuple[Share, ...]]:
@@ -71,15 +76,11 @@ class Allowance:
         slots: int,
         shares: Callable[[], tuple[Share, ...]],
         *,
-        own_share: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
+        own_share: Callable[[], ProcessShare] = whole_pool,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if slots < 1:
-            raise ValueError("a pool needs at least one slot")
-        self.slots = slots
+        self.change(slots, shares, own_share=own_share)
         self.in_use = 0
-        self._shares = shares
-        self._own_share = own_share
         self._clock = clock
         self._low_water = _LowWater()
         self._credit = 0.0
@@ -91,8 +92,9 @@ class Allowance:
         slots: int,
         shares: Callable[[], tuple[Share, ...]],
         *,
-        own_share: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
+        own_share: Callable[[], ProcessShare] = whole_pool,
     ) -> None:
+        """Limit to other slots and shares; slots in use stay counted."""
         if slots < 1:
             raise ValueError("a pool needs at least one slot")
         self.slots, self._shares, self._own_share = slots, shares, own_share

@@ -27,8 +27,7 @@ from typing import assert_never
 import msgspec
 
 from handlers.contract.request import Request
-from handlers.gates.gate import NOTHING_RESERVED, Drop, Gate, Go, Hold, Refuse, Reservation, Verdict
-from handlers.gates.labels import labelled
+from handlers.gates.gate import NOTHING_RESERVED, Drop, Gate, Go, Hold, Refuse, Reservation, Verdict, labelled
 
 
 class Reservations:

@@ -14,8 +14,13 @@ from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.chain import admit_all
 from handlers.gates.gate import (
+    CLASSIFICATION,
+    INTERACTIVE,
     NO_LABELS,
+    OVERFLOW,
     POLL_SECONDS,
+    RESERVED,
+    TIER,
     Drop,
     Feedback,
     Gate,
@@ -26,7 +31,6 @@ from handlers.gates.gate import (
     Share,
     Verdict,
 )
-from handlers.gates.labels import CLASSIFICATION, INTERACTIVE, OVERFLOW, RESERVED, TIER
 from handlers.gates.parameters import Text, json_of, read_by
 
 

@@ -6,6 +6,9 @@
 
 `chain.py` describes when each is called. The base class is an open gate; subclasses override what they limit.
 Instants are Unix seconds of the local clock, as in `Request.deadline`.
+
+Labels give a request's priority: classification, tier, and their band. The poller's lanes and the windows of the `aimd`
+gate follow the order of `BANDS`: band 0 goes first.
 """
 
 from __future__ import annotations
@@ -13,12 +16,50 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import ClassVar, Final, Protocol, TypeAlias
 
 import msgspec
 
 from handlers.contract.request import Request
+
+CLASSIFICATION: Final = "classification"
+"""Label for whose capacity a request uses: `reserved` or `overflow`; quota gates set it."""
+RESERVED: Final = "reserved"
+OVERFLOW: Final = "overflow"
+TIER: Final = "tier"
+"""Label for the tier, unless a gate parameter names another label."""
+INTERACTIVE: Final = "interactive"
+TIERS: Final = (INTERACTIVE, "async", "batch")
+
+BANDS: Final = tuple(f"{classification}-{tier}" for classification in (RESERVED, OVERFLOW) for tier in TIERS)
+"""`reserved-interactive` to `overflow-batch`; the index is the band's number."""
+
+
+def band_of(labels: Mapping[str, str], tier_label: str = TIER) -> int:
+    """Number of a request's band.
+
+    An unknown tier counts as `batch`, any classification but `reserved` as `overflow`.
+    """
+    tier = labels.get(tier_label, "")
+    rank = TIERS.index(tier) if tier in TIERS else len(TIERS) - 1
+    return rank if labels.get(CLASSIFICATION) == RESERVED else rank + len(TIERS)
+
+
+def labelled(request: Request, labels: Mapping[str, str]) -> Request:
+    """Copy of `request` with `labels` added. They replace labels of the same name."""
+    if not labels:
+        return request
+    return msgspec.structs.replace(request, labels={**request.labels, **labels})
+
+
+def without_labels(request: Request, names: Collection[str]) -> Request:
+    """Copy of `request` without the labels of these names."""
+    if request.labels.keys().isdisjoint(names):
+        return request
+    kept = {name: value for name, value in request.labels.items() if name not in names}
+    return msgspec.structs.replace(request, labels=kept)
+
 
 NO_LABELS: Final[Mapping[str, str]] = {}
 

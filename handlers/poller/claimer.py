@@ -14,9 +14,8 @@ import msgspec
 
 from handlers.cancellation import end_if_cancelled
 from handlers.forward.middleware.breaker import Circuit, CircuitState
-from handlers.gates.allowance import WHOLE_POOL, Allowance, ProcessShare, all_shares
-from handlers.gates.gate import NO_LABELS, Gate
-from handlers.gates.labels import band_of
+from handlers.gates.allowance import Allowance, ProcessShare, all_shares, whole_pool
+from handlers.gates.gate import NO_LABELS, Gate, band_of
 from handlers.poller.priority import Candidate, Merge, RandomRobin
 from handlers.poller.queue_watch import QueueWatch, Waiter
 from handlers.poller.worker import Worker
@@ -62,7 +61,7 @@ class ClaimedQueue:
         labels: Mapping[str, str] = NO_LABELS,
         gates: Sequence[Gate] = (),
         slots: int = 1,
-        share: Callable[[], ProcessShare] = lambda: WHOLE_POOL,
+        share: Callable[[], ProcessShare] = whole_pool,
         circuit: Circuit | None = None,
     ) -> None:
         """Set the options; slots in use stay counted. The pool has `slots`."""
@@ -113,7 +112,7 @@ class ClaimerOptions(msgspec.Struct, frozen=True, kw_only=True):
     poll_interval_seconds: float
     gates: Sequence[Gate] = ()
     merge: Merge = msgspec.field(default_factory=RandomRobin)
-    share: Callable[[], ProcessShare] = lambda: WHOLE_POOL
+    share: Callable[[], ProcessShare] = whole_pool
     lane_of: Callable[[Mapping[str, str]], int] = band_of
     watch: QueueWatch | None = None
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
 
-from handlers.gates.allowance import WHOLE_POOL, ProcessShare
+from handlers.gates.allowance import ProcessShare, whole_pool
 from handlers.gates.gate import Gate
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.limits.limits import RedisPoolSharing
@@ -70,14 +69,20 @@ class PoolShares:
 
     def of_pool(self, pool_id: str, *, is_shared: bool) -> Callable[[], ProcessShare]:
         """A function that returns this process's share of the pool's slots."""
-        return partial(_share, self._joined(pool_id)) if is_shared else _whole
+        if not is_shared:
+            return whole_pool
+        sharing = self._joined(pool_id)
+        return lambda: sharing.share
 
     def of_queue(self, pool_id: str, *, is_shared: bool) -> Callable[[], ProcessShare]:
         """A function that returns this process's share of a queue's own budget.
 
         Slots in use by other processes are not subtracted, because they are known only for whole pools.
         """
-        return partial(_share_of_queue, self._joined(pool_id)) if is_shared else _whole
+        if not is_shared:
+            return whole_pool
+        sharing = self._joined(pool_id)
+        return lambda: replace(sharing.share, elsewhere=0)
 
     async def tick(self, in_use: Mapping[str, int]) -> None:
         """Renew all registrations and read the shares.
@@ -104,15 +109,3 @@ def is_pool_shared(gates: Sequence[Gate], setting: bool | None) -> bool:
     Without a `setting`, they share it if one of its gates publishes a budget.
     """
     return any(gate.shares_pool() for gate in gates) if setting is None else setting
-
-
-def _whole() -> ProcessShare:
-    return WHOLE_POOL
-
-
-def _share(sharing: PoolSharing) -> ProcessShare:
-    return sharing.share
-
-
-def _share_of_queue(sharing: PoolSharing) -> ProcessShare:
-    return replace(sharing.share, elsewhere=0)

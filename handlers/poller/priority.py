@@ -19,7 +19,7 @@ from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.outcome import Outcome
-from handlers.gates.labels import BANDS, TIER, band_of
+from handlers.gates.gate import BANDS, TIER, band_of
 
 RANDOM_ROBIN: Final = "random-robin"
 TIER_PRIORITY: Final = "tier-priority"

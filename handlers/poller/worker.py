@@ -21,10 +21,10 @@ from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.forward import AttemptOptions, Forward, cancelled, expired
 from handlers.forward.middleware.account import account, lasted
 from handlers.forward.outcome import Answered, Outcome, Retry, result_bytes
-from handlers.gates.labels import labelled, without_labels
+from handlers.gates.gate import labelled, without_labels
 from handlers.poller.ack_batcher import AckBatcher, OnSettled, Release, Settlement, size_of
-from handlers.poller.duplicates import Duplicates
 from handlers.poller.settlement import (
+    Duplicates,
     RequestLimits,
     ResultRoute,
     dead_lettered,

@@ -12,7 +12,7 @@
                                   repeated call gets the same answer; expires in a minute
 <queue>:dead              hash    ours: dead letter id -> record (JSON); deleted by `dead requeue | drop`
 {<home>}:outbox           hash    ours, in Redis Cluster, in the slot of <home>, a queue or retry set; empty when all
-{<home>}:outbox-idx       zset    is delivered; `outbox.py` explains both, and {<target>}:delivered
+{<home>}:outbox-idx       zset    is delivered; `cluster/queue.py` explains both, and {<target>}:delivered
 {async-processor}:status:*        ours, for `top`, the status page and `where` (`status_board`, `finished`); all expire
 request-active:<id>       string  token of the live submission; deleted with the final result
 request-cancel:<id>       string  token of a cancelled submission; deleted with the final result
@@ -138,7 +138,24 @@ def payload_key(request_id: str, token: str) -> str:
 
     `is_own_payload` checks this form before a payload is deleted.
     """
-    return f"request-payload:{request_id}:{token}"
+    return f"{PAYLOAD_PREFIX}{request_id}:{token}"
+
+
+def is_own_payload(payload_ref: str, request_id: str, request_token: str) -> bool:
+    """Whether the key is this request's own: `request-payload:<id>:<token>`.
+
+    A token of our client ends with its sequence, which `payload_key` lacks. A token with a colon is
+    refused: otherwise id "a" with token "b:c" could not be distinguished from id "a:b" with token "c".
+    """
+    if not payload_ref:
+        return False
+    token = payload_ref.removeprefix(f"{PAYLOAD_PREFIX}{request_id}:")
+    if not request_id or token in ("", payload_ref) or ":" in token:
+        return False
+    if not request_token or token == request_token:
+        return True
+    without_place, _, place = request_token.rpartition("-")
+    return place.isdigit() and token == without_place
 
 
 def result_payload_key(request_id: str, owner_token: bytes) -> str:

@@ -16,7 +16,7 @@ from handlers.contract.lenient_json import is_unicode
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.result import ANY, ANY_RESULT_LIST, ResultNames, read_result_names
 from handlers.forward.route import DEFAULT_HEADERS, PRIORITY_HEADER, Route, Routes, is_safe_path
-from handlers.gates.labels import TIER
+from handlers.gates.gate import TIER
 from handlers.number_text import whole
 from handlers.settings.config_file import (
     ConfigFile,

@@ -21,8 +21,7 @@ from handlers.contract.result import ErrorCode
 from handlers.forward.middleware.admission import GATE_CLOSED, QUOTA_EXHAUSTED
 from handlers.forward.middleware.breaker import CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.gate import GateState
-from handlers.gates.labels import BANDS
+from handlers.gates.gate import BANDS, GateState
 from handlers.poller.claimer import Claimer
 from handlers.redis_store.admin.status_board import StatusBoard
 from handlers.redis_store.connection import Store

@@ -19,8 +19,7 @@ from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.forward.gateway import Gateway
 from handlers.forward.outcome import FAILURES, failure_reason
 from handlers.forward.route import joined
-from handlers.gates.gate import GateState
-from handlers.gates.labels import TIERS
+from handlers.gates.gate import TIERS, GateState
 from handlers.number_text import counted
 from handlers.poller.priority import build_merge, check_objectives
 from handlers.redis_store.admin.acl import RightsOptions, refused_commands, wrong_types

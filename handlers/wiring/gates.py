@@ -18,8 +18,7 @@ from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.middleware.admission import Entrance, HeldForward
 from handlers.forward.outcome import Outcome
-from handlers.gates.gate import Gate, GateState
-from handlers.gates.labels import CLASSIFICATION, TIER
+from handlers.gates.gate import CLASSIFICATION, TIER, Gate, GateState
 from handlers.gates.sources import FeedOptions, Feeds, GateSources, HttpText
 from handlers.gates.waiting_room import WaitingRoom
 from handlers.redis_store.connection import Store, connect

@@ -15,16 +15,14 @@ from handlers.cancellation import Close, close_in_time
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.breaker import GatewayBreakers
 from handlers.forward.route import Routes
-from handlers.gates.gate import Gate
-from handlers.gates.labels import band_of
+from handlers.gates.gate import Gate, band_of
 from handlers.poller.ack_batcher import Settlement
 from handlers.poller.claimer import Claimer, ClaimerOptions
-from handlers.poller.duplicates import Duplicates
 from handlers.poller.maintenance import PeriodicTask
 from handlers.poller.poller import Poller
 from handlers.poller.pool_share import is_pool_shared
 from handlers.poller.priority import LaneOptions, Merge, build_merge, check_objectives
-from handlers.poller.settlement import RequestLimits, ResultRoute
+from handlers.poller.settlement import Duplicates, RequestLimits, ResultRoute
 from handlers.poller.worker import WorkerOptions
 from handlers.redis_store.connection import (
     STORE_FAILURES,

@@ -19,7 +19,7 @@ from handlers.client.sync_client import LoopThread
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.request import decode_member
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
-from handlers.gates.labels import BANDS, band_of
+from handlers.gates.gate import BANDS, band_of
 from handlers.number_text import counted
 from handlers.redis_store.admin.dead_letters import DeadLetters, read_dead_letter
 from handlers.redis_store.admin.depths import QueueDepths, all_depths

@@ -14,7 +14,7 @@ from handlers.cli.flags import QueueFlags
 from handlers.client import Client, RedisAccess
 from handlers.client.options import ClientOptions
 from handlers.contract.errors import InvalidSetting
-from handlers.redis_store.submit.client_access import client_options
+from handlers.redis_store.submit.submissions import client_options
 from handlers.settings.settings import load_settings
 from handlers.wiring.credentials import redis_options
 from tests.servers.certificates import self_signed

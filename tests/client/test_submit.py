@@ -29,8 +29,7 @@ from handlers.client.redis_broker import RedisBroker, batches
 from handlers.clock import FollowedClock
 from handlers.contract.request import decode_member
 from handlers.redis_store.keys import sent_key
-from handlers.redis_store.submit.client_access import open_redis
-from handlers.redis_store.submit.submissions import MemberParts, Submissions
+from handlers.redis_store.submit.submissions import MemberParts, Submissions, open_redis
 
 HOUR = timedelta(hours=1)
 PAYLOAD = b'{ "model": "m",  "prompt": "Gr\xc3\xbc\xc3\x9fe", "temperature": 0.10 }'

@@ -16,7 +16,7 @@ from handlers.contract.result import ErrorCode, answered_result, decode_result, 
 from handlers.forward.forward import gateway_headers
 from handlers.forward.outcome import is_final
 from handlers.forward.route import Route, gateway_url
-from handlers.gates.labels import band_of, labelled
+from handlers.gates.gate import band_of, labelled
 from handlers.redis_store import keys as submission_keys
 from handlers.redis_store.keys import queue_keys
 from handlers.redis_store.queue.queue import QueueOptions, RedisQueue

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.gates.aimd import AimdGate, Sign, WindowOptions, Windows, sign_of
-from handlers.gates.gate import Feedback, Go, Hold, Refuse
-from handlers.gates.labels import BANDS, band_of
+from handlers.gates.gate import BANDS, Feedback, Go, Hold, Refuse, band_of
 from tests.gates.building import Clock, gate, request, sources
 
 LOWEST = len(BANDS) - 1

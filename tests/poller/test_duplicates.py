@@ -14,8 +14,7 @@ from redis.asyncio import Redis
 from handlers.contract.request import Request, decode_member
 from handlers.contract.result import ErrorCode, answered_result
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.poller.duplicates import Duplicates
-from handlers.poller.settlement import ResultRoute
+from handlers.poller.settlement import Duplicates, ResultRoute
 from handlers.redis_store.admin.dead_letters import DeadLetters
 from handlers.redis_store.keys import id_record_key, queue_keys
 from tests.poller.rig import IN_TIME, QUEUE, RESULTS, RETRIES, Rig, answering, body, running

@@ -20,8 +20,7 @@ from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.forward import AttemptOptions, Forward, expired
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.chain import Reservations, admit_all, with_claim
-from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse, Reservation
-from handlers.gates.labels import labelled
+from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse, Reservation, labelled
 from handlers.gates.waiting_room import INTERRUPTED, WaitingRoom
 
 Send = Callable[[Request], Awaitable[Outcome]]

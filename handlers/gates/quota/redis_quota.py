@@ -23,8 +23,7 @@ from handlers.cancellation import end_if_cancelled
 from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.chain import claim_name
-from handlers.gates.gate import Gate, GateState, Go, Refuse, Verdict
-from handlers.gates.labels import CLASSIFICATION, OVERFLOW, RESERVED
+from handlers.gates.gate import CLASSIFICATION, OVERFLOW, RESERVED, Gate, GateState, Go, Refuse, Verdict
 from handlers.gates.metric.reading_gate import CLOSED, OPEN
 from handlers.gates.parameters import Duration, Text
 from handlers.gates.quota.leased_rate import Spread

@@ -3,8 +3,8 @@
 Result lists, retry sets and the `request-*` keys have the reference's names, so they cannot share a hash tag with
 their queue, and a script can change one slot only. Therefore every operation that changes several slots writes a
 record into an outbox in the first slot, in the same step as the change. The record is then delivered to the other
-slots at least once, and each of them de-duplicates deliveries by id (`outbox.py`). If a poller crashes before delivery,
-another one delivers its records. Idempotent submissions use a marker key in the same way (`windows.py`).
+slots at least once, and each of them de-duplicates deliveries by id (`queue.py`). If a poller crashes before delivery,
+another one delivers its records. Idempotent submissions use a marker key in the same way (`submissions.py`).
 
 Each class here is a subclass of the one for a single server and replaces only the steps that cross slots: the write of
 an ack or nack, the scan for expired leases, the promotion of retries, and the producer's calls.

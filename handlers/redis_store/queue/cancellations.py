@@ -13,10 +13,10 @@ from typing import Any, Final
 import msgspec
 from redis.exceptions import NoPermissionError
 
-from handlers.contract.request import SEQ_STEPS
+from handlers.contract.request import score_of
 from handlers.number_text import whole
 from handlers.redis_store.connection import Store, executed
-from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key
+from handlers.redis_store.keys import CANCELLATIONS, active_key, cancel_key, cancel_key_of
 from handlers.redis_store.scripts import SCRIPT_BYTES, lua_script
 
 AGAIN_SECONDS: Final = (0.4, 1.0, 5.0, 20.0)
@@ -57,7 +57,7 @@ class Cancellation(msgspec.Struct, frozen=True):
         """Its score in the queue; None if its token has no sequence."""
         _, dash, digits = self.key.rpartition(b"\0")[2].rpartition(b"-")
         place = whole(digits) if dash and len(digits) <= _PLACE_DIGITS else None
-        return None if place is None else self.deadline + min(place, SEQ_STEPS - 1) / SEQ_STEPS
+        return None if place is None else score_of(self.deadline, place)
 
 
 class CancelSearch(msgspec.Struct, frozen=True):
@@ -229,7 +229,7 @@ class ForeignCancellations:
         """Add the ids whose live submission is cancelled to the list."""
         pipeline: Any = self._redis.pipeline(transaction=False)
         for request_id in ids:
-            pipeline.getrange(cancel_key("").encode() + request_id, 0, _LONGEST_TOKEN)
+            pipeline.getrange(cancel_key_of(request_id), 0, _LONGEST_TOKEN)
             pipeline.getrange(active_key("").encode() + request_id, 0, _LONGEST_TOKEN)
             pipeline.pttl(active_key("").encode() + request_id)
         answers = await executed(self._redis, pipeline, raise_on_error=False)

@@ -11,25 +11,8 @@ from redis.exceptions import NoPermissionError, ResponseError
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import Result, decode_result, encode_result, filled_result
 from handlers.redis_store.connection import Store, executed
-from handlers.redis_store.keys import PAYLOAD_PREFIX, RESULT_PAYLOAD_PREFIX
+from handlers.redis_store.keys import RESULT_PAYLOAD_PREFIX, is_own_payload
 from handlers.redis_store.scripts import BATCH_BYTES, naming_key
-
-
-def is_own_payload(payload_ref: str, request_id: str, request_token: str) -> bool:
-    """Whether the key is this request's own: `request-payload:<id>:<token>`.
-
-    A token of our client ends with its sequence, which the payload's key (`payload_key`) lacks. A token with a colon is
-    refused: otherwise id "a" with token "b:c" could not be distinguished from id "a:b" with token "c".
-    """
-    if not payload_ref:
-        return False
-    token = payload_ref.removeprefix(f"{PAYLOAD_PREFIX}{request_id}:")
-    if not request_id or token in ("", payload_ref) or ":" in token:
-        return False
-    if not request_token or token == request_token:
-        return True
-    without_place, _, place = request_token.rpartition("-")
-    return place.isdigit() and token == without_place
 
 
 async def read_payload(

@@ -26,11 +26,12 @@ from handlers.redis_store.keys import (
     active_key,
     cancel_key,
     cancel_key_of,
+    is_own_payload,
     queue_keys,
     settled_key,
 )
 from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellation, CancelSearch, searches
-from handlers.redis_store.queue.payloads import StoredPayload, delete_payloads, is_own_payload, store_payloads
+from handlers.redis_store.queue.payloads import StoredPayload, delete_payloads, store_payloads
 from handlers.redis_store.scripts import SCRIPT_BYTES, Replication, lua_script
 
 SCAN_COUNT: Final = 500
@@ -91,6 +92,11 @@ class Ack(msgspec.Struct, frozen=True):
     stored: StoredPayload | None = None
     id_record: IdRecord | None = None
     outcome: str = ""
+
+    @property
+    def own_payload_key(self) -> str:
+        """`payload_ref` if it is this request's own key, which its ack may delete; else empty."""
+        return self.payload_ref if is_own_payload(self.payload_ref, self.request_id, self.request_token) else ""
 
 
 class Nack(msgspec.Struct, frozen=True):
@@ -424,13 +430,8 @@ def _ack_row(ack: Ack) -> tuple[Any, ...]:
         ack.request_token,
         active_key(ack.request_id),
         cancel_key(ack.request_id),
-        ack.payload_ref if has_payload_key(ack) else "",
+        ack.own_payload_key,
     )
-
-
-def has_payload_key(ack: Ack) -> bool:
-    """Whether `payload_ref` is this request's own key, which its ack may delete."""
-    return is_own_payload(ack.payload_ref, ack.request_id, ack.request_token)
 
 
 async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit: int) -> int:

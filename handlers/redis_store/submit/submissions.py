@@ -1,18 +1,24 @@
-"""Queue, cancel and look up requests, for producers.
+"""The connection of a client, and calls to queue, cancel and look up requests.
 
-Every operation is one `.lua` file and one round trip, however many requests it carries.
+Every operation is one `.lua` file and one round trip, however many requests it carries. Connections do not retry
+automatically: callers retry with `is_repeated=True`, which keeps a submission idempotent (see `submit.lua`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import msgspec
+from redis.exceptions import AskError, ClusterError, ReadOnlyError, RedisClusterException, TryAgainError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from handlers.number_text import whole
-from handlers.redis_store.connection import Store, executed
+from handlers.redis_store.connection import NotReplicated, RedisOptions, Store, connect, executed
 from handlers.redis_store.idempotency.idempotency import (
     KeyRecord,
     encode_record,
@@ -31,6 +37,68 @@ from handlers.redis_store.keys import (
     submitted_key,
 )
 from handlers.redis_store.scripts import Replication, lua_script, read_only
+
+TRANSIENT_ERRORS: Final = (
+    NotReplicated,
+    RedisConnectionError,
+    RedisTimeoutError,
+    OSError,
+    ReadOnlyError,
+    ClusterError,
+    AskError,
+    TryAgainError,
+    RedisClusterException,
+)
+"""Failures worth a retry: connection lost, reply lost, failover, slot migration."""
+
+CALL_TIMEOUT_SECONDS: Final = 10.0
+CONNECTIONS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAccess:
+    """A client's credentials and certificates, which do not belong in a URL.
+
+    `username` and `password` override the URL's. `password_file` overrides both passwords and is read for every new
+    connection, so that a secret may rotate. `ca_file` (PEM) is the CA of the server's certificate; empty means the
+    system's CAs. `cert_file` and `key_file` are the client's own certificate. `timeout_seconds` is the longest wait for
+    a connection.
+    """
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    password_file: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    timeout_seconds: float = 2.0
+
+    def current_password(self) -> str:
+        """The current password. Raises `OSError` or `ValueError` if its file cannot be read."""
+        if not self.password_file:
+            return self.password
+        return Path(self.password_file).read_text(encoding="utf-8").strip()
+
+
+def client_options(url: str, access: RedisAccess | None = None) -> RedisOptions:
+    """Connection options of a client for the Redis at `url`."""
+    access = access or RedisAccess()
+    return RedisOptions(
+        url,
+        username=access.username,
+        password=access.current_password,
+        ca_file=access.ca_file,
+        cert_file=access.cert_file,
+        key_file=access.key_file,
+        timeout_seconds=CALL_TIMEOUT_SECONDS,
+        connect_timeout_seconds=access.timeout_seconds,
+        max_connections=CONNECTIONS,
+    )
+
+
+def open_redis(url: str, access: RedisAccess | None = None) -> Store:
+    """Return a client, which connects with its first call. Raises `InvalidSetting` for an invalid URL."""
+    return connect(client_options(url, access))
 
 
 class RequestState(StrEnum):

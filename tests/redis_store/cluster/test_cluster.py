@@ -19,7 +19,7 @@ from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
 from handlers.contract.errors import InvalidSetting
 from handlers.redis_store.admin.acl import refused_commands
-from handlers.redis_store.cluster import outbox
+from handlers.redis_store.cluster import queue as cluster_queue
 from handlers.redis_store.cluster.queue import ClusterQueue, ClusterRetries
 from handlers.redis_store.connection import (
     STORE_FAILURES,
@@ -151,7 +151,7 @@ async def test_another_poller_delivers_the_outbox_of_a_crashed_poller_once(
         raise ConnectionResetError
 
     with monkeypatch.context() as patch:
-        patch.setattr(outbox.Outbox, method, dies)
+        patch.setattr(cluster_queue.Outbox, method, dies)
         with pytest.raises(ConnectionResetError):
             await bench.queue.ack([bench.ack_of(claim, request_id="d", request_token="t")])
     assert not await bench.redis.exists(bench.keys.claimed), "nobody may run it again"
@@ -189,7 +189,7 @@ async def test_a_retry_waits_in_another_slot_and_returns_once_with_its_score(
         return await executed(redis, pipeline, raise_on_error=False)
 
     with monkeypatch.context() as patch:
-        patch.setattr(outbox, "executed", dies)
+        patch.setattr(cluster_queue, "executed", dies)
         with pytest.raises(ConnectionResetError):
             await bench.sources.promote(10)
     (again,) = await bench.queue.claim(10)

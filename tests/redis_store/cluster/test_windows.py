@@ -16,7 +16,7 @@ from handlers.client.errors import BrokerUnreachable
 from handlers.client.options import ClientOptions
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.request import decode_member
-from handlers.redis_store.cluster import windows as cluster_windows
+from handlers.redis_store.cluster import submissions as cluster_submissions
 from handlers.redis_store.cluster.submissions import ClusterSubmissions
 from handlers.redis_store.connection import RedisOptions, Store, connect, executed
 from handlers.redis_store.keys import active_key, delivery_name, payload_key, submitted_key
@@ -103,15 +103,15 @@ def _dies_at(patch: pytest.MonkeyPatch, step: int, *, has_sent: bool) -> Counter
 
         return called
 
-    patch.setattr(cluster_windows, "executed", dying(executed))
+    patch.setattr(cluster_submissions, "executed", dying(executed))
     patch.setattr(Replication, "run", dying(Replication.run))
     patch.setattr(Replication, "execute", dying(Replication.execute))
     return calls
 
 
-STEPS = range(1, 10)
+STEPS = range(1, 13)
 """More steps than there are: the last ones are not reached, and no producer crashes."""
-AFTER_THE_MARKER = 3
+AFTER_THE_MARKER = 5
 """The step at which a submission without a payload is marked and not queued yet."""
 
 

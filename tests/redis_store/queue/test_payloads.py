@@ -6,11 +6,10 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.contract.result import answered_result, encode_result
-from handlers.redis_store.keys import payload_key
+from handlers.redis_store.keys import is_own_payload, payload_key
 from handlers.redis_store.queue.payloads import (
     StoredPayload,
     WholeResult,
-    is_own_payload,
     read_payload,
     whole_results,
 )
