@@ -1,4 +1,4 @@
-"""Queue and retry set in Redis Cluster, with a single server's guarantees, and their outbox.
+"""Queue and retry set in Redis Cluster, and their outbox.
 
 A queue's results, retries and tokens are in other slots, and no script can write to two slots. So an ack or nack takes
 three steps. (1) The claim is dropped and a record is written to an outbox in the same slot (`post*.lua`, atomic). (2)
