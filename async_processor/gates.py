@@ -12,7 +12,6 @@ from handlers.gates.gate import (
     Drop,
     Feedback,
     Gate,
-    GateState,
     Go,
     Hold,
     NoReservation,
@@ -26,6 +25,7 @@ from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, R
 from handlers.gates.parameters import Duration, HttpUrl, InconsistentParameters, Labels, Text
 from handlers.gates.registry import GateKind, combinator_kind, gate_kind
 from handlers.gates.sources import GateSources, MetricSample, SourceMissing
+from handlers.telemetry.dependencies import GateState
 
 __all__ = [
     "CLOSED_RETRY_SECONDS",

@@ -1,4 +1,4 @@
-r"""Decode JSON as leniently as Go's encoding/json, in linear time, and read strings of invalid texts.
+r"""Decode JSON as leniently as Go's encoding/json, in linear time.
 
 Rules beyond RFC 8259 (https://pkg.go.dev/encoding/json#Unmarshal and its decode.go, scanner.go):
 

@@ -29,7 +29,6 @@ from handlers.gates.gate import (
     TIER,
     Feedback,
     Gate,
-    GateState,
     Go,
     Hold,
     Refuse,
@@ -40,6 +39,7 @@ from handlers.gates.gate import (
 from handlers.gates.parameters import DURATION, InconsistentParameters, Text
 from handlers.gates.quota.local_concurrency import Waiters
 from handlers.gates.sources import GateSources
+from handlers.telemetry.dependencies import GateState
 
 GENTLE: Final = 0.9
 """Decrease factor for early signs of congestion: expiry in the gateway's queue, or long queueing."""

@@ -24,7 +24,6 @@ from handlers.gates.gate import (
     Drop,
     Feedback,
     Gate,
-    GateState,
     Go,
     Hold,
     Refuse,
@@ -32,6 +31,7 @@ from handlers.gates.gate import (
     Verdict,
 )
 from handlers.gates.parameters import Text, json_of, read_by
+from handlers.telemetry.dependencies import GateState
 
 
 class WrapperGate(Gate):

@@ -22,6 +22,7 @@ from typing import ClassVar, Final, Protocol, TypeAlias
 import msgspec
 
 from handlers.contract.request import Request
+from handlers.telemetry.dependencies import GateState
 
 CLASSIFICATION: Final = "classification"
 """Label for whose capacity a request uses: `reserved` or `overflow`; quota gates set it."""
@@ -152,27 +153,6 @@ class Share(msgspec.Struct, frozen=True):
     at: float = 0.0
     lag_seconds: float = 15.0
     fewer: int = 0
-
-
-class GateState(msgspec.Struct, frozen=True):
-    """Snapshot of a gate for metrics, logs and the status page.
-
-    `value` is the reading, and `threshold` the value at which the gate closes; both are None for a gate without a
-    metric. `on_missing` is the rule in force while the source is missing, and `why_missing` says why it is missing;
-    else both are empty. `why_closed` is empty while the gate is open. `figures` are the gate's own gauges, by name.
-    """
-
-    gate_type: str
-    budget: float = 1.0
-    value: float | None = None
-    threshold: float | None = None
-    is_source_available: bool = True
-    on_missing: str = ""
-    why_missing: str = ""
-    why_closed: str = ""
-    label: str = ""
-    figures: Mapping[str, float] = msgspec.field(default_factory=dict)
-    inner: tuple[GateState, ...] = ()
 
 
 class Gate:

@@ -21,11 +21,12 @@ from handlers.contract.result import ErrorCode
 from handlers.forward.middleware.admission import GATE_CLOSED, QUOTA_EXHAUSTED
 from handlers.forward.middleware.breaker import CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET
 from handlers.forward.outcome import Answered, Outcome, Retry
-from handlers.gates.gate import BANDS, GateState
+from handlers.gates.gate import BANDS
 from handlers.poller.claimer import Claimer
 from handlers.redis_store.admin.status_board import StatusBoard
 from handlers.redis_store.connection import Store
-from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerReport, PoolReport, QueueReport
+from handlers.status.report import LATENCY_SECONDS, Failure, PollerReport, PoolReport, QueueReport
+from handlers.telemetry.dependencies import GateState
 
 POST_SECONDS: Final = 5.0
 _MOST_FAILURES: Final = 50
@@ -98,21 +99,11 @@ def _word(error_code: str, *, is_good: bool) -> str:
     return "expired" if error_code == ErrorCode.DEADLINE_EXCEEDED else "failed"
 
 
-def gate_reports(states: Sequence[GateState]) -> list[GateReport]:
+def gate_reports(states: Sequence[GateState]) -> list[GateState]:
     """The reports of all gates and inner gates as a flat list."""
     reports = []
     for state in states:
-        reports.append(
-            GateReport(
-                state.gate_type,
-                round(state.budget, 3),
-                state.why_closed,
-                state.value,
-                state.threshold,
-                state.is_source_available,
-                state.on_missing,
-            )
-        )
+        reports.append(msgspec.structs.replace(state, budget=round(state.budget, 3), figures={}, inner=()))
         reports += gate_reports(list(state.inner))
     return reports
 

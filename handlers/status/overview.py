@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 
 from handlers.contract.lenient_json import MALFORMED
-from handlers.status.report import LATENCY_SECONDS, Failure, GateReport, PollerReport, QueueReport
+from handlers.status.report import LATENCY_SECONDS, Failure, PollerReport, QueueReport
+from handlers.telemetry.dependencies import GateState
 
 FRESH_SECONDS: Final = 20.0
 """A poller whose last report is older is not shown; pollers post every five seconds."""
@@ -98,7 +99,7 @@ class GateLine(msgspec.Struct, frozen=True):
     """
 
     owner: str
-    gate: GateReport
+    gate: GateState
 
 
 class Minute(msgspec.Struct, frozen=True):

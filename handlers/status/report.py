@@ -6,25 +6,10 @@ from typing import Final
 
 import msgspec
 
+from handlers.telemetry.dependencies import GateState
+
 LATENCY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_600.0)
 """Upper bounds of the latency classes; the last class is unbounded."""
-
-
-class GateReport(msgspec.Struct, frozen=True):
-    """The state of one gate; `why_closed` is empty while it is open."""
-
-    gate_type: str
-    budget: float
-    why_closed: str = ""
-    value: float | None = None
-    threshold: float | None = None
-    is_source_available: bool = True
-    on_missing: str = ""
-
-    @property
-    def closed_because(self) -> str:
-        """Why the gate admits nothing now; empty while it is open."""
-        return self.why_closed or ("its budget is 0" if self.budget <= 0 else "")
 
 
 class QueueReport(msgspec.Struct, frozen=True):
@@ -35,7 +20,7 @@ class QueueReport(msgspec.Struct, frozen=True):
     lane: str
     in_flight: int
     circuit: str
-    gates: list[GateReport]
+    gates: list[GateState]
     waiting: int = 0
 
 
@@ -46,7 +31,7 @@ class PoolReport(msgspec.Struct, frozen=True):
     slots: int
     in_flight: int
     budget: float
-    gates: list[GateReport]
+    gates: list[GateState]
 
 
 class PollerReport(msgspec.Struct, frozen=True):

@@ -1,10 +1,12 @@
-"""Health of dependencies, derived from real calls; no probes are sent."""
+"""Health of dependencies and state of gates, derived from real calls; no probes are sent."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
+
+import msgspec
 
 from handlers.clock import SKEW_SECONDS, FollowedClock
 from handlers.telemetry.logs import Logger
@@ -74,6 +76,32 @@ class Dependencies:
             return None
         now = self._clock()
         return now - self._missed_since.setdefault(name, now)
+
+
+class GateState(msgspec.Struct, frozen=True):
+    """Snapshot of a gate for metrics, logs and the status page.
+
+    `value` is the reading, and `threshold` the value at which the gate closes; both are None for a gate without a
+    metric. `on_missing` is the rule in force while the source is missing, and `why_missing` says why it is missing;
+    else both are empty. `why_closed` is empty while the gate is open. `figures` are the gate's own gauges, by name.
+    """
+
+    gate_type: str
+    budget: float = 1.0
+    value: float | None = None
+    threshold: float | None = None
+    is_source_available: bool = True
+    on_missing: str = ""
+    why_missing: str = ""
+    why_closed: str = ""
+    label: str = ""
+    figures: Mapping[str, float] = msgspec.field(default_factory=dict)
+    inner: tuple[GateState, ...] = ()
+
+    @property
+    def closed_because(self) -> str:
+        """Why the gate admits nothing now; empty while it is open."""
+        return self.why_closed or ("its budget is 0" if self.budget <= 0 else "")
 
 
 class SkewWatch:

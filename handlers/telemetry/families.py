@@ -10,13 +10,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Final, Protocol
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
+
+from handlers.telemetry.dependencies import GateState
 
 DEADLINE_BOUNDS_SECONDS: Final = (0, 1, 5, 15, 30, 60, 120, 300, 600, 1_800, 3_600, 7_200, 21_600, 86_400)
 """The reference's buckets. Requests due within each are counted with ZCOUNT, in one round trip."""
@@ -297,31 +299,6 @@ _AIMD: Final = {
 }
 
 
-class GateView(Protocol):
-    """Snapshot of a gate; `handlers.gates.gate.GateState` implements it."""
-
-    @property
-    def gate_type(self) -> str: ...  # see GateState
-    @property
-    def budget(self) -> float: ...  # see GateState
-    @property
-    def value(self) -> float | None: ...  # see GateState
-    @property
-    def threshold(self) -> float | None: ...  # see GateState
-    @property
-    def is_source_available(self) -> bool: ...  # see GateState
-    @property
-    def on_missing(self) -> str: ...  # see GateState
-    @property
-    def why_closed(self) -> str: ...  # see GateState
-    @property
-    def label(self) -> str: ...  # see GateState
-    @property
-    def figures(self) -> Mapping[str, float]: ...  # see GateState
-    @property
-    def inner(self) -> Sequence[GateView]: ...  # see GateState
-
-
 class GateGauges:
     """The gauges of all gates.
 
@@ -350,9 +327,9 @@ class GateGauges:
         self._closed = gauge("gate_closed", "1 while a gate admits nothing.", *_OWNER, "gate_type")
         self._figures = gauge("gate_figure", "Other numbers of a gate, by name.", *_OWNER, "gate_type", "figure")
         self._aimd = {name: gauge(name, text, "pool_name", "band") for name, text in _AIMD.items()}
-        self._gates: dict[Owner, Callable[[], GateView]] = {}
+        self._gates: dict[Owner, Callable[[], GateState]] = {}
 
-    def watch(self, owner: Owner, state: Callable[[], GateView]) -> None:
+    def watch(self, owner: Owner, state: Callable[[], GateState]) -> None:
         """Show a gate of `owner`; `state` is called at each scrape."""
         self._gates[owner] = state
 
@@ -375,7 +352,7 @@ class GateGauges:
             for view in sorted(_all(state), key=lambda view: -view.budget):
                 self._show(owner, view)
 
-    def _show(self, owner: Owner, view: GateView) -> None:
+    def _show(self, owner: Owner, view: GateState) -> None:
         if any(name in view.figures for name in _AIMD):
             for name, gauge in self._aimd.items():
                 gauge.labels(owner[2], view.label).set(view.figures.get(name, 0.0))
@@ -387,7 +364,7 @@ class GateGauges:
         if view.threshold is not None:
             self._show_reading(owner, view, view.threshold)
 
-    def _show_reading(self, owner: Owner, view: GateView, threshold: float) -> None:
+    def _show_reading(self, owner: Owner, view: GateState, threshold: float) -> None:
         labels = (*owner, view.label)
         # The reference publishes 1 - saturation, so that every gate closes at or below its threshold.
         is_saturation = view.gate_type == "prometheus-saturation"
@@ -399,7 +376,7 @@ class GateGauges:
             self._on_missing.labels(*labels, view.on_missing).set(1.0)
 
 
-def _all(view: GateView) -> Iterator[GateView]:
+def _all(view: GateState) -> Iterator[GateState]:
     yield view
     for inner in view.inner:
         yield from _all(inner)

@@ -26,8 +26,8 @@ from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics,
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from handlers.contract.result import token_usage
-from handlers.telemetry.dependencies import Dependencies
-from handlers.telemetry.families import Families, GateGauges, GateView
+from handlers.telemetry.dependencies import Dependencies, GateState
+from handlers.telemetry.families import Families, GateGauges
 from handlers.telemetry.logs import get_logger
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -279,7 +279,7 @@ class Metrics(Families):
         """Call `refresh` before each scrape to set gauges; it must be cheap."""
         self._watches.append(refresh)
 
-    def watch_gate(self, queue_id: str, queue_name: str, pool_name: str, state: Callable[[], GateView]) -> None:
+    def watch_gate(self, queue_id: str, queue_name: str, pool_name: str, state: Callable[[], GateState]) -> None:
         """Show a gate's state. For a pool's gate, queue id and name are empty."""
         self._gates.watch((queue_id, queue_name, pool_name), state)
 

@@ -19,7 +19,7 @@ from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.forward.gateway import Gateway
 from handlers.forward.outcome import FAILURES, failure_reason
 from handlers.forward.route import joined
-from handlers.gates.gate import TIERS, GateState
+from handlers.gates.gate import TIERS
 from handlers.number_text import counted
 from handlers.poller.priority import build_merge, check_objectives
 from handlers.redis_store.admin.acl import RightsOptions, refused_commands, wrong_types
@@ -37,6 +37,7 @@ from handlers.settings.settings import (
     unused_gates,
     without_faulty,
 )
+from handlers.telemetry.dependencies import GateState
 from handlers.transport.failures import UnusableResponse
 from handlers.transport.transport import TransportOptions
 from handlers.wiring.credentials import file_token, gateway_tls, prometheus_tls, redis_options

@@ -18,7 +18,7 @@ from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.middleware.admission import Entrance, HeldForward
 from handlers.forward.outcome import Outcome
-from handlers.gates.gate import CLASSIFICATION, TIER, Gate, GateState
+from handlers.gates.gate import CLASSIFICATION, TIER, Gate
 from handlers.gates.sources import FeedOptions, Feeds, GateSources, HttpText
 from handlers.gates.waiting_room import WaitingRoom
 from handlers.redis_store.connection import Store, connect
@@ -26,6 +26,7 @@ from handlers.redis_store.keys import ReservedNames
 from handlers.redis_store.limits.limits import RedisGateStore
 from handlers.settings.config_file import PoolEntry, QueueEntry, TopicEntry
 from handlers.settings.settings import Settings
+from handlers.telemetry.dependencies import GateState
 from handlers.telemetry.logs import get_logger
 from handlers.wiring.credentials import file_token, prometheus_tls, redis_options
 from handlers.wiring.metrics import HandlerMetrics

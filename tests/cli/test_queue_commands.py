@@ -28,7 +28,8 @@ from handlers.contract.request import Request, decode_member
 from handlers.redis_store.admin.status_board import POLLERS, FinishedRecord
 from handlers.redis_store.admin.whereabouts import Place, Whereabouts
 from handlers.redis_store.submit.submissions import RequestState
-from handlers.status.report import GateReport, PollerReport, QueueReport
+from handlers.status.report import PollerReport, QueueReport
+from handlers.telemetry.dependencies import GateState
 from tests.client.echo_poller import answer
 from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.waiting import wait_until
@@ -281,7 +282,7 @@ def test_a_waiting_user_reads_that_no_poller_serves_the_queue_or_its_gate_is_clo
         runner.kill()
         runner.communicate(timeout=60)
 
-    gate = GateReport("redis", 0.0)
+    gate = GateState("redis", 0.0)
     for gates in ([gate], []):
         queue = QueueReport(shell.queue, "pool", "async", 0, "closed", gates)
         report = PollerReport(time.time() + 600, "host", [], [queue])

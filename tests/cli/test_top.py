@@ -16,7 +16,8 @@ from handlers.cli.top import bar_line, frame
 from handlers.demo.valkey import Valkey
 from handlers.redis_store.admin.status_board import StatusBoard
 from handlers.status.overview import Depths, GateLine, Minute, Overview, QueueLine
-from handlers.status.report import Failure, GateReport
+from handlers.status.report import Failure
+from handlers.telemetry.dependencies import GateState
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_the_highest_bar_is_full_and_small_values_are_visible() -> None:
 @pytest.mark.parametrize("width", [80, 200])
 def test_headings_are_whole_and_a_gate_without_budget_is_closed(width: int) -> None:
     depths = Depths(12_345, 64, 3, 2, 12.0)
-    gate = GateReport("local-max-concurrency", 0.0)
+    gate = GateState("local-max-concurrency", 0.0)
     now = Overview(
         at=1.0,
         queues=[QueueLine("a-queue-with-quite-a-long-name", depths, 47, 17, "default", "overflow-batch", "closed")],

@@ -9,7 +9,7 @@ import sys
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlers.gates.gate import GateState
+from handlers.telemetry.dependencies import GateState
 from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS, METRIC_PREFIX
 from handlers.telemetry.metrics import DoorMetrics, Metrics
 

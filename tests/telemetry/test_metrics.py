@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from handlers.gates.gate import GateState
+from handlers.telemetry.dependencies import GateState
 from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS, METRIC_PREFIX
 from handlers.telemetry.metrics import MOST_SHOWN_QUEUES, REASONS, Metrics, QueueMetrics
 from tests.telemetry.exposition import page_of

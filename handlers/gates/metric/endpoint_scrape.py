@@ -12,10 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from handlers.contract.accepted import about
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
-from handlers.gates.gate import CLOSED_RETRY_SECONDS, NO_LABELS, Gate, GateState, Go, Refuse, Verdict
+from handlers.gates.gate import CLOSED_RETRY_SECONDS, NO_LABELS, Gate, Go, Refuse, Verdict
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import Duration, HttpUrl, InconsistentParameters, Labels, Text
 from handlers.gates.sources import NOT_READ_YET, Feed, GateSources, MetricSample, Reading
+from handlers.telemetry.dependencies import GateState
 
 
 class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):

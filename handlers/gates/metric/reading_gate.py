@@ -20,7 +20,6 @@ from handlers.gates.gate import (
     NO_LABELS,
     Feedback,
     Gate,
-    GateState,
     Go,
     Refuse,
     Share,
@@ -28,6 +27,7 @@ from handlers.gates.gate import (
 )
 from handlers.gates.parameters import Duration
 from handlers.gates.sources import MetricSource
+from handlers.telemetry.dependencies import GateState
 from handlers.telemetry.logs import Logger
 
 OPEN: Final = "open"

@@ -20,7 +20,6 @@ from handlers.gates.gate import (
     CLOSED_RETRY_SECONDS,
     NO_LABELS,
     Gate,
-    GateState,
     Go,
     Refuse,
     Verdict,
@@ -28,6 +27,7 @@ from handlers.gates.gate import (
 from handlers.gates.parameters import DURATION, InconsistentParameters, Text
 from handlers.gates.sources import GateSources
 from handlers.redis_store.limits.limits import RedisGateStore, TokenAnswer
+from handlers.telemetry.dependencies import GateState
 
 
 class LeasedRateParameters(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,8 +12,9 @@ import msgspec
 
 from handlers.contract.accepted import about
 from handlers.contract.request import Request
-from handlers.gates.gate import NO_LABELS, Gate, GateState, Go, Hold, Refuse, Verdict
+from handlers.gates.gate import NO_LABELS, Gate, Go, Hold, Refuse, Verdict
 from handlers.gates.sources import GateSources
+from handlers.telemetry.dependencies import GateState
 
 CLASSIFYING: Final = "classifying"
 BLOCKING: Final = "blocking"

@@ -23,13 +23,14 @@ from handlers.cancellation import end_if_cancelled
 from handlers.contract.accepted import about
 from handlers.contract.request import Request
 from handlers.gates.chain import claim_name
-from handlers.gates.gate import CLASSIFICATION, OVERFLOW, RESERVED, Gate, GateState, Go, Refuse, Verdict
+from handlers.gates.gate import CLASSIFICATION, OVERFLOW, RESERVED, Gate, Go, Refuse, Verdict
 from handlers.gates.metric.reading_gate import CLOSED, OPEN
 from handlers.gates.parameters import Duration, Text
 from handlers.gates.quota.leased_rate import Spread
 from handlers.gates.quota.local_concurrency import BLOCKING, CLASSIFYING
 from handlers.gates.sources import GateSources
 from handlers.redis_store.limits.limits import HeldSlot, RedisGateStore
+from handlers.telemetry.dependencies import GateState
 
 RATE_LIMIT: Final = "rate-limit"
 _FIRST_HELD_SECONDS: Final = 1.0  # assumed duration of a request until the first one has ended

@@ -95,7 +95,7 @@ class Ack(msgspec.Struct, frozen=True):
 
     @property
     def own_payload_key(self) -> str:
-        """`payload_ref` if it is this request's own key, which its ack may delete; else empty."""
+        """The request's own payload key, which the ack deletes; else empty."""
         return self.payload_ref if is_own_payload(self.payload_ref, self.request_id, self.request_token) else ""
 
 

@@ -1,4 +1,4 @@
-"""The connection of a client, and calls to queue, cancel and look up requests.
+"""Connections of clients; submission, cancellation and look-up of requests.
 
 Every operation is one `.lua` file and one round trip, however many requests it carries. Connections do not retry
 automatically: callers retry with `is_repeated=True`, which keeps a submission idempotent (see `submit.lua`).
