@@ -19,7 +19,7 @@ from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Envelope, Request, decode_member, encode_whole, with_payload
 from handlers.contract.result import ErrorCode, error_result
 from handlers.forward.forward import AttemptOptions, Forward, cancelled, expired
-from handlers.forward.middleware.account import account, lasted
+from handlers.forward.middleware.account import account, counted_attempt, lasted
 from handlers.forward.outcome import Answered, Outcome, Retry, result_bytes
 from handlers.gates.gate import labelled, without_labels
 from handlers.poller.ack_batcher import AckBatcher, OnSettled, Release, Settlement, size_of
@@ -261,7 +261,8 @@ class Worker:
                 duplicate = await options.duplicates.answer(claim, envelope, self._clock())
                 if duplicate:
                     return duplicate
-            outcome = await self._attempt(held, envelope)
+            attempt = self._outcome(held, envelope)
+            outcome = await counted_attempt(attempt, envelope.request, self._clock(), options.metrics)
             await held.bytes.room_for_result(result_bytes(outcome, options.route.offload_bytes))
         return self._settled_as(held, envelope, outcome, began_at)
 
@@ -306,15 +307,6 @@ class Worker:
         )
         self._on_outcome(envelope.request, outcome)
         return _marked(options, settlement, envelope)
-
-    async def _attempt(self, held: Held, envelope: Envelope) -> Outcome:
-        request, metrics = envelope.request, held.options.metrics
-        waited = None if request.created is None else max(0.0, self._clock() - request.created)
-        metrics.started(request.attempt, waited)
-        try:
-            return await self._outcome(held, envelope)
-        finally:
-            metrics.ended()
 
     async def _outcome(self, held: Held, envelope: Envelope) -> Outcome:
         options = held.options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -29,7 +29,7 @@ def account(
     """
     match outcome:
         case Answered(result):
-            total_seconds = None if request.created is None else max(0.0, now - request.created)
+            total_seconds = _age_seconds(request, now)
             if metrics is not None:
                 _count(metrics, request, result, total_seconds, now)
             _log_answer(log, request, result, seconds, total_seconds)
@@ -109,20 +109,35 @@ def counted_attempts(
 ) -> Forward:
     """The layer that counts attempts, including waits at gates. `clock` returns Unix seconds."""
 
-    async def counted(request: Request, options: AttemptOptions) -> Outcome:
-        queue = queue_of(request.queue)
-        door.started()
-        if queue is not None:
-            waited = None if request.created is None else max(0.0, clock() - request.created)
-            queue.started(request.attempt, waited)
-        try:
-            return await forward(request, options)
-        finally:
-            door.ended()
-            if queue is not None:
-                queue.ended()
+    def counted(request: Request, options: AttemptOptions) -> Awaitable[Outcome]:
+        return counted_attempt(forward(request, options), request, clock(), queue_of(request.queue), door)
 
     return counted
+
+
+async def counted_attempt(
+    attempt: Awaitable[Outcome],
+    request: Request,
+    now: float,
+    queue: QueueMetrics | None,
+    door: DoorMetrics | None = None,
+) -> Outcome:
+    """Make an attempt, and count its start and end. `now` is in Unix seconds."""
+    if door is not None:
+        door.started()
+    if queue is not None:
+        queue.started(request.attempt, _age_seconds(request, now))
+    try:
+        return await attempt
+    finally:
+        if door is not None:
+            door.ended()
+        if queue is not None:
+            queue.ended()
+
+
+def _age_seconds(request: Request, now: float) -> float | None:
+    return None if request.created is None else max(0.0, now - request.created)
 
 
 def timed(forward: Forward, monotonic: Callable[[], float] = time.monotonic) -> Forward:
