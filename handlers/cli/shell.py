@@ -82,12 +82,12 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(until_sigterm())
 
 
-def confirm(question: str, *, aborts: bool = False) -> bool:
+def confirm(question: str) -> bool:
     """Ask a question; Ctrl-C and SIGTERM end it at once, also while an event loop handles them."""
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     stop_at_signals()
     try:
-        return click.confirm(question, err=True, abort=aborts)
+        return click.confirm(question, err=True)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

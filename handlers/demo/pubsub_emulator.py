@@ -15,9 +15,8 @@ from typing import Final
 import msgspec
 
 from handlers.demo.servers import Child, free_port
-from handlers.pubsub.admin import apply, plan_set_up
+from handlers.pubsub.admin import LayoutOptions, layout, set_up
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
-from handlers.pubsub.layout import LayoutOptions, layout
 
 _PLACES: Final = (
     "/usr/lib/google-cloud-sdk",
@@ -137,5 +136,5 @@ async def _create_layout(emulator_host: str, push_url: str) -> None:
         )
     )
     async with PubSubChannel(PubSubOptions(project_id=DEMO_PROJECT, emulator_host=emulator_host)) as channel:
-        for change in await plan_set_up(channel, wanted):
-            await apply(channel, change)
+        async for _ in set_up(channel, wanted):
+            pass

@@ -1,23 +1,31 @@
-"""Create, update and delete the resources of a layout, and check grants.
+"""Topics and subscriptions of the push door: create missing ones, check the others and the grants.
 
-Every step may be repeated. The plan is complete before anything changes, so a dry run shows what a run would do.
+requests ──push──▶ door                  after too many deliveries ──▶ dead letters
+dead letters ──push──▶ same door         publishes their final results
+dead letters ──pull──▶ operators
+results ──pull──▶ clients
+
+An existing resource is never changed or deleted, since it may have other users and unread messages. For one that
+differs there is a gcloud command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
-from handlers.pubsub.channel import Clients, PubSubChannel, short_name
-from handlers.pubsub.errors import PubSubFailed, UnchangeableField
+from handlers.contract.errors import InvalidSetting
+from handlers.pubsub.channel import Clients, PubSubChannel, short_name, subscription_path, topic_path
+from handlers.pubsub.errors import PubSubFailed
 
 if TYPE_CHECKING:
     from google.pubsub_v1.types import Subscription, Topic
-
-    from handlers.pubsub.layout import Layout
 
 PUBLISHER: Final = "roles/pubsub.publisher"
 SUBSCRIBER: Final = "roles/pubsub.subscriber"
@@ -28,40 +36,222 @@ _MISSING, _EXISTS = 404, 409
 _POLICY_UNREADABLE: Final = frozenset({403, 404, 501})
 """Statuses of an unreadable policy: no right, no such resource, or no policies at all (the emulator)."""
 
-_UPDATED_WITH: Final = {
-    "push_endpoint": "push_config",
-    "push_service_account": "push_config",
-    "push_audience": "push_config",
-    "is_unwrapped": "push_config",
-    "ack_deadline": "ack_deadline_seconds",
-    "retention": "message_retention_duration",
-    "expiration": "expiration_policy",
-    "minimum_backoff": "retry_policy",
-    "maximum_backoff": "retry_policy",
-    "dead_letter_topic": "dead_letter_policy",
-    "max_delivery_attempts": "dead_letter_policy",
+DEAD_LETTER_FILTER: Final = "attributes:CloudPubSubDeadLetterSourceSubscription"
+"""Selects messages that Pub/Sub dead-lettered, not those that a door dead-lettered because they had no id.
+
+The emulator ignores the filter. Without it, a door recognizes its own dead letters by their attributes.
+"""
+
+_DAY: Final = 86_400
+
+
+class LayoutOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of a layout. Names may be short or full.
+
+    `push_endpoint` is the door's URL. Pushes have a token of `push_service_account` for `push_audience`; without an
+    account, they have no token. `ack_deadline_seconds` is also the longest time of a request. `max_delivery_attempts`
+    is high because closed gates and busy gateways use up attempts too: with 10 to 600 s of backoff, 35 attempts take
+    about five hours. `filter` selects requests by attribute. If its name is empty, an optional subscription is not
+    created (`dead_letter_push_subscription`, `dead_letter_subscription`, `result_subscription`).
+    """
+
+    project_id: str
+    push_endpoint: str
+    push_service_account: str = ""
+    push_audience: str = ""
+    request_topic: str = "async-proc-requests"
+    request_subscription: str = "async-proc-requests-sub"
+    result_topic: str = "async-proc-results"
+    result_subscription: str = "async-proc-results-sub"
+    dead_letter_topic: str = "async-proc-requests-dlq"
+    dead_letter_push_subscription: str = "async-proc-requests-dlq-push"
+    dead_letter_subscription: str = "sub-async-proc-requests-dlq"
+    filter: str = ""
+    is_unwrapped: bool = False
+    ack_deadline_seconds: int = 600
+    minimum_backoff_seconds: int = 10
+    maximum_backoff_seconds: int = 600
+    max_delivery_attempts: int = 35
+    retention_seconds: int = 7 * _DAY
+    topic_retention_seconds: int | None = None
+    expiration_seconds: int | None = None
+    result_ack_deadline_seconds: int = 60
+
+    def __post_init__(self) -> None:
+        url = urlsplit(self.push_endpoint)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise InvalidSetting(
+                "push_endpoint", found=repr(self.push_endpoint), accepted="the https:// URL of the push door"
+            )
+        if bool(self.push_service_account) != bool(self.push_audience):
+            lacks = "push_audience" if self.push_service_account else "push_service_account"
+            raise InvalidSetting(lacks, found="nothing", accepted="both account and audience, or neither")
+        for name, least, most in _BOUNDS:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InvalidSetting(name, found=str(value), accepted=f"{least} to {most}")
+        if self.minimum_backoff_seconds > self.maximum_backoff_seconds:
+            accepted = f"at most maximum_backoff_seconds, {self.maximum_backoff_seconds}"
+            raise InvalidSetting("minimum_backoff_seconds", found=str(self.minimum_backoff_seconds), accepted=accepted)
+
+
+_BOUNDS: Final = (
+    ("ack_deadline_seconds", 10, 600),
+    ("result_ack_deadline_seconds", 10, 600),
+    ("minimum_backoff_seconds", 0, 600),
+    ("maximum_backoff_seconds", 0, 600),
+    ("max_delivery_attempts", 5, 100),
+    ("retention_seconds", 600, 31 * _DAY),
+    ("topic_retention_seconds", 600, 31 * _DAY),
+    ("expiration_seconds", _DAY, 365 * _DAY),
+)
+"""Pub/Sub's own limits."""
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """All resources; `topics` are requests, results and dead letters."""
+
+    topics: tuple[Topic, ...]
+    subscriptions: tuple[Subscription, ...]
+
+    @property
+    def resources(self) -> tuple[Topic | Subscription, ...]:
+        """All resources, in the order in which they must be created."""
+        return (*self.topics, *self.subscriptions)
+
+
+def layout(options: LayoutOptions) -> Layout:
+    """The resources for these options. Raises `InvalidSetting` for an invalid name."""
+    from google.pubsub_v1.types import Topic
+
+    requests, results, dead = (
+        topic_path(options.project_id, name)
+        for name in (options.request_topic, options.result_topic, options.dead_letter_topic)
+    )
+    topics = (
+        Topic(name=requests, message_retention_duration=_span(options.topic_retention_seconds)),
+        Topic(name=results),
+        Topic(name=dead),
+    )
+    wanted = [_request_push(options, requests, dead)]
+    if options.dead_letter_push_subscription:
+        wanted.append(_dead_letter_push(options, dead))
+    if options.dead_letter_subscription:
+        wanted.append(_pull(options, options.dead_letter_subscription, dead))
+    if options.result_subscription:
+        wanted.append(_pull(options, options.result_subscription, results))
+    return Layout(topics, tuple(wanted))
+
+
+def _request_push(options: LayoutOptions, requests: str, dead: str) -> Subscription:
+    from google.pubsub_v1.types import DeadLetterPolicy
+
+    policy = DeadLetterPolicy(dead_letter_topic=dead, max_delivery_attempts=options.max_delivery_attempts)
+    return _subscription(
+        options,
+        options.request_subscription,
+        topic=requests,
+        filter=options.filter,
+        ack_deadline_seconds=options.ack_deadline_seconds,
+        dead_letter_policy=policy,
+        **_push(options),
+    )
+
+
+def _dead_letter_push(options: LayoutOptions, dead: str) -> Subscription:
+    """The push subscription of dead letters.
+
+    It has no dead-letter policy, which would send its messages to the topic that it reads.
+    """
+    return _subscription(
+        options,
+        options.dead_letter_push_subscription,
+        topic=dead,
+        filter=DEAD_LETTER_FILTER,
+        ack_deadline_seconds=60,  # it only publishes a result and needs no inference
+        **_push(options),
+    )
+
+
+def _pull(options: LayoutOptions, name: str, topic: str) -> Subscription:
+    return _subscription(options, name, topic=topic, ack_deadline_seconds=options.result_ack_deadline_seconds)
+
+
+def _subscription(options: LayoutOptions, name: str, **fields: Any) -> Subscription:
+    from google.pubsub_v1.types import ExpirationPolicy, Subscription
+
+    return Subscription(
+        name=subscription_path(options.project_id, name),
+        message_retention_duration=_span(options.retention_seconds),
+        # Without a ttl, the subscription never expires.
+        expiration_policy=ExpirationPolicy(ttl=_span(options.expiration_seconds)),
+        **fields,
+    )
+
+
+def _push(options: LayoutOptions) -> dict[str, Any]:
+    """The push configuration and retry policy of a push subscription."""
+    from google.pubsub_v1.types import PushConfig, RetryPolicy
+
+    config = PushConfig(push_endpoint=options.push_endpoint)
+    if options.push_service_account:
+        config.oidc_token = PushConfig.OidcToken(
+            service_account_email=options.push_service_account, audience=options.push_audience
+        )
+    if options.is_unwrapped:
+        config.no_wrapper = PushConfig.NoWrapper(write_metadata=True)
+    backoff = RetryPolicy(
+        minimum_backoff=_span(options.minimum_backoff_seconds),
+        maximum_backoff=_span(options.maximum_backoff_seconds),
+    )
+    return {"push_config": config, "retry_policy": backoff}
+
+
+def _span(seconds: int | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
+
+
+_FLAGS: Final = {
+    "topic": "",
+    "filter": "",
+    "push_config.push_endpoint": "--push-endpoint={}",
+    "push_config.oidc_token.service_account_email": "--push-auth-service-account={}",
+    "push_config.oidc_token.audience": "--push-auth-token-audience={}",
+    "push_config.no_wrapper": "--push-no-wrapper --push-no-wrapper-write-metadata",
+    "ack_deadline_seconds": "--ack-deadline={}",
+    "message_retention_duration": "--message-retention-duration={}",
+    "expiration_policy.ttl": "--expiration-period={}",
+    "retry_policy.minimum_backoff": "--min-retry-delay={}",
+    "retry_policy.maximum_backoff": "--max-retry-delay={}",
+    "dead_letter_policy.dead_letter_topic": "--dead-letter-topic={}",
+    "dead_letter_policy.max_delivery_attempts": "--max-delivery-attempts={}",
 }
-"""Our names of fields -> names in the update mask. Other fields can be set only at creation."""
+"""The checked fields -> flags of `gcloud pubsub … update`; empty if Pub/Sub sets the field only at creation."""
 
-_RECREATE: Final = "delete it first (`async-processor pubsub teardown`; its messages are lost) or choose another name"
+_CLEARED: Final = {
+    "push_config.push_endpoint": "--push-endpoint=",
+    "push_config.no_wrapper": "--clear-push-no-wrapper-config",
+    "message_retention_duration": "--clear-message-retention-duration",
+    "retry_policy.minimum_backoff": "--clear-retry-policy",
+    "dead_letter_policy.dead_letter_topic": "--clear-dead-letter-policy",
+}
+"""Fields -> flags of gcloud that unset them, and with them the other fields of their group."""
+
+_UNUSED_FOR: Final = "2678400s"
+"""A subscription without an expiration policy expires after 31 days without use."""
 
 
-class Action(Enum):
-    """Kinds of changes; the value is the sign that the command prints."""
+class CheckedResource(msgspec.Struct, frozen=True):
+    """A wanted topic or subscription, compared with what exists under its name.
 
-    CREATE = "+"
-    UPDATE = "~"
-    DELETE = "-"
-    KEEP = "="
+    `lines` are the fields of a missing resource, else the fields that differ. `repair` is the command that corrects
+    them.
+    """
 
-
-class Change(msgspec.Struct, frozen=True):
-    """One step of a plan. `lines` describe its fields or reasons to the operator."""
-
-    action: Action
     resource: Topic | Subscription
-    lines: tuple[str, ...] = ()
-    update_mask: tuple[str, ...] = ()
+    is_missing: bool
+    lines: tuple[str, ...]
+    repair: str = ""
 
     @property
     def title(self) -> str:
@@ -70,116 +260,87 @@ class Change(msgspec.Struct, frozen=True):
         return f"{kind} {short_name(self.resource.name)}"
 
 
-def fields_of(resource: Topic | Subscription) -> dict[str, object]:
-    """The fields of a resource by our names, as text (None: unset)."""
-    if _is_topic(resource):
-        return {"retention": _shown(resource, "message_retention_duration")}
-    push, oidc = resource.push_config, resource.push_config.oidc_token
-    backoff, dead = resource.retry_policy, resource.dead_letter_policy
-    # A subscription without an expiration policy expires after 31 days without use.
-    expires = _shown(resource.expiration_policy, "ttl") if "expiration_policy" in resource else "31 days, 0:00:00"
-    return {
-        "topic": resource.topic,
-        "filter": resource.filter or None,
-        "push_endpoint": push.push_endpoint or None,
-        "push_service_account": oidc.service_account_email or None,
-        "push_audience": oidc.audience or None,
-        "is_unwrapped": "no_wrapper" in push or None,
-        "ack_deadline": f"{resource.ack_deadline_seconds} s",
-        "retention": _shown(resource, "message_retention_duration"),
-        "expiration": expires,
-        "minimum_backoff": _shown(backoff, "minimum_backoff"),
-        "maximum_backoff": _shown(backoff, "maximum_backoff"),
-        "dead_letter_topic": dead.dead_letter_topic or None,
-        "max_delivery_attempts": dead.max_delivery_attempts or None,
-    }
-
-
-def compare(wanted: Topic | Subscription, found: Topic | Subscription | None) -> Change | None:
-    """The change from `found` to `wanted`; None if they are equal. Raises `UnchangeableField`."""
+def compare(wanted: Topic | Subscription, found: Topic | Subscription | None) -> CheckedResource:
+    """Compare a resource with the existing one of its name (None: there is none)."""
     new = fields_of(wanted)
     if found is None:
-        lines = tuple(f"{name}: {value}" for name, value in new.items() if value is not None)
-        return Change(Action.CREATE, wanted, lines)
+        return CheckedResource(wanted, True, tuple(f"{path}: {value}" for path, value in new.items()))
     old = fields_of(found)
-    differing = [name for name in new if new[name] != old[name]]
-    if not differing:
-        return None
-    for name in differing:
-        if name not in _UPDATED_WITH:
-            raise UnchangeableField(
-                wanted.name, name, found=repr(old[name] or ""), wanted=repr(new[name] or ""), remedy=_RECREATE
-            )
-    lines = tuple(f"{name}: {old[name]} -> {new[name]}" for name in differing)
-    mask = tuple(dict.fromkeys(_UPDATED_WITH[name] for name in differing))
-    return Change(Action.UPDATE, wanted, lines, mask)
+    differing = [path for path in _FLAGS if new.get(path) != old.get(path)]
+    lines = tuple(f"{path}: expected {new.get(path, 'none')}, got {old.get(path, 'none')}" for path in differing)
+    return CheckedResource(wanted, False, lines, _repair(wanted, new, differing) if differing else "")
 
 
-async def plan_set_up(channel: PubSubChannel, layout: Layout) -> list[Change]:
-    """The changes to make, in order. Raises `PubSubFailed` or `UnchangeableField`."""
-    changes = [compare(wanted, await look_up(channel, wanted)) for wanted in layout.resources]
-    return [change for change in changes if change is not None]
+def fields_of(resource: Topic | Subscription) -> dict[str, str]:
+    """The checked fields that are set, by path, as text."""
+    from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]  # no stubs
+
+    values: dict[str, Any] = MessageToDict(type(resource).pb(resource), preserving_proto_field_name=True)
+    if not _is_topic(resource):
+        values["expiration_policy"] = {"ttl": "never", **values.get("expiration_policy", {"ttl": _UNUSED_FOR})}
+    found: dict[str, str] = {}
+    for path in _FLAGS:
+        value: Any = values
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None:
+            found[path] = str(value)
+    return found
 
 
-async def plan_tear_down(channel: PubSubChannel, layout: Layout) -> list[Change]:
-    """The deletions, subscriptions first. A topic with other subscriptions is kept."""
-    changes = [Change(Action.DELETE, each) for each in layout.subscriptions if await look_up(channel, each)]
-    ours = {each.name for each in layout.subscriptions}
-    for topic in layout.topics:
-        if await look_up(channel, topic) is None:
-            continue
-        others = sorted(short_name(name) for name in set(await _readers(channel, topic.name)) - ours)
-        kept = (f"kept: used by {', '.join(others)}",)
-        changes.append(Change(Action.KEEP, topic, kept) if others else Change(Action.DELETE, topic))
-    return changes
+def _repair(wanted: Topic | Subscription, new: dict[str, str], differing: list[str]) -> str:
+    """The gcloud command that makes the `differing` fields as wanted."""
+    command = f"gcloud pubsub {'topics' if _is_topic(wanted) else 'subscriptions'}"
+    if any(not _FLAGS[path] for path in differing):
+        return f"{command} delete {wanted.name}  # loses its messages; then run setup again"
+    # gcloud replaces a group of fields as a whole, so all of its flags are needed.
+    groups = {path.partition(".")[0] for path in differing}
+    flags = [
+        _FLAGS[path].format(shlex.quote(new[path])) if path in new else _CLEARED.get(path, "")
+        for path in _FLAGS
+        if path.partition(".")[0] in groups
+    ]
+    return " ".join([command, "update", wanted.name, *(flag for flag in flags if flag)])
 
 
-async def apply(channel: PubSubChannel, change: Change) -> None:
-    """Make one change. Raises `PubSubFailed`.
-
-    Creating an existing resource and deleting a missing one are not errors.
-    """
-    resource, is_topic = change.resource, _is_topic(change.resource)
-    match change.action:
-        case Action.CREATE:
-            try:
-                await _call(channel, resource.name, lambda clients: _create(clients, resource))
-            except PubSubFailed as error:
-                if error.status != _EXISTS:
-                    raise
-        case Action.UPDATE:
-            await _call(channel, resource.name, lambda clients: _update(clients, change))
-        case Action.DELETE:
-            name = resource.name
-            await _or_none(
-                _call(
-                    channel,
-                    name,
-                    lambda clients: (
-                        clients.publisher.delete_topic(topic=name, **_HOW)
-                        if is_topic
-                        else clients.subscriber.delete_subscription(subscription=name, **_HOW)
-                    ),
-                )
-            )
-        case Action.KEEP:
-            pass
+async def set_up(channel: PubSubChannel, layout: Layout, *, is_dry: bool = False) -> AsyncIterator[CheckedResource]:
+    """Check each resource and create it if missing, unless `is_dry`. Raises `PubSubFailed`."""
+    for wanted in layout.resources:
+        checked = compare(wanted, await _look_up(channel, wanted))
+        if checked.is_missing and not is_dry:
+            await _create(channel, wanted)
+        yield checked
 
 
-async def look_up(channel: PubSubChannel, resource: Topic | Subscription) -> Any:
-    """The resource of that name; None if it does not exist. Raises `PubSubFailed`."""
-    name, is_topic = resource.name, _is_topic(resource)
-    return await _or_none(
-        _call(
-            channel,
-            name,
-            lambda clients: (
-                clients.publisher.get_topic(topic=name, **_HOW)
-                if is_topic
-                else clients.subscriber.get_subscription(subscription=name, **_HOW)
-            ),
-        )
-    )
+async def _look_up(channel: PubSubChannel, resource: Topic | Subscription) -> Any:
+    """The resource of that name; None if it does not exist."""
+
+    def get(clients: Clients) -> Awaitable[Any]:
+        if _is_topic(resource):
+            return clients.publisher.get_topic(topic=resource.name, **_HOW)
+        return clients.subscriber.get_subscription(subscription=resource.name, **_HOW)
+
+    try:
+        return await _call(channel, resource.name, get)
+    except PubSubFailed as error:
+        if error.status == _MISSING:
+            return None
+        raise
+
+
+async def _create(channel: PubSubChannel, resource: Any) -> None:
+    """Create a resource. Another process may have created it meanwhile."""
+
+    def create(clients: Clients) -> Awaitable[Any]:
+        if _is_topic(resource):
+            return clients.publisher.create_topic(request=resource, **_HOW)
+        return clients.subscriber.create_subscription(request=resource, **_HOW)
+
+    try:
+        await _call(channel, resource.name, create)
+    except PubSubFailed as error:
+        if error.status != _EXISTS:
+            raise
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -288,50 +449,9 @@ async def _policy(channel: PubSubChannel, resource: str) -> Any:
         raise
 
 
-async def _readers(channel: PubSubChannel, topic: str) -> list[str]:
-    """The full names of a topic's subscriptions."""
-
-    async def listed(clients: Clients) -> list[str]:
-        pages = await clients.publisher.list_topic_subscriptions(topic=topic, **_HOW)
-        return [name async for name in pages]
-
-    return await _call(channel, topic, listed)  # type: ignore[no-any-return]  # `call` of any type
-
-
-def _create(clients: Clients, resource: Any) -> Awaitable[Any]:
-    if _is_topic(resource):
-        return clients.publisher.create_topic(request=resource, **_HOW)
-    return clients.subscriber.create_subscription(request=resource, **_HOW)
-
-
-def _update(clients: Clients, change: Change) -> Awaitable[Any]:
-    mask = {"paths": list(change.update_mask)}
-    if _is_topic(change.resource):
-        return clients.publisher.update_topic(request={"topic": change.resource, "update_mask": mask}, **_HOW)
-    return clients.subscriber.update_subscription(
-        request={"subscription": change.resource, "update_mask": mask}, **_HOW
-    )
-
-
 async def _call(channel: PubSubChannel, resource: str, call: Callable[[Clients], Awaitable[Any]]) -> Any:
     return await channel.call(resource, call, _TIMEOUT_SECONDS)
 
 
-async def _or_none(call: Awaitable[Any]) -> Any:
-    """The result of `call`; None if there is no such resource."""
-    try:
-        return await call
-    except PubSubFailed as error:
-        if error.status == _MISSING:
-            return None
-        raise
-
-
 def _is_topic(resource: Any) -> bool:
     return type(resource).__name__ == "Topic"
-
-
-def _shown(message: Any, field: str) -> str | None:
-    """A duration as text; None if it is not set."""
-    value = getattr(message, field)
-    return str(value) if field in message and value is not None else None

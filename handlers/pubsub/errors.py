@@ -5,8 +5,7 @@ AsyncProcessorError
     ├── PubSubFailed            a call was refused, or got no answer
     │   ├── NoAnswerInTime      a call got no answer within its time limit
     │   └── PublishFailed       a publish was refused or not confirmed
-    ├── ResultTooLarge          a publish exceeds a limit of Pub/Sub; a retry would too
-    └── UnchangeableField       a field differs that Pub/Sub sets only at creation
+    └── ResultTooLarge          a publish exceeds a limit of Pub/Sub; a retry would too
 """
 
 from __future__ import annotations
@@ -70,14 +69,3 @@ class ResultTooLarge(PubSubError):
         self.what = what
         self.size = size
         self.limit = limit
-
-
-class UnchangeableField(PubSubError):
-    """A resource differs in a field that Pub/Sub sets only at creation."""
-
-    def __init__(self, resource: str, field: str, *, found: str, wanted: str, remedy: str) -> None:
-        super().__init__(f"{resource}: {field} is {found} and cannot be changed to {wanted} afterwards; {remedy}")
-        self.resource = resource
-        self.field = field
-        self.found = found
-        self.wanted = wanted

@@ -34,9 +34,8 @@ from handlers.demo.pubsub_emulator import (
 )
 from handlers.demo.servers import free_port
 from handlers.demo.valkey import Valkey
-from handlers.pubsub.admin import apply, plan_set_up
+from handlers.pubsub.admin import LayoutOptions, layout, set_up
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
-from handlers.pubsub.layout import LayoutOptions, layout
 from handlers.pubsub.publisher import Publisher
 from handlers.redis_store.admin.acl import Role, acl_rules
 from handlers.redis_store.keys import queue_keys
@@ -408,8 +407,8 @@ async def pushed(
         "SHUTDOWN_GRACE_SECONDS": "1",  # the gateway never answers
     }
     async with PubSubChannel(PubSubOptions(project_id=project, emulator_host=host)) as channel:
-        for change in await plan_set_up(channel, wanted):
-            await apply(channel, change)
+        async for _ in set_up(channel, wanted):
+            pass
         door = ["serve", "--target", "pubsub_push", "--port", str(port), "--host", "127.0.0.1"]
         with running(door, own | variables, log):
             await wait_until_async(lambda: '"event":"ready"' in log.read_text(), "the door")

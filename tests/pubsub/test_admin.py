@@ -1,7 +1,8 @@
-"""Setup, update, teardown and grants: plans without a server, and on the emulator, read by its REST API alone."""
+"""Setup and grants: comparisons without a server, and on the emulator, read by its REST API alone."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -12,25 +13,24 @@ from msgspec.structs import replace
 
 from handlers.contract.errors import InvalidSetting
 from handlers.pubsub.admin import (
+    DEAD_LETTER_FILTER,
     PUBLISHER,
     SUBSCRIBER,
-    Action,
-    Change,
+    CheckedResource,
     Grant,
     GrantState,
-    apply,
+    LayoutOptions,
     compare,
     fields_of,
     grant_state,
     grant_states,
+    layout,
     needed_grants,
     notes,
-    plan_set_up,
-    plan_tear_down,
+    set_up,
 )
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
-from handlers.pubsub.errors import PubSubFailed, UnchangeableField
-from handlers.pubsub.layout import DEAD_LETTER_FILTER, LayoutOptions, layout
+from handlers.pubsub.errors import PubSubFailed
 from tests.pubsub.resources import Resources
 from tests.servers.pubsub_broker import refusal, running_broker
 
@@ -49,50 +49,57 @@ def wanted(options: PubSubOptions) -> LayoutOptions:
     return replace(OPTIONS, project_id=options.project_id, push_endpoint="http://127.0.0.1:9/")
 
 
-async def applied(channel: PubSubChannel, options: LayoutOptions) -> list[Change]:
-    changes = await plan_set_up(channel, layout(options))
-    for change in changes:
-        await apply(channel, change)
-    return changes
+async def checked(channel: PubSubChannel, options: LayoutOptions, *, is_dry: bool = False) -> list[CheckedResource]:
+    return [each async for each in set_up(channel, layout(options), is_dry=is_dry)]
 
 
-def test_a_resource_that_is_as_wanted_needs_no_change() -> None:
-    assert [compare(each, each) for each in WANTED.resources] == [None] * 7
+CHANGES: dict[str, Any] = {
+    "push_endpoint": "https://other.example.com/?a=1&b=2",
+    "push_service_account": "other@proj.iam.gserviceaccount.com",
+    "push_audience": "other",
+    "is_unwrapped": True,
+    "ack_deadline_seconds": 20,
+    "minimum_backoff_seconds": 11,
+    "maximum_backoff_seconds": 12,
+    "max_delivery_attempts": 6,
+    "retention_seconds": 700,
+    "expiration_seconds": 90_000,
+    "dead_letter_topic": "another",
+}
+"""Options of a subscription -> other values."""
 
 
-def test_an_update_names_the_fields_that_differ_and_no_other() -> None:
+def test_a_resource_that_is_as_wanted_has_no_difference() -> None:
+    assert [compare(each, each) for each in WANTED.resources] == [
+        CheckedResource(each, False, ()) for each in WANTED.resources
+    ]
+
+
+def test_the_command_that_corrects_a_subscription_sets_the_groups_that_differ_and_no_other() -> None:
     changed = layout(replace(OPTIONS, ack_deadline_seconds=300, max_delivery_attempts=9)).subscriptions[0]
-    change = compare(changed, REQUEST_PUSH)
-    assert change is not None
-    assert change.update_mask == ("ack_deadline_seconds", "dead_letter_policy")
-    assert change.lines == ("ack_deadline: 600 s -> 300 s", "max_delivery_attempts: 35 -> 9")
+    difference = compare(changed, REQUEST_PUSH)
+    assert difference.lines == (
+        "ack_deadline_seconds: expected 300, got 600",
+        "dead_letter_policy.max_delivery_attempts: expected 9, got 35",
+    )
+    assert difference.repair == (
+        "gcloud pubsub subscriptions update projects/proj/subscriptions/async-proc-requests-sub --ack-deadline=300 "
+        "--dead-letter-topic=projects/proj/topics/async-proc-requests-dlq --max-delivery-attempts=9"
+    )
 
 
 @pytest.mark.parametrize("changed", [{"filter": "attributes:x"}, {"request_topic": "other-topic"}])
-def test_a_field_that_pubsub_sets_once_is_an_error_that_names_it(changed: dict[str, Any]) -> None:
-    with pytest.raises(UnchangeableField, match="async-proc-requests-sub") as raised:
-        compare(layout(replace(OPTIONS, **changed)).subscriptions[0], REQUEST_PUSH)
-    assert raised.value.field in ("filter", "topic")
+def test_a_field_that_pubsub_sets_once_needs_a_deletion(changed: dict[str, Any]) -> None:
+    difference = compare(layout(replace(OPTIONS, **changed)).subscriptions[0], REQUEST_PUSH)
+    name = "projects/proj/subscriptions/async-proc-requests-sub"
+    assert difference.repair.startswith(f"gcloud pubsub subscriptions delete {name}  # loses its messages")
 
 
 def test_every_field_that_a_layout_sets_is_compared() -> None:
-    """A field that an option sets and `fields_of` leaves out would never be brought up to date."""
-    changes: dict[str, Any] = {
-        "push_endpoint": "https://other.example.com/",
-        "push_service_account": "other@proj.iam.gserviceaccount.com",
-        "push_audience": "other",
-        "is_unwrapped": True,
-        "ack_deadline_seconds": 20,
-        "minimum_backoff_seconds": 11,
-        "maximum_backoff_seconds": 12,
-        "max_delivery_attempts": 6,
-        "retention_seconds": 700,
-        "expiration_seconds": 90_000,
-        "dead_letter_topic": "another",
-    }
-    for name, value in changes.items():
+    """A difference in a field that an option sets and `fields_of` leaves out would never be found."""
+    for name, value in CHANGES.items():
         changed = layout(replace(OPTIONS, **{name: value})).subscriptions[0]
-        assert compare(changed, REQUEST_PUSH) is not None, name
+        assert compare(changed, REQUEST_PUSH).lines, name
     named = {field for field in Subscription.pb(REQUEST_PUSH).DESCRIPTOR.fields_by_name if field in REQUEST_PUSH}
     assert len(fields_of(REQUEST_PUSH)) >= len(named - {"name"})
 
@@ -100,9 +107,7 @@ def test_every_field_that_a_layout_sets_is_compared() -> None:
 def test_a_missing_expiration_policy_differs_from_never_expiring() -> None:
     bare = Subscription(REQUEST_PUSH)
     Subscription.pb(bare).ClearField("expiration_policy")
-    change = compare(REQUEST_PUSH, bare)
-    assert change is not None
-    assert change.update_mask == ("expiration_policy",)
+    assert compare(REQUEST_PUSH, bare).lines == ("expiration_policy.ttl: expected never, got 2678400s",)
 
 
 def test_dead_letters_are_pushed_to_the_door_and_kept_but_not_those_of_the_door() -> None:
@@ -183,10 +188,11 @@ def test_dead_letters_without_a_reader_are_warned_of() -> None:
 async def test_setup_creates_everything_and_a_second_time_nothing(
     channel: PubSubChannel, resources: Resources, wanted: LayoutOptions
 ) -> None:
-    created = await applied(channel, wanted)
-    assert [change.action for change in created] == [Action.CREATE] * 7
-    assert [change.title.split()[0] for change in created] == ["topic"] * 3 + ["subscription"] * 4
-    assert await applied(channel, wanted) == []
+    assert [each.is_missing for each in await checked(channel, wanted, is_dry=True)] == [True] * 7
+    created = await checked(channel, wanted)
+    assert [each.is_missing for each in created] == [True] * 7
+    assert [each.title.split()[0] for each in created] == ["topic"] * 3 + ["subscription"] * 4
+    assert [(each.is_missing, each.lines) for each in await checked(channel, wanted)] == [(False, ())] * 7
     push = await resources.call("GET", "subscriptions/async-proc-requests-sub")
     assert push["pushConfig"] == {
         "pushEndpoint": "http://127.0.0.1:9/",
@@ -201,60 +207,27 @@ async def test_setup_creates_everything_and_a_second_time_nothing(
     assert push["expirationPolicy"] == {}
 
 
-async def test_changed_options_are_updated_and_fields_of_others_stay(
+async def test_an_existing_resource_is_reported_and_not_changed(
     channel: PubSubChannel, resources: Resources, wanted: LayoutOptions
 ) -> None:
     await resources.topic("async-proc-requests", labels={"team": "a"})
-    await applied(channel, wanted)
-    changed = replace(
-        wanted,
-        push_endpoint="http://127.0.0.1:9/other",
-        push_audience="aud2",
-        ack_deadline_seconds=120,
-        minimum_backoff_seconds=20,
-        max_delivery_attempts=7,
-        retention_seconds=86_400,
-        topic_retention_seconds=86_400,
-        is_unwrapped=True,
-    )
-    assert {change.action for change in await applied(channel, changed)} == {Action.UPDATE}
-    assert await applied(channel, changed) == []
-    push = await resources.call("GET", "subscriptions/async-proc-requests-sub")
-    assert push["pushConfig"]["oidcToken"]["audience"] == "aud2"
-    assert push["ackDeadlineSeconds"] == 120
-    kept = await resources.call("GET", "topics/async-proc-requests")
-    assert kept["messageRetentionDuration"] == "86400s"
-    assert kept["labels"] == {"team": "a"}
+    await checked(channel, wanted)
+    before = await resources.call("GET", "subscriptions/async-proc-requests-sub")
+    different = [each for each in await checked(channel, replace(wanted, ack_deadline_seconds=120)) if each.repair]
+    assert [each.title for each in different] == ["subscription async-proc-requests-sub"]
+    assert await resources.call("GET", "subscriptions/async-proc-requests-sub") == before
+    assert (await resources.call("GET", "topics/async-proc-requests"))["labels"] == {"team": "a"}
 
 
-async def test_a_resource_that_was_created_or_deleted_in_the_meantime_is_not_an_error(
+async def test_a_resource_that_another_process_created_meanwhile_is_not_an_error(
     channel: PubSubChannel, wanted: LayoutOptions
 ) -> None:
-    changes = await plan_set_up(channel, layout(wanted))
-    for change in (*changes, *changes):
-        await apply(channel, change)
-    deletions = await plan_tear_down(channel, layout(wanted))
-    assert [change.action for change in deletions] == [Action.DELETE] * 7
-    for change in (*deletions, *deletions):
-        await apply(channel, change)
-    assert await plan_tear_down(channel, layout(wanted)) == []
-
-
-async def test_a_topic_with_a_subscription_of_others_survives_a_teardown(
-    channel: PubSubChannel, resources: Resources, wanted: LayoutOptions
-) -> None:
-    await applied(channel, wanted)
-    await resources.subscription("somebody-else", "async-proc-requests")
-    changes = await plan_tear_down(channel, layout(wanted))
-    assert [change.title for change in changes if change.action is Action.KEEP] == ["topic async-proc-requests"]
-    for change in changes:
-        await apply(channel, change)
-    theirs = await resources.call("GET", "subscriptions/somebody-else")
-    assert theirs["topic"] == f"{resources.project}/topics/async-proc-requests"
+    await asyncio.gather(*(checked(channel, wanted) for _ in range(4)))
+    assert [each.is_missing for each in await checked(channel, wanted)] == [False] * 7
 
 
 async def test_grants_are_unknown_where_policies_cannot_be_read(channel: PubSubChannel, wanted: LayoutOptions) -> None:
-    await applied(channel, wanted)
+    await checked(channel, wanted)
     grant = Grant(layout(wanted).topics[0].name, PUBLISHER, "serviceAccount:a@b", "")
     assert await grant_states(channel, [grant]) == [(grant, GrantState.UNKNOWN)]
 
@@ -266,4 +239,4 @@ async def test_a_refusal_names_the_resource() -> None:
     ):
         broker.fault = lambda _method, _request: refusal("PERMISSION_DENIED", "User not authorized")
         with pytest.raises(PubSubFailed, match=r"topics/async-proc-requests: 403 User not authorized"):
-            await applied(channel, OPTIONS)
+            await checked(channel, OPTIONS)

@@ -14,9 +14,8 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from handlers.pubsub.admin import apply, plan_set_up
+from handlers.pubsub.admin import LayoutOptions, layout, set_up
 from handlers.pubsub.channel import PubSubChannel
-from handlers.pubsub.layout import LayoutOptions, layout
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Puller
 from tests.pubsub.resources import Resources
@@ -62,8 +61,8 @@ async def test_a_request_that_is_nacked_to_the_end_is_pushed_as_a_dead_letter_an
         minimum_backoff_seconds=0,
         maximum_backoff_seconds=0,
     )
-    for change in await plan_set_up(channel, layout(options)):
-        await apply(channel, change)
+    async for _ in set_up(channel, layout(options)):
+        pass
     async with Publisher(channel) as publisher:
         await publisher.publish("async-proc-requests-dlq", b"put there by the door", {"reason": "no id"})
         await publisher.publish("async-proc-requests", b"hopeless")

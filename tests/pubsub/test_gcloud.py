@@ -13,9 +13,8 @@ import pytest
 
 from handlers.contract.request import decode_body
 from handlers.contract.result import answered_result, encode_result
-from handlers.pubsub.admin import apply, plan_set_up
+from handlers.pubsub.admin import LayoutOptions, layout, set_up
 from handlers.pubsub.channel import PubSubChannel, PubSubOptions
-from handlers.pubsub.layout import LayoutOptions, layout
 from handlers.pubsub.publisher import Publisher
 from handlers.pubsub.puller import Puller
 from tests.pubsub.resources import Resources
@@ -59,8 +58,8 @@ def shell(options: PubSubOptions, tmp_path: Path) -> Shell:
 
 async def test_the_guides_commands_pass_as_written(channel: PubSubChannel, resources: Resources, shell: Shell) -> None:
     wanted = LayoutOptions(project_id=channel.options.project_id, push_endpoint="http://127.0.0.1:9/")
-    for change in await plan_set_up(channel, layout(wanted)):
-        await apply(channel, change)
+    async for _ in set_up(channel, layout(wanted)):
+        pass
     await resources.subscription("witness", "async-proc-requests")
 
     await shell(PUBLISH)
@@ -74,3 +73,34 @@ async def test_the_guides_commands_pass_as_written(channel: PubSubChannel, resou
     shown = await shell(PULL)
     assert encode_result(result).decode() in shown
     assert await Puller(channel, "async-proc-results-sub").receive(1) == [], "--auto-ack"
+
+
+async def test_the_printed_commands_correct_every_difference(channel: PubSubChannel, shell: Shell) -> None:
+    """Except those that the emulator does not correct: the expiration, and a topic's retention if none is wanted."""
+    at_first = LayoutOptions(
+        project_id=channel.options.project_id,
+        push_endpoint="http://127.0.0.1:9/",
+        push_service_account="a@b.iam.gserviceaccount.com",
+        push_audience="a",
+        topic_retention_seconds=86_400,
+    )
+    other = LayoutOptions(
+        project_id=channel.options.project_id,
+        push_endpoint="http://127.0.0.1:9/?a=1&b=2",
+        is_unwrapped=True,
+        ack_deadline_seconds=20,
+        minimum_backoff_seconds=11,
+        maximum_backoff_seconds=12,
+        max_delivery_attempts=6,
+        retention_seconds=700,
+        topic_retention_seconds=90_000,
+        result_ack_deadline_seconds=30,
+    )
+    async for _ in set_up(channel, layout(at_first)):
+        pass
+    for wanted in (other, at_first):
+        different = [each async for each in set_up(channel, layout(wanted)) if each.repair]
+        assert len(different) == 5, "all but two topics"
+        for each in different:
+            await shell(each.repair)
+        assert [each.lines async for each in set_up(channel, layout(wanted)) if each.lines] == []
