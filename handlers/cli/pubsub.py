@@ -209,7 +209,7 @@ async def _setup(flags: dict[str, Any]) -> Exit:
 
 
 def _show(checked: CheckedResource) -> None:
-    """Print a missing resource (`+`), or one that differs (`!`) with the command that corrects it."""
+    """Print a missing resource (`+`), or a different one (`!`) and its correction."""
     if checked.is_missing:
         click.secho(f"+ {checked.title}", fg="green")
     elif checked.repair:

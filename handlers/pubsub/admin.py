@@ -261,7 +261,7 @@ class CheckedResource(msgspec.Struct, frozen=True):
 
 
 def compare(wanted: Topic | Subscription, found: Topic | Subscription | None) -> CheckedResource:
-    """Compare a resource with the existing one of its name (None: there is none)."""
+    """Compare a resource with the existing one of its name (None if it is missing)."""
     new = fields_of(wanted)
     if found is None:
         return CheckedResource(wanted, True, tuple(f"{path}: {value}" for path, value in new.items()))
