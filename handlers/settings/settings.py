@@ -26,9 +26,9 @@ from handlers.settings.config_file import (
     QueueEntry,
     TopicEntry,
     partial_config_file,
+    redis_address,
 )
 from handlers.settings.environment import SECRETS, Environment, read_environment
-from handlers.settings.topology import redis_address
 from handlers.telemetry.logs import LogOptions
 from handlers.variable_names import incomplete, is_shared, misspelt, unknown, warning
 

@@ -13,8 +13,7 @@ from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.events import Event
 from handlers.contract.lenient_json import MALFORMED, shape_of
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
-from handlers.doors.cloudevents.dispatch import DispatchDoor
-from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions
+from handlers.doors.cloudevents.dispatch import DispatchDoor, EventSink, SinkOptions
 from handlers.doors.cloudevents.foreign_event import HEADER_PREFIX, EventFields
 from handlers.doors.http_endpoint import Authenticator
 from handlers.forward.gateway import Gateway

@@ -2,16 +2,22 @@
 
 Its answers: 200 with the result as an event (also `INVALID_REQUEST`); 202 or 422 if a sink has accepted or refused the
 result; 429 or 503 with `Retry-After` for a retry; 400 for an invalid event or one without a readable id.
+
+A sink (Knative's `K_SINK`: a Broker, a channel or a service) gets the results of sources that discard replies. The
+delivery is answered once the sink has accepted the result. A failed call is retried for a while, because a redelivered
+event is sent to the gateway again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 
+from handlers.backoff import Backoff
 from handlers.contract.errors import InvalidEvent, InvalidRequest
 from handlers.contract.events import (
     DATA_AT,
@@ -31,18 +37,20 @@ from handlers.contract.events import (
     encode_answer,
     encode_retry_answer,
     text,
+    to_header,
 )
 from handlers.contract.lenient_json import MALFORMED
 from handlers.contract.request import Request, decode_body_aside
 from handlers.contract.result import Result, encode_result
-from handlers.doors.cloudevents.event_sink import EventSink, SinkRefused, SinkUnavailable
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request, read_event, write_event
 from handlers.doors.door import Answer, Delivery, plain, retry_after
-from handlers.forward.forward import NO_OPTIONS, AttemptOptions, invalid
+from handlers.forward.forward import NO_OPTIONS, AttemptOptions, Sender, invalid
 from handlers.forward.middleware.admission import GATE_CLOSED, QUOTA_EXHAUSTED
-from handlers.forward.outcome import Answered, Outcome, Retry
+from handlers.forward.outcome import FAILURES, OWN_FAULTS, Answered, Outcome, Retry
 from handlers.gates.gate import Feedback
 from handlers.number_text import whole
+from handlers.telemetry.logs import Logger
+from handlers.transport.failures import UnusableResponse
 
 _DATA_AT: Final = DATA_AT.encode()
 _REQUEST_TYPE: Final = REQUEST_TYPE.encode()
@@ -255,3 +263,77 @@ def _labels(text: str) -> dict[str, str]:
         return _labels_decoder.decode(text)
     except MALFORMED:
         return {}
+
+
+_PAUSES: Final = (0.1, 5.0)
+"""First and longest pause between two calls, in seconds."""
+_ASKED_AGAIN: Final = frozenset({404, 408, 409, 425, 429})
+"""Statuses that are retried in addition to 5xx: those of Knative's dispatcher (404, 408, 409, 429), and 425."""
+
+
+class SinkUnavailable(Exception):
+    """The sink did not accept the result in time. A redelivery may succeed."""
+
+
+class SinkRefused(Exception):
+    """The sink will never accept this result.
+
+    `status_code` is its answer, or 0 if the result could not be sent.
+    """
+
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"the sink answered {status_code}")
+        self.status_code = status_code
+
+
+class SinkOptions(msgspec.Struct, frozen=True):
+    """Options of a sink; times are in seconds.
+
+    `overrides` are extensions that are added to every event (`K_CE_OVERRIDES`).
+    """
+
+    url: str
+    overrides: Mapping[str, str] = msgspec.field(default_factory=dict)
+    call_seconds: float = 10.0
+    give_up_seconds: float = 60.0
+
+
+class EventSink:
+    """Posts result events to a sink."""
+
+    def __init__(self, sender: Sender, options: SinkOptions, log: Logger) -> None:
+        self._sender = sender
+        self._options = options
+        self._log = log
+
+    async def send(self, event: Answer) -> None:
+        """Send a result. Raises `SinkUnavailable` or `SinkRefused`."""
+        overrides = {f"ce-{name}": to_header(value) for name, value in self._options.overrides.items()}
+        headers = {**event.headers, **overrides}
+        backoff = Backoff(*_PAUSES)
+        try:
+            async with asyncio.timeout(self._options.give_up_seconds):
+                while not await self._is_taken(headers, event.body):
+                    await backoff.pause()
+        except TimeoutError:
+            raise SinkUnavailable from None
+
+    async def _is_taken(self, headers: Mapping[str, str], body: bytes) -> bool:
+        try:
+            until = asyncio.get_running_loop().time() + self._options.call_seconds
+            response = await self._sender.send(self._options.url, headers, body, until)
+            status = response.status_code
+        except UnusableResponse as error:
+            status = error.status_code  # the rest of the response is not needed
+        except OWN_FAULTS as error:
+            self._log.error("result not sent to the sink", error=type(error).__name__)
+            raise SinkRefused(0) from None
+        except FAILURES as error:
+            self._log.warning("sink unreachable", error=type(error).__name__)
+            return False
+        if 200 <= status < 300:
+            return True
+        self._log.warning("result refused by the sink", status=status)
+        if status in _ASKED_AGAIN or status >= 500:
+            return False
+        raise SinkRefused(status)

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from handlers.contract.events import REQUEST_TYPE, decode_event
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode, answered_result, decode_result
-from handlers.doors.cloudevents.dispatch import DispatchDoor
-from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions
+from handlers.doors.cloudevents.dispatch import DispatchDoor, EventSink, SinkOptions
 from handlers.doors.door import Answer, Delivery, handle
 from handlers.forward.forward import AttemptOptions
 from handlers.forward.gateway import GatewayResponse

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from handlers.doors.cloudevents.event_sink import EventSink, SinkOptions, SinkRefused, SinkUnavailable
+from handlers.doors.cloudevents.dispatch import EventSink, SinkOptions, SinkRefused, SinkUnavailable
 from handlers.doors.door import Answer as Event
 from handlers.forward.gateway import Gateway
 from handlers.telemetry.logs import get_logger
