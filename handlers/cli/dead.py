@@ -97,7 +97,7 @@ def _as_json(letter: DeadLetter) -> bytes:
 def requeue(dead_ids: tuple[str, ...], is_all: bool, queue: QueueFlags) -> ExitCode:
     """Queue dead letters again, unchanged.
 
-    A request with an error result then gets a second result.
+    The error result of a request stays in its list until it is read; the second run adds a second result.
     """
 
     async def work(letters: DeadLetters) -> ExitCode:

@@ -38,7 +38,8 @@ Examples:
 
 With --json, `where` in each entry of `places` is `pending` (queued), `claimed` (in flight or waiting at a gate),
 `retry` or `dead`. `attempts` counts finished attempts. `due_at` is the time of the retry, else the deadline, in Unix
-seconds.
+seconds. If the request is live, `finished` and `result` are those of an earlier run: a dead letter that was queued
+again, or an id that was submitted twice.
 
 The command changes nothing. Pollers keep records of finished requests for a day (FINISHED_RECORDS and
 FINISHED_RECORDS_SECONDS of the poller). The result list is searched too, up to 2,000 results from each end.
@@ -103,9 +104,10 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
     if found.finished:
         record = found.finished
         state = "cancelled" if found.state == "cancelled" else "finished"
-        outcome = "" if state == "cancelled" else f": {record.outcome}"
+        state = f"an earlier run {state}" if found.is_run_again else state
+        outcome = "" if found.state == "cancelled" else f": {record.outcome}"
         lines.append(f"{state} at {_clock(record.at)}{outcome}, from queue {record.queue}")
-    if found.state in ("finished", "cancelled", "dead-lettered"):
+    if found.is_run_again or found.state in ("finished", "cancelled", "dead-lettered"):
         lines.append(_result_text(found))
     if not lines:
         lines.append("unknown: it was never queued here, or its record and its result have expired")
@@ -151,12 +153,13 @@ def _place_text(place: Place, now: float) -> str:
 
 
 def _result_text(found: Whereabouts) -> str:
+    its = "the earlier run's" if found.is_run_again else "its"
     if found.result:
-        return f"its result ({found.result.outcome}) is in {found.result.results}, {found.result.state}"
+        return f"{its} result ({found.result.outcome}) is in {found.result.results}, {found.result.state}"
     if found.finished and found.finished.results:
         searched = "the part of it that was searched" if found.is_partial else "it"
-        return f"its result was written to {found.finished.results} and is no longer in {searched}"
-    return "its result was not found in the lists that were searched"
+        return f"{its} result was written to {found.finished.results} and is no longer in {searched}"
+    return f"{its} result was not found in the lists that were searched"
 
 
 def _clock(at: float) -> str:

@@ -36,6 +36,7 @@ from handlers.redis_store.admin.whereabouts import (
     Searched,
     Whereabouts,
     finished_state,
+    live_state,
     locate,
     may_be_queued,
 )
@@ -280,7 +281,7 @@ class RedisBroker:
         return done
 
     async def look_up(self, submission: Submission | str) -> RequestState:
-        """The state of a submission, read from a few keys."""
+        """The state of a submission, read from a few keys; that of a dead letter with a bounded search."""
         request_id, token = _names(submission)
         queue = submission.queue if isinstance(submission, Submission) else self._options.queue
         with store_errors():
@@ -288,8 +289,15 @@ class RedisBroker:
         if state in (RequestState.FINISHED, RequestState.UNKNOWN):
             record = await self._finished(request_id)
             if record and token in ("", record.token):
-                return finished_state(record)
+                return await self._requeued(queue, request_id) if record.is_dead else finished_state(record)
         return state
+
+    async def _requeued(self, queue: str, request_id: str) -> RequestState:
+        """The state of a request that was dead-lettered: its record remains if it is queued again."""
+        keys = Searched([queue], self._options.retry_queue, self._options.results, self._is_cluster)
+        with contextlib.suppress(*STORE_FAILURES):  # the ACL may forbid reading the queue
+            return await live_state(self._redis, request_id, keys, steps=CHECKED_STEPS) or RequestState.DEAD_LETTERED
+        return RequestState.DEAD_LETTERED
 
     async def _finished(self, request_id: str) -> FinishedRecord | None:
         with contextlib.suppress(*STORE_FAILURES):  # the ACL may forbid reading records

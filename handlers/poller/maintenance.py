@@ -172,7 +172,10 @@ class Reclaimer:
             parts.worker.metrics.reclaimed(reclaimed.returned)
             self._log.warning("claims reclaimed", queue=parts.queue.name, count=reclaimed.returned)
         if reclaimed.dead:
-            self._log.error("redelivery limit exceeded", queue=parts.queue.name, count=len(reclaimed.dead))
+            for claim in reclaimed.dead:
+                self._log.error(
+                    "redelivery limit exceeded", id=claim.request_id, queue=claim.queue, deliveries=claim.delivery_count
+                )
             await parts.worker.dead_letter(reclaimed.dead, self._max_deliveries)
 
 

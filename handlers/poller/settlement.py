@@ -285,8 +285,9 @@ def dead_lettered(claim: Claim, envelope: Envelope, route: ResultRoute, now: flo
 
 
 def _crashed(claim: Claim) -> str:
-    count = counted(claim.delivery_count, "poller")
-    return f"{count} crashed or lost their lease while they held this request (MAX_DEATHS)"
+    pollers = counted(claim.delivery_count, "poller")
+    held = "its lease while it held" if claim.delivery_count == 1 else "their leases while they held"
+    return f"{pollers} crashed or lost {held} this request (MAX_DEATHS)"
 
 
 def dead_lettered_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:

@@ -35,7 +35,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.number_text import counted
-from handlers.redis_store.faults import NO_TLS, explained
+from handlers.redis_store.faults import NO_FIRST_REPLY, NO_TLS, explained
 
 STORE_FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
 """Exceptions of a call to Redis while it is down, restarting, failing over, read-only or full."""
@@ -345,17 +345,27 @@ PIECE_BYTES: Final = 262_144
 
 
 class ProgressParser(_AsyncHiredisParser):
-    """Restarts the time limit of a read with every part that arrives."""
+    """Restarts the time limit of a read with every part that arrives.
 
-    __slots__ = ("_connection",)
+    Raises `ConnectionError` with `NO_FIRST_REPLY` if the server closes the connection before anything has arrived.
+    """
+
+    __slots__ = ("_connection", "_has_read")
 
     def on_connect(self, connection: Any) -> None:
         """Remember the connection, which holds the time limit of the current read."""
         super().on_connect(connection)  # type: ignore[no-untyped-call]  # the library's
         self._connection = connection
+        self._has_read = False
 
     async def read_from_socket(self) -> bool:
-        has_read = bool(await super().read_from_socket())  # type: ignore[no-untyped-call]  # as above
+        try:
+            has_read = bool(await super().read_from_socket())  # type: ignore[no-untyped-call]  # as above
+        except (ConnectionError, ConnectionResetError) as error:
+            if self._has_read:
+                raise
+            raise ConnectionError(NO_FIRST_REPLY) from error
+        self._has_read = True
         limit, seconds = self._connection._active_read_timeout, self._connection.socket_timeout
         if limit is not None and seconds is not None:
             limit.reschedule(asyncio.get_running_loop().time() + seconds)

@@ -6,6 +6,8 @@ Each explanation is one line without secrets.
 from __future__ import annotations
 
 import math
+import os
+import re
 import socket
 import ssl
 import time
@@ -24,6 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from handlers.backoff import Backoff
+from handlers.number_text import whole
 from handlers.telemetry.logs import Logger
 
 _LONGEST: Final = 200
@@ -36,7 +39,8 @@ _IS_CLUSTER: Final = (
 _NO_CLUSTER: Final = "the server is not part of a Redis Cluster: the URL must begin with redis:// or rediss://"
 _NO_NODE: Final = "no node of the cluster was reached"
 _NO_HOST: Final = "a host name in the URL does not resolve on this machine"
-_NO_ANSWER: Final = "no answer in time: check the address, and whether the server uses TLS (rediss) or not (redis)"
+_NO_ANSWER: Final = "no answer in time"
+_CLOSED: Final = "the server closed the connection"
 _NO_RIGHT: Final = "the ACL user lacks a right that docs/redis.md lists"
 
 _NO_RIGHT_IN_SCRIPT: Final = ("ACL failure", "The user executing the script")
@@ -44,8 +48,12 @@ _NO_RIGHT_IN_SCRIPT: Final = ("ACL failure", "The user executing the script")
 
 _WRONG_TYPE: Final = "a key has another type than docs/redis.md lists: rename or delete it"
 
+NO_FIRST_REPLY: Final = (
+    "the server closed the connection before its first reply; if it requires TLS, the URL must begin with rediss"
+)
 NO_TLS: Final = "the server does not speak TLS: the URL must begin with redis, not rediss, or its port is wrong"
 _MEANINGS: Final = (
+    (NO_FIRST_REPLY, NO_FIRST_REPLY),
     (NO_TLS, NO_TLS),
     ("WRONG_VERSION_NUMBER", NO_TLS),
     ("HELLO must be called", _NOT_SIGNED_IN),
@@ -67,14 +75,8 @@ _MEANINGS: Final = (
     ),
     ("certfile should be a valid", "REDIS_KEY_FILE is set without REDIS_CERT_FILE"),
     ("Protocol error, got", "the server does not speak Redis: check the port of the URL"),
-    (
-        "Connection reset",
-        "the server closed the connection; if it requires TLS, the URL must begin with rediss",
-    ),
-    (
-        "Connection closed by server",
-        "the server closed the connection; if it requires TLS, the URL must begin with rediss",
-    ),
+    ("Connection reset", _CLOSED),
+    ("Connection closed by server", _CLOSED),
 )
 """Texts in errors of the server or the library, and what they mean; the first match counts."""
 
@@ -93,7 +95,7 @@ def has_fix(error: BaseException) -> bool:
     known = _known(error)
     if known.startswith(_NO_NODE):
         return error.__cause__ is not None and has_fix(error.__cause__)
-    return known not in ("", _NO_HOST, _NO_ANSWER)
+    return known not in ("", _NO_HOST, _NO_ANSWER, _CLOSED) and not known.startswith(_NOT_CONNECTED)
 
 
 def refusal(error: BaseException) -> str:
@@ -141,7 +143,21 @@ def _of_the_network(error: BaseException) -> str:
             return "a file named by REDIS_CA_FILE, REDIS_CERT_FILE or REDIS_KEY_FILE does not exist"
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return _NO_ANSWER
-    return ""
+    return _not_connected(error)
+
+
+_NOT_CONNECTED: Final = "no connection to "
+_CONNECTING: Final = re.compile(r"connecting to ([^\s,]+?)\.(?:\s|$)")
+_NUMBER: Final = re.compile(r"\[Errno (\d+)\]|^Error (\d+) connecting")
+
+
+def _not_connected(error: BaseException) -> str:
+    """The address and the cause in "Error 111 connecting to HOST:PORT. …"."""
+    text = str(error)
+    address, number = _CONNECTING.search(text), _NUMBER.search(text)
+    if not (address and number):
+        return ""
+    return f"{_NOT_CONNECTED}{address[1]}: {os.strerror(whole(number[1] or number[2]) or 0).lower()}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

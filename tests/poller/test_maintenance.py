@@ -17,13 +17,14 @@ from handlers.contract.result import ErrorCode
 from handlers.demo.valkey import Valkey
 from handlers.forward.outcome import Outcome
 from handlers.poller import worker
-from handlers.poller.maintenance import Canceller, LeaseRenewal, PeriodicTask
+from handlers.poller.maintenance import Canceller, LeaseRenewal, PeriodicTask, Reclaimer
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
-from handlers.redis_store.keys import active_key
+from handlers.redis_store.keys import active_key, queue_keys
 from handlers.redis_store.submit.submissions import Submissions
 from handlers.telemetry.logs import LogOptions, configure_logs, get_logger
 from tests.poller.rig import IN_TIME, QUEUE, Rig, body, running
 from tests.poller.tables import table_of
+from tests.redis_keys import end_leases
 from tests.redis_store.queue.queueing import DEADLINE, envelope
 from tests.waiting import wait_until_async
 
@@ -221,6 +222,20 @@ def lines() -> Iterator[io.StringIO]:
     yield out
     root.handlers[:] = before
     root.setLevel(level)
+
+
+async def test_the_log_names_each_request_that_exceeds_the_redelivery_limit(store: Redis, lines: io.StringIO) -> None:
+    rig = Rig(store)
+    await rig.claimed(body("a"), body("b"))
+    await end_leases(store, queue_keys(QUEUE).index)
+    async with running(rig.ack_batcher.run()):
+        await Reclaimer(store, table_of(rig), rig.log, max_deliveries=1).tick()
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
+    logged = [json.loads(line) for line in lines.getvalue().splitlines()]
+    exceeded = [line for line in logged if line["event"] == "redelivery limit exceeded"]
+    assert sorted((line["id"], line["queue"], line["deliveries"]) for line in exceeded) == [
+        ("a", QUEUE, 1), ("b", QUEUE, 1)
+    ]  # fmt: skip
 
 
 class Ticks:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -285,10 +286,17 @@ def test_a_member_that_is_text_is_kept_as_it_is(member: bytes) -> None:
     assert (record["member"], "member_base64" in record) == (member.decode(), False)
 
 
+def test_the_message_about_one_crash_is_in_the_singular() -> None:
+    claim, envelope = claim_of({})
+    ack = dead_lettered(msgspec.structs.replace(claim, delivery_count=1), envelope, PLAIN, NOW)
+    message = "1 poller crashed or lost its lease while it held this request (MAX_DEATHS)"
+    assert decode_result(ack.result).error_message == message
+
+
 def test_a_request_that_killed_its_owners_gets_a_result_and_a_dead_letter() -> None:
     claim, envelope = claim_of({"request_token": "t"})
     ack = dead_lettered(claim, envelope, PLAIN, NOW)
     result = decode_result(ack.result)
     assert (result.error_code, result.request_token) == (ErrorCode.UNDELIVERABLE, "t")
-    assert "3 pollers crashed or lost their lease while they held this request" in result.error_message
+    assert "3 pollers crashed or lost their leases while they held this request" in result.error_message
     assert ack.dead is not None

@@ -13,10 +13,11 @@ from msgspec.structs import replace
 from redis.exceptions import NoPermissionError, ResponseError
 
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect, durability_warnings
-from handlers.redis_store.faults import explained, refusal
+from handlers.redis_store.faults import explained, has_fix, refusal
 from tests.servers.certificates import self_signed
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
+from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.xdist_group("redis-faults")
 SECRET = "canary"
@@ -84,8 +85,14 @@ CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
         lambda p: RedisOptions(f"redis://:wrong-{SECRET}@{p.locked_address}"),
         "refuses this user or password",
     ),
-    "nobody there": (lambda _: RedisOptions("redis://127.0.0.1:1"), "127.0.0.1:1"),
-    "no such socket": (lambda _: RedisOptions("unix:///nowhere/redis.sock"), "/nowhere/redis.sock"),
+    "nobody there": (
+        lambda _: RedisOptions("redis://127.0.0.1:1"),
+        "no connection to 127.0.0.1:1: connection refused",
+    ),
+    "no such socket": (
+        lambda _: RedisOptions("unix:///nowhere/redis.sock"),
+        "no connection to /nowhere/redis.sock: no such file or directory",
+    ),
     "no such host": (lambda _: RedisOptions("redis://no-such-host.invalid"), "does not resolve"),
     "a cluster's node by a plain URL": (lambda p: RedisOptions(f"redis://{p.node}"), "redis+cluster://"),
     "one server by a cluster's URL": (
@@ -137,6 +144,24 @@ async def test_a_wrong_redis_is_explained_in_one_line(places: Places, case: str)
     assert len(text) < 250
     assert "\n" not in text
     assert SECRET not in text
+
+
+async def test_an_outage_is_explained_without_a_hint_at_tls() -> None:
+    server = Server(redis_program())
+    try:
+        async with contextlib.aclosing(connect(RedisOptions(server.url, timeout_seconds=60.0))) as redis:
+            waiting = asyncio.create_task(redis.execute_command("BLPOP", "nothing", "0"))
+            with server.client() as other:
+                await wait_until_async(lambda: other.info("clients")["blocked_clients"] == 1, "the blocked call")
+            server.kill()
+            for call, reported in ((waiting, "the server closed the connection"), (redis.get("a"), "no connection to")):
+                with pytest.raises(STORE_FAILURES) as caught:
+                    await call
+                assert explained(caught.value).startswith(reported)
+                assert "TLS" not in explained(caught.value)
+                assert not has_fix(caught.value)
+    finally:
+        server.stop()
 
 
 async def test_sentinels_that_are_down_or_no_sentinels_are_skipped(places: Places) -> None:

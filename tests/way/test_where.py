@@ -103,6 +103,37 @@ def test_a_dead_letter_is_shown_with_the_id_that_dead_show_takes(stack: Stack, s
         store.delete("request-sortedset:dead")
 
 
+def test_a_requeued_dead_letter_is_shown_with_the_result_of_its_first_run(
+    stack: Stack, store: redis.Redis, client: Client
+) -> None:
+    member = json.dumps({"id": "where-again", "deadline": time.time() + 3600, "payload": REFUSED})
+    letter = {"reason": "UNDELIVERABLE", "at": time.time(), "score": time.time() + 3600, "member": member}
+    store.hset("request-sortedset:dead", "a" * 40, json.dumps(letter))
+    record = ["", "UNDELIVERABLE", time.time(), "request-sortedset", "result-list", True]
+    store.hset("{async-processor}:status:finished", "where-again", json.dumps(record))
+    store.lpush("result-list", json.dumps({"id": "where-again", "error_code": "UNDELIVERABLE", "payload": ""}))
+    try:
+        assert client.look_up("where-again") is RequestState.DEAD_LETTERED
+        assert "earlier run" not in run(stack, "where", "where-again").stdout + page_text(stack, "where-again")
+        assert run(stack, "dead", "requeue", "aaaa").stdout == "1 queued again\n"
+        wait_until(lambda: client.look_up("where-again") is RequestState.RETRYING, "the retry of its second run")
+        shown = (
+            "where-again  waiting for a retry",
+            "where-again  an earlier run finished at ",
+            "the earlier run's result (UNDELIVERABLE) is in result-list, waiting to be read",
+        )
+        wait_until(lambda: all(text in run(stack, "where", "where-again").stdout for text in shown), "both runs")
+        on_page = (
+            "An earlier run finished",
+            "The earlier run&#39;s result (UNDELIVERABLE) is in <code>result-list</code>",
+        )
+        wait_until(lambda: all(text in page_text(stack, "where-again") for text in on_page), "both runs on the page")
+        wait_until(lambda: client.where("where-again").is_run_again, "the same in Python")
+    finally:
+        store.delete("request-sortedset:dead", "result-list", "retry-sortedset")
+        store.hdel("{async-processor}:status:finished", "where-again")
+
+
 def test_an_unknown_id_is_called_unknown_and_waiting_for_it_fails_at_once(stack: Stack, client: Client) -> None:
     shown = run(stack, "where", "where-never")
     assert (shown.exit_code, "where-never  unknown" in shown.stdout) == (1, True)

@@ -80,7 +80,7 @@ def test_the_page_is_ready_while_redis_is_down() -> None:
     pages = StatusPages(source, tuple, OwnHosts("127.0.0.1"))
     first, ready = (pages.respond(Request(EnvironBuilder(path).get_environ())) for path in ("/", "/readyz"))
     assert (first.status_code, ready.status_code) == (503, 200)
-    assert "connecting to 127.0.0.1" in first.get_data(as_text=True)
+    assert "no connection to 127.0.0.1" in first.get_data(as_text=True)
     source.close()
 
 

@@ -73,7 +73,10 @@ class ResultPlace(msgspec.Struct, frozen=True):
 
 
 class Whereabouts(msgspec.Struct, frozen=True):
-    """The state of one request. `is_partial`: a key was too long to read completely."""
+    """The state of one request. `is_partial`: a key was too long to read completely.
+
+    If `is_run_again`, `finished` and `result` are those of an earlier run.
+    """
 
     request_id: str
     state: RequestState
@@ -81,6 +84,12 @@ class Whereabouts(msgspec.Struct, frozen=True):
     finished: FinishedRecord | None = None
     result: ResultPlace | None = None
     is_partial: bool = False
+
+    @property
+    def is_run_again(self) -> bool:
+        """Whether it is live and has finished before, as requeued dead letters."""
+        ended = (RequestState.FINISHED, RequestState.CANCELLED, RequestState.DEAD_LETTERED, RequestState.UNKNOWN)
+        return self.state not in ended and bool(self.finished or self.result)
 
 
 class Searched(msgspec.Struct, frozen=True):
@@ -109,6 +118,16 @@ async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
         lists.insert(0, record.results)
     result, is_cut = await _result_in(redis, request_id, list(dict.fromkeys(lists)), keys.is_cluster)
     return Whereabouts(request_id, _state(places, live, record, result), places, record, result, is_partial or is_cut)
+
+
+async def live_state(redis: Store, request_id: str, keys: Searched, *, steps: int) -> RequestState | None:
+    """Whether a request is queued, claimed or waiting for a retry.
+
+    None if a search with `steps` calls does not find it.
+    """
+    places, _ = await _places_of(redis, request_id, keys, SearchBudget(steps=steps))
+    found = {place.where for place in places}
+    return next((state for where, state in _LIVE.items() if where in found and where != "dead"), None)
 
 
 async def may_be_queued(redis: Store, request_id: str, keys: Searched, *, steps: int) -> bool:
