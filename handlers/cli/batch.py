@@ -8,7 +8,6 @@ import json
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -436,25 +435,6 @@ LOGGED_EVERY_SECONDS = 60.0
 RATE_OVER_SECONDS = 20.0
 
 
-class Rate:
-    """Requests per second over the last `RATE_OVER_SECONDS`; times are monotonic."""
-
-    def __init__(self) -> None:
-        self._points: deque[tuple[float, int]] = deque()
-
-    def add(self, now: float, count: int) -> None:
-        self._points.append((now, count))
-        while len(self._points) > 2 and now - self._points[0][0] > RATE_OVER_SECONDS:
-            self._points.popleft()
-
-    def per_second(self) -> float:
-        """The rate; 0 while it is unknown."""
-        if len(self._points) < 2:
-            return 0.0
-        (began, before), (ended, after) = self._points[0], self._points[-1]
-        return (after - before) / (ended - began) if ended > began else 0.0
-
-
 class BatchProgress:
     """Context manager that shows the progress of a `BatchRun` on stderr."""
 
@@ -466,7 +446,6 @@ class BatchProgress:
 
         self._console = Console(stderr=True)
         self._last: Progress | None = None
-        self._rate = Rate()
         self._retries = 0
         self._showing: asyncio.Task[None] | None = None
         self._logged_at = time.monotonic()
@@ -479,6 +458,7 @@ class BatchProgress:
             console=self._console,
             disable=not self._console.is_terminal,
             auto_refresh=False,
+            speed_estimate_period=RATE_OVER_SECONDS,
         )
         self._row = self._bar.add_task("batch", total=None, text="")
 
@@ -512,19 +492,19 @@ class BatchProgress:
         if self._last is None:
             return
         done = self._last.completed + self._last.failed
-        self._rate.add(time.monotonic(), done)
-        text = self._text(self._last, done)
-        self._bar.update(self._row, completed=done, total=self._last.total, text=text)
+        self._bar.update(self._row, completed=done, total=self._last.total)
+        text = self._text(self._last)
+        self._bar.update(self._row, text=text)
         self._bar.refresh()
         is_due = time.monotonic() - self._logged_at >= LOGGED_EVERY_SECONDS
         if not self._console.is_terminal and is_due:
             self._logged_at = time.monotonic()
             print(f"{done:,} of {self._last.total:,}, {text}", file=sys.stderr, flush=True)
 
-    def _text(self, progress: Progress, done: int) -> str:
-        rate = self._rate.per_second()
-        left = duration_text((progress.total - done) / rate) if rate > 0 else "?"
+    def _text(self, progress: Progress) -> str:
+        row = self._bar.tasks[0]
+        left = "?" if row.time_remaining is None else duration_text(row.time_remaining)
         return (
-            f"{rate:,.0f}/s, {progress.unanswered:,} unanswered, {self._retries:,} retrying, "
+            f"{row.speed or 0:,.0f}/s, {progress.unanswered:,} unanswered, {self._retries:,} retrying, "
             f"{counted(progress.failed, 'error')}, {left} left"
         )

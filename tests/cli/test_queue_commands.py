@@ -22,7 +22,6 @@ from click.testing import CliRunner, Result
 from redis import Redis
 
 from handlers.cli import main
-from handlers.cli.batch import Rate
 from handlers.cli.where import not_cancelled_text, whereabouts_text
 from handlers.contract.request import Request, decode_member
 from handlers.redis_store.admin.status_board import POLLERS, FinishedRecord
@@ -444,14 +443,6 @@ def test_a_batch_is_cancelled_from_another_terminal(shell: Shell, tmp_path: Path
         with shell.echoing():
             runner.communicate(timeout=60)
         assert runner.returncode == 5
-
-
-def test_the_rate_is_that_of_the_last_while() -> None:
-    rate = Rate()
-    assert rate.per_second() == 0
-    for second in range(100):
-        rate.add(float(second), 10 * second if second < 50 else 500 + 100 * (second - 50))
-    assert rate.per_second() == pytest.approx(100)
 
 
 def test_help_imports_no_client() -> None:
