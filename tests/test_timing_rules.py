@@ -35,6 +35,8 @@ READERS = re.compile(
 CANNOT_CHANGE = "does not change any more"
 """In a comment on the line: the value is final, or a maximum."""
 
+HTTPX = re.compile(r"httpx\.(?:AsyncClient|Client|get|post|put|delete|head|request|stream)")
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -120,16 +122,21 @@ def settings_given(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
             )
 
 
-def short_leases(text: str, tree: ast.Module) -> Iterator[int]:
-    """Lines that give a lease or TTL so short that a busy machine may let it expire."""
-    lines = text.splitlines()
-    constants = {
+def constants_of(tree: ast.Module) -> dict[str, ast.expr]:
+    """The values of a module's constants by name."""
+    return {
         target.id: node.value
         for node in tree.body
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
     }
+
+
+def short_leases(text: str, tree: ast.Module) -> Iterator[int]:
+    """Lines that give a lease or TTL so short that a busy machine may let it expire."""
+    lines = text.splitlines()
+    constants = constants_of(tree)
     for name, given in settings_given(tree):
         value = constants.get(given.id, given) if isinstance(given, ast.Name) else given
         if not LEASE.fullmatch(name) or not isinstance(value, ast.Constant):
@@ -140,9 +147,10 @@ def short_leases(text: str, tree: ast.Module) -> Iterator[int]:
             yield given.lineno
 
 
-def short_waits(tree: ast.AST) -> Iterator[int]:
+def short_waits(tree: ast.Module) -> Iterator[int]:
     """Lines that wait for an event less long than a busy machine may need; under a second is meant to end."""
     names = ("timeout", "timeout_seconds", "within", "wait_seconds")
+    constants = constants_of(tree)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -158,11 +166,22 @@ def short_waits(tree: ast.AST) -> Iterator[int]:
                 limits = node.args
             case "ask" | "blpop" | "get" | "join" | "receive" | "result" | "run" | "urlopen" | "wait", _:
                 pass
+            case _, code if HTTPX.fullmatch(code):
+                pass
             case _:
                 continue
-        numbers = [one.value for one in limits if isinstance(one, ast.Constant) and type(one.value) in (int, float)]
+        values = [constants.get(one.id, one) if isinstance(one, ast.Name) else one for one in limits]
+        numbers = [one.value for one in values if isinstance(one, ast.Constant) and type(one.value) in (int, float)]
         if any(1 <= float(str(seconds)) < SHORTEST_WAIT_SECONDS for seconds in numbers):
             yield node.lineno
+
+
+def default_waits(tree: ast.AST) -> Iterator[int]:
+    """Lines that use httpx' time limit, which is 5 s."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and HTTPX.fullmatch(ast.unparse(node.func)):
+            given = {keyword.arg for keyword in node.keywords}
+            yield from () if given & {"timeout", "transport"} else (node.lineno,)
 
 
 def waited_for(statement: ast.stmt) -> ast.Call | None:
@@ -239,7 +258,8 @@ def test_an_assertion_after_another_wait_is_found(body: str, is_found: bool) -> 
 
 
 def test_no_wait_for_an_event_is_short() -> None:
-    found = [f"{path}:{line}" for path in TESTS for line in short_waits(tree_of(path))]
+    rules = (short_waits, default_waits)
+    found = [f"{path}:{line}" for path in TESTS for rule in rules for line in rule(tree_of(path))]
     assert found == [], "wait 60 s: only a failing test waits that long"
 
 
@@ -263,11 +283,19 @@ def test_no_wait_for_an_event_is_short() -> None:
         ("with asyncio.timeout(0.01): ...", False),
         ("receiver.wait_for(SPAN, 1)", False),
         ("await asyncio.wait_for(work, IN_TIME)", False),
+        ("await asyncio.wait_for(work, SOON)", True),
+        ("httpx.get(url)", True),
+        ("httpx.post(url, timeout=5)", True),
+        ("httpx.AsyncClient()", True),
+        ("httpx.Client(timeout=60)", False),
+        ("httpx.AsyncClient(timeout=None)", False),
+        ("httpx.AsyncClient(transport=of_the_app)", False),
     ],
 )
 def test_a_short_wait_is_found(source: str, is_found: bool) -> None:
-    tree = ast.parse(f"async def test():\n {source}") if "await" in source else ast.parse(source)
-    assert bool(list(short_waits(tree))) is is_found
+    body = f"async def test():\n {source}" if "await" in source else source
+    tree = ast.parse(f"IN_TIME = 60\nSOON = 20\n{body}")
+    assert bool([*short_waits(tree), *default_waits(tree)]) is is_found
 
 
 def test_no_test_judges_time_cpu_or_memory() -> None:

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -20,18 +22,23 @@ COMMAND = str(Path(sys.executable).parent / "async-processor")
 
 
 def run_demo(*flags: str, wanted: int) -> str:
-    done = subprocess.run(
-        [COMMAND, "demo", "--no-pubsub", "--requests", "20", *flags],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-    )
+    command = [COMMAND, "demo", "--no-pubsub", "--requests", "20", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == wanted, done.stdout + done.stderr
     return done.stdout
 
 
-def test_a_demo_in_a_pipe_shows_healthy_latency_then_progress_then_the_outcome() -> None:
+def test_a_demo_in_a_pipe_ignores_settings_and_shows_healthy_latency_then_progress_then_the_outcome(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    others = {
+        "REQUEST_QUEUE_NAME": "other",
+        "CONFIG_FILE": "/nowhere.yaml",
+        "WORKERS": "many",
+        "REDIS_URL": "redis://x",
+    }
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
     output = run_demo(wanted=0)
     wanted = (
         "Latency of a healthy run",
@@ -49,18 +56,6 @@ def test_a_demo_in_a_pipe_shows_healthy_latency_then_progress_then_the_outcome()
     places = [output.find(text) for text in wanted]
     assert -1 not in places, output
     assert places == sorted(places), "told in another order"
-
-
-def test_a_demo_ignores_the_settings_of_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    others = {
-        "REQUEST_QUEUE_NAME": "other",
-        "CONFIG_FILE": "/nowhere.yaml",
-        "WORKERS": "many",
-        "REDIS_URL": "redis://x",
-    }
-    for name, value in others.items():
-        monkeypatch.setenv(name, value)
-    run_demo(wanted=0)
 
 
 def test_a_terminated_demo_stops_all_its_processes() -> None:
@@ -95,27 +90,36 @@ def test_an_unsent_request_differs_from_a_refused_one() -> None:
     ]
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings"])
-def test_the_export_lines_of_dev_make_the_commands_of_the_readme_work(path: str) -> None:
+@pytest.fixture(scope="module")
+def shown_by_dev() -> Iterator[str]:
+    """What a running `dev` prints."""
     with Child("dev", [COMMAND, "dev", "--no-pubsub"]) as dev:
-        output = dev.wait_for(lambda text: text if "Ctrl-C stops everything" in text else None)
-        exports = "\n".join(line for line in output.splitlines() if line.startswith("  export "))
-        submit = f"async-processor submit - --endpoint {path} --deadline 10m --wait"
-        script = f"""{exports}\n{submit} <<< '{{"model": "m", "prompt": "Hi", "input": "Hi"}}'"""
-        environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")}
-        done = subprocess.run(
-            ["/bin/bash", "-ec", script],
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-            env=environment,
-        )
-        assert done.returncode == 0, done.stderr
-        gateway = re.search(r"IGW_BASE_URL=(\S+)", exports)
-        assert gateway is not None
-        assert httpx.get(f"{gateway[1]}/simulate/state").json()["statuses"] == {"200": 1}
-        assert '"object":"' in done.stdout
+        yield dev.wait_for(lambda text: text if "Ctrl-C stops everything" in text else None)
+
+
+def gateway_of(output: str) -> str:
+    found = re.search(r"IGW_BASE_URL=(\S+)", output)
+    assert found is not None
+    return found[1]
+
+
+def state_of_gateway(output: str) -> dict[str, Any]:
+    state: dict[str, Any] = httpx.get(f"{gateway_of(output)}/simulate/state", timeout=60).json()
+    return state
+
+
+@pytest.mark.xdist_group("dev")
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/embeddings"])
+def test_the_export_lines_of_dev_make_the_commands_of_the_readme_work(shown_by_dev: str, path: str) -> None:
+    exports = "\n".join(line for line in shown_by_dev.splitlines() if line.startswith("  export "))
+    submit = f"async-processor submit - --endpoint {path} --deadline 10m --wait"
+    script = f"""{exports}\n{submit} <<< '{{"model": "m", "prompt": "Hi", "input": "Hi"}}'"""
+    environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")}
+    before = state_of_gateway(shown_by_dev)["statuses"].get("200", 0)
+    done = subprocess.run(["/bin/bash", "-ec", script], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert state_of_gateway(shown_by_dev)["statuses"] == {"200": before + 1}
+    assert '"object":"' in done.stdout
 
 
 CONFIG = """
@@ -140,7 +144,7 @@ def test_dev_names_its_configuration_and_its_lines_use_a_queue_of_it(tmp_path: P
         script = "\n".join(
             [*exports, "async-processor submit --prompt hi --model m --wait", "async-processor top --once"]
         )
-        done = subprocess.run(["/bin/bash", "-ec", script], capture_output=True, text=True, timeout=110, check=False)
+        done = subprocess.run(["/bin/bash", "-ec", script], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert '"object":"' in done.stdout
         assert "night" in done.stdout
@@ -155,21 +159,18 @@ def test_dev_refuses_an_invalid_configuration_before_it_starts_anything(tmp_path
             env={**os.environ, "CONFIG_FILE": str(tmp_path / file)},
             capture_output=True,
             text=True,
-            timeout=110,
             check=False,
         )
         assert (done.returncode, done.stdout) == (2, "")
         assert expected in done.stderr
 
 
-def test_the_curl_lines_of_dev_change_its_gateway_and_change_it_back() -> None:
-    with Child("dev", [COMMAND, "dev", "--no-pubsub"]) as dev:
-        output = dev.wait_for(lambda text: text if "Ctrl-C stops everything" in text else None)
-        found = re.search(r"IGW_BASE_URL=(\S+)", output)
-        assert found is not None
-        before = httpx.get(f"{found[1]}/simulate/state").json()
-        changes = re.findall(r"curl -d '(.*?)' \$IGW_BASE_URL(\S+)", output)
-        states = [httpx.post(f"{found[1]}{path}", content=body) for body, path in changes]
+@pytest.mark.xdist_group("dev")
+def test_the_curl_lines_of_dev_change_its_gateway_and_change_it_back(shown_by_dev: str) -> None:
+    before = state_of_gateway(shown_by_dev)
+    changes = re.findall(r"curl -d '(.*?)' \$IGW_BASE_URL(\S+)", shown_by_dev)
+    url = gateway_of(shown_by_dev)
+    states = [httpx.post(f"{url}{path}", content=body, timeout=60) for body, path in changes]
     assert [answer.status_code for answer in states] == [200] * 5
     slow, full, failing, *_, after = [answer.json() for answer in states]
     assert slow["engine"]["time_to_first_token"] == 5

@@ -31,120 +31,129 @@ def url(witness: Path) -> Iterator[str]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def gateway(url: str) -> Iterator[httpx.Client]:
+    """A client that keeps no connection, since tests break theirs."""
+    with httpx.Client(base_url=url, timeout=60, limits=httpx.Limits(max_keepalive_connections=0)) as client:
+        yield client
+
+
 @pytest.fixture(autouse=True)
-def calm(url: str) -> Iterator[None]:
+def calm(gateway: httpx.Client) -> Iterator[None]:
     """Reset the engine before and after each test."""
     yield
-    httpx.post(f"{url}/simulate/engine", json={"capacity": 2, "queue_size": 1, "time_to_first_token": 0, "evicts": 0})
-    httpx.post(f"{url}/simulate/faults", json={})
+    gateway.post("/simulate/engine", json={"capacity": 2, "queue_size": 1, "time_to_first_token": 0, "evicts": 0})
+    gateway.post("/simulate/faults", json={})
 
 
 WITHOUT_END = 3_600
 """Seconds to the first token; a test ends such a request."""
 
 
-def state(url: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{url}/simulate/state").json()
+def state(gateway: httpx.Client) -> dict[str, Any]:
+    found: dict[str, Any] = gateway.get("/simulate/state").json()
     return found
 
 
-def change_engine(url: str, options: dict[str, float]) -> None:
-    httpx.post(f"{url}/simulate/engine", json=options)
+def change_engine(gateway: httpx.Client, options: dict[str, float]) -> None:
+    gateway.post("/simulate/engine", json=options)
 
 
-def complete(url: str, **simulate: Any) -> httpx.Response:
+def complete(gateway: httpx.Client, **simulate: Any) -> httpx.Response:
     payload: dict[str, Any] = {"model": "m", "prompt": "Hi", "max_tokens": 4}
     if simulate:
         payload["simulate"] = simulate
-    return httpx.post(f"{url}/v1/completions", json=payload, timeout=5)
+    return gateway.post("/v1/completions", json=payload)
 
 
-def test_it_completes_as_openai_does(url: str) -> None:
-    answer = complete(url).json()
-    chat = httpx.post(f"{url}/v1/chat/completions", json={"messages": [], "max_tokens": 3}).json()
+def test_it_completes_as_openai_does(gateway: httpx.Client) -> None:
+    answer = complete(gateway).json()
+    chat = gateway.post("/v1/chat/completions", json={"messages": [], "max_tokens": 3}).json()
 
     assert answer["usage"]["completion_tokens"] == 4
     assert len(answer["choices"][0]["text"].split()) == 4
     assert chat["choices"][0]["message"]["role"] == "assistant"
-    assert httpx.get(f"{url}/v1/models").json()["data"][0]["object"] == "model"
+    assert gateway.get("/v1/models").json()["data"][0]["object"] == "model"
 
 
-def test_a_simulated_status_is_sent_as_often_as_requested_and_then_an_answer(url: str) -> None:
-    answers = [complete(url, key="twice", status=429, retry_after="3", times=2) for _ in range(3)]
+def test_a_simulated_status_is_sent_as_often_as_requested_and_then_an_answer(gateway: httpx.Client) -> None:
+    answers = [complete(gateway, key="twice", status=429, retry_after="3", times=2) for _ in range(3)]
 
     assert [answer.status_code for answer in answers] == [429, 429, 200]
     assert answers[0].headers["retry-after"] == "3"
 
 
 @pytest.mark.parametrize("fault", ["reset", "truncated", "bad_chunk", "garbage", "reset_after_headers"])
-def test_a_broken_answer_is_broken(url: str, fault: str) -> None:
+def test_a_broken_answer_is_broken(gateway: httpx.Client, fault: str) -> None:
     with pytest.raises(httpx.TransportError):
-        complete(url, fault=fault)
+        complete(gateway, fault=fault)
 
 
 @pytest.mark.parametrize("fault", ["hang", "hang_mid_body"])
-def test_a_hang_hangs(url: str, fault: str) -> None:
+def test_a_hang_hangs(gateway: httpx.Client, fault: str) -> None:
     payload = {"simulate": {"fault": fault}}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{url}/v1/completions", json=payload, timeout=0.3)
+        gateway.post("/v1/completions", json=payload, timeout=httpx.Timeout(60, read=0.3))
 
 
-def test_odd_answers_have_the_requested_oddity(url: str) -> None:
-    assert complete(url, fault="redirect").status_code == 302
-    assert complete(url, fault="empty").content == b""
-    assert b"\xff" in complete(url, fault="invalid_utf8").content
-    assert len(complete(url, fault="huge_body", bytes=300_000).content) >= 300_000
-    assert len(complete(url, fault="hostile_headers").headers) > 50
+def test_odd_answers_have_the_requested_oddity(gateway: httpx.Client) -> None:
+    assert complete(gateway, fault="redirect").status_code == 302
+    assert complete(gateway, fault="empty").content == b""
+    assert b"\xff" in complete(gateway, fault="invalid_utf8").content
+    assert len(complete(gateway, fault="huge_body", bytes=300_000).content) >= 300_000
+    assert len(complete(gateway, fault="hostile_headers").headers) > 50
     with pytest.raises(httpx.DecodingError):
-        complete(url, fault="bad_gzip")
+        complete(gateway, fault="bad_gzip")
 
 
-async def test_beyond_capacity_it_queues_and_beyond_the_queue_it_rejects(url: str) -> None:
-    change_engine(url, {"time_to_first_token": WITHOUT_END})
-    async with httpx.AsyncClient(timeout=None) as client, asyncio.TaskGroup() as group:
-        calls = [group.create_task(client.post(f"{url}/v1/completions", json={})) for _ in range(4)]
+async def test_beyond_capacity_it_queues_and_beyond_the_queue_it_rejects(gateway: httpx.Client) -> None:
+    change_engine(gateway, {"time_to_first_token": WITHOUT_END})
+    async with httpx.AsyncClient(base_url=gateway.base_url, timeout=None) as client, asyncio.TaskGroup() as group:
+        calls = [group.create_task(client.post("/v1/completions", json={})) for _ in range(4)]
         await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
         (rejected,) = [call.result() for call in calls if call.done()]
-        await wait_until_async(lambda: (state(url)["running"], state(url)["waiting"]) == (2, 1), "three to be held")
+        await wait_until_async(
+            lambda: (state(gateway)["running"], state(gateway)["waiting"]) == (2, 1), "three to be held"
+        )
         for call in calls:
             call.cancel()
 
     assert rejected.status_code == 429
     assert rejected.headers["x-llm-d-request-dropped-reason"] == "rejected-saturated"
-    assert state(url)["peak"] <= 2
+    assert state(gateway)["peak"] <= 2
 
 
-async def test_a_client_that_leaves_frees_its_slot_at_once(url: str) -> None:
-    change_engine(url, {"time_to_first_token": 30})
-    async with httpx.AsyncClient() as client:
-        waiting = asyncio.create_task(client.post(f"{url}/v1/completions", json={}))
-        await wait_until_async(lambda: state(url)["running"] == 1, "the request to run")
+async def test_a_client_that_leaves_frees_its_slot_at_once(gateway: httpx.Client) -> None:
+    change_engine(gateway, {"time_to_first_token": WITHOUT_END})
+    async with httpx.AsyncClient(base_url=gateway.base_url, timeout=60) as client:
+        waiting = asyncio.create_task(client.post("/v1/completions", json={}))
+        await wait_until_async(lambda: state(gateway)["running"] == 1, "the request to run")
         waiting.cancel()
-        await wait_until_async(lambda: state(url)["running"] == 0, "the slot to be free")
+        await wait_until_async(lambda: state(gateway)["running"] == 0, "the slot to be free")
 
 
-async def test_real_time_traffic_evicts_sheddable_requests(url: str) -> None:
-    change_engine(url, {"time_to_first_token": WITHOUT_END, "capacity": 1, "evicts": 1})
+async def test_real_time_traffic_evicts_sheddable_requests(gateway: httpx.Client) -> None:
+    change_engine(gateway, {"time_to_first_token": WITHOUT_END, "capacity": 1, "evicts": 1})
     spare = {"x-llm-d-inference-objective": "spare"}
-    async with httpx.AsyncClient(timeout=60) as client:
-        queued = asyncio.create_task(client.post(f"{url}/v1/completions", json={}, headers=spare))
-        await wait_until_async(lambda: state(url)["running"] == 1, "the queued request to run")
-        change_engine(url, {"time_to_first_token": 0})
-        real = await client.post(f"{url}/v1/completions", json={})
+    async with httpx.AsyncClient(base_url=gateway.base_url, timeout=60) as client:
+        queued = asyncio.create_task(client.post("/v1/completions", json={}, headers=spare))
+        await wait_until_async(lambda: state(gateway)["running"] == 1, "the queued request to run")
+        change_engine(gateway, {"time_to_first_token": 0})
+        real = await client.post("/v1/completions", json={})
 
         assert real.status_code == 200
         assert (await queued).headers["x-llm-d-request-dropped-reason"].startswith("evicted")
 
 
-def test_faults_follow_their_rates_and_unknown_faults_are_refused(url: str) -> None:
-    assert httpx.post(f"{url}/simulate/faults", json={"503": 1.0}).status_code == 200
-    assert complete(url).status_code == 503
-    assert httpx.post(f"{url}/simulate/faults", json={"nonsense": 1.0}).status_code == 400
-    assert httpx.post(f"{url}/simulate/engine", json={"nonsense": 1}).status_code == 400
+def test_faults_follow_their_rates_and_unknown_faults_are_refused(gateway: httpx.Client) -> None:
+    assert gateway.post("/simulate/faults", json={"503": 1.0}).status_code == 200
+    assert complete(gateway).status_code == 503
+    assert gateway.post("/simulate/faults", json={"nonsense": 1.0}).status_code == 400
+    assert gateway.post("/simulate/engine", json={"nonsense": 1}).status_code == 400
 
 
-def test_every_request_is_witnessed_with_what_it_carried(url: str, witness: Path) -> None:
-    httpx.post(f"{url}/v1/completions", json={"user": "seen-1"}, headers={"X-Mark": "m"})
+def test_every_request_is_witnessed_with_what_it_carried(gateway: httpx.Client, witness: Path) -> None:
+    gateway.post("/v1/completions", json={"user": "seen-1"}, headers={"X-Mark": "m"})
 
     def lines() -> list[Any]:
         with witness.open("rb") as file:
@@ -156,8 +165,8 @@ def test_every_request_is_witnessed_with_what_it_carried(url: str, witness: Path
     assert '"x-mark":"m"' in witness.read_text()  # the same line, which does not change any more
 
 
-def test_its_metrics_have_the_names_that_gates_ask_for(url: str) -> None:
-    page = httpx.get(f"{url}/metrics").text
+def test_its_metrics_have_the_names_that_gates_ask_for(gateway: httpx.Client) -> None:
+    page = gateway.get("/metrics").text
 
     for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "inference_pool_ready_pods"):
         assert f"\n{name}{{" in f"\n{page}"
@@ -165,7 +174,7 @@ def test_its_metrics_have_the_names_that_gates_ask_for(url: str) -> None:
         assert f"\n{name}{{" in page
 
 
-def test_anything_but_a_request_is_refused(url: str) -> None:
-    assert httpx.get(f"{url}/nowhere").status_code == 404
-    assert httpx.get(f"{url}/v1/completions").status_code == 405
-    assert httpx.post(f"{url}/v1/completions", content=b"no JSON").status_code == 400
+def test_anything_but_a_request_is_refused(gateway: httpx.Client) -> None:
+    assert gateway.get("/nowhere").status_code == 404
+    assert gateway.get("/v1/completions").status_code == 405
+    assert gateway.post("/v1/completions", content=b"no JSON").status_code == 400

@@ -26,7 +26,7 @@ from tests.contract.json_texts import BODIES, FIELDS, JSON, STRANGE, broken, tex
 from tests.servers.pubsub_broker import PubSubBroker, running_broker
 from tests.servers.raw_http import RawHttp, answer, running_raw_http
 
-ANSWER_SECONDS = 20
+ANSWER_SECONDS = 60
 """Far longer than an answer takes, to find a door that never answers."""
 RETRIED = {429, 500, 502, 503, 504}
 ResultT = TypeVar("ResultT")

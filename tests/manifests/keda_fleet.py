@@ -16,7 +16,7 @@ from tests.manifests.keda_rehearsal import Autoscaler, Redis
 from tests.waiting import NotInTime, wait_until
 
 COMMAND = [sys.executable, "-c", "from handlers.cli import main; main()", "poll"]
-STOP_SECONDS = 20.0
+STOP_SECONDS = 60.0
 MOST_DECISIONS = 2_000
 
 

@@ -33,7 +33,7 @@ async def address() -> AsyncIterator[str]:
 
 
 async def asked(url: str, method: str = "GET") -> tuple[int, bytes, str]:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         response = await client.request(method, url)
         return response.status_code, response.content, response.headers.get("content-type", "")
 
@@ -73,7 +73,7 @@ async def test_a_client_that_keeps_its_connection_does_not_hold_up_the_end() -> 
     server = PagesServer({"/healthz": lambda: Page(200, b"ok\n")}, "127.0.0.1", 0)
     port = server.listen()
     await server.serve()
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
         response = await client.get(f"http://127.0.0.1:{port}/healthz")
         assert response.status_code == 200
         async with asyncio.timeout(60):

@@ -28,7 +28,7 @@ def start(grace_seconds: str, **more: str) -> Stack:
 
 def runs_at_the_gateway(stack: Stack) -> bool:
     """Whether it runs at the gateway; a claimed request may still be on its way there."""
-    return bool(httpx.get(f"{stack.gateway_url}/simulate/state").json()["running"] == 1)
+    return bool(httpx.get(f"{stack.gateway_url}/simulate/state", timeout=60).json()["running"] == 1)
 
 
 def queue_one(stack: Stack, store: redis.Redis) -> None:
