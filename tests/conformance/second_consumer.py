@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 import redis
 
-LEASE_SECONDS = 1.5
+LEASE_SECONDS = 60
+OWNER_PREFIX = "second-"
 THREADS = 6
 RETRY_SECONDS = 1
 _NEVER = threading.Event()
@@ -85,7 +86,7 @@ class Taken:
         self.id = str(self.body["id"])
         self.token = str(self.internal.get("request_token") or "")
         self.key = f"{self.id}\0{self.token}" if self.token else self.id
-        self.owner = uuid.uuid4().hex
+        self.owner = OWNER_PREFIX + uuid.uuid4().hex
 
     @property
     def score(self) -> float:

@@ -125,15 +125,29 @@ def test_rules_are_rules() -> None:
     assert f"{len(alerts())} rules found" in promtool("check", "rules", "--lint-fatal", ALERTS)
 
 
-def test_each_alert_fires_for_its_reason_alone_and_none_in_good_health(tmp_path: Path) -> None:
-    closed = {f"dispatch_budget{QUEUE}": "0x120", f"dispatched_requests_total{QUEUE}": "7x120"}
-    tests = [firing_test(HEALTHY, []), firing_test(HEALTHY | closed, [])]
-    tests += [firing_test(HEALTHY | ailing, [alert]) for alert, ailing in AILING.items()]
-    tests += [firing_test(HEALTHY | WITHOUT_POLLER[reason], []) for reason in WITHOUT_POLLER]
-    tests += [firing_test(WITHOUT_POLLER[reason], ["AsyncProcessorQueueStuck"]) for reason in WITHOUT_POLLER]
-    file = tmp_path / "tests.yaml"
+def check_firing(tests: list[dict[str, Any]], folder: Path) -> None:
+    file = folder / "tests.yaml"
     file.write_text(yaml.safe_dump({"rule_files": [str(ALERTS)], "tests": tests}))
     promtool("test", "rules", file)
+
+
+@pytest.mark.parametrize("alert", AILING)
+def test_each_alert_fires_for_its_reason_alone(alert: str, tmp_path: Path) -> None:
+    check_firing([firing_test(HEALTHY | AILING[alert], [alert])], tmp_path)
+
+
+def test_no_alert_fires_in_good_health(tmp_path: Path) -> None:
+    closed = {f"dispatch_budget{QUEUE}": "0x120", f"dispatched_requests_total{QUEUE}": "7x120"}
+    check_firing([firing_test(HEALTHY, []), firing_test(HEALTHY | closed, [])], tmp_path)
+
+
+@pytest.mark.parametrize("reason", WITHOUT_POLLER)
+def test_a_queue_without_a_poller_is_reported_alone_and_only_if_no_other_works(reason: str, tmp_path: Path) -> None:
+    tests = [
+        firing_test(HEALTHY | WITHOUT_POLLER[reason], []),
+        firing_test(WITHOUT_POLLER[reason], ["AsyncProcessorQueueStuck"]),
+    ]
+    check_firing(tests, tmp_path)
 
 
 def test_every_alert_is_tested_and_has_instructions() -> None:
