@@ -190,7 +190,8 @@ async def test_a_client_that_does_not_read_its_answer_is_cut(connect: Connect) -
 async def test_five_hundred_slow_connections_leave_room_for_the_others(connect: Connect) -> None:
     async def slow_one() -> Client:
         client = await connect()
-        await client.send(b"POST /early HTTP/1.1\r\nx: ")
+        with suppress(ConnectionError):  # on a busy machine, its time may be over
+            await client.send(b"POST /early HTTP/1.1\r\nx: ")
         return client
 
     slow = await asyncio.gather(*(slow_one() for _ in range(500)))
@@ -271,10 +272,12 @@ async def test_trailers_and_chunk_extensions_without_an_end_are_cut_by_size(star
         writer.close()
 
 
-async def test_a_body_in_many_small_chunks_is_taken(connect: Connect) -> None:
-    client = await connect()
-    await client.send(b"POST /read" + CHUNKED + b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n")
-    assert (await client.answer()).endswith(b"ok")
+async def test_a_body_in_many_small_chunks_is_taken() -> None:
+    async with serving(3_600) as port:
+        client = Client(*await asyncio.open_connection("127.0.0.1", port))
+        await client.send(b"POST /read" + CHUNKED + b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n")
+        assert (await client.answer()).endswith(b"ok")
+        client.writer.close()
 
 
 FRAMED = b"content-length: 2\r\n\r\nok"

@@ -94,7 +94,7 @@ async def test_pollers_client_and_command_do_all_their_work_with_the_documented_
             *(one.id for one in plain),
             "again",
         }
-        assert fleet.are_ready()
+        await wait_until_async(lambda: asyncio.to_thread(fleet.are_ready), "all pollers to be ready")
         log = "".join(poller.output() for poller in fleet.pollers)
     assert "Redis unavailable" not in log, "no call was refused"
     assert SECRET not in log
@@ -108,9 +108,8 @@ async def test_pollers_client_and_command_do_all_their_work_with_the_documented_
 def _top(redis_url: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [COMMAND, "top"],
-        env={**os.environ, "REDIS_URL": redis_url},
+        env={**os.environ, "REDIS_URL": redis_url, **LONG_REDIS_TIMEOUT},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )

@@ -41,10 +41,10 @@ async def rig(settings: dict[str, str]) -> AsyncIterator[Rig]:
         yield running
 
 
-async def record_of(store: Redis, request_id: str) -> bytes:
+async def record_of(store: Redis, request_id: str) -> str:
     """The key that holds the lease of a delivery."""
     (key,) = [name async for name in store.scan_iter(f"delivery:*{request_id}*")]
-    return bytes(key)
+    return str(key.decode())
 
 
 async def held_at_the_gateway(rig: Rig, request_id: str) -> asyncio.Task[httpx.Response]:
