@@ -50,7 +50,7 @@ class Fleet:
         self.store = parts.enter_context(redis.Redis.from_url(self.url))
         self._at_a_retry = at_a_retry
         # The crash of one that keeps its claim at a retry may end a request twice.
-        self._spared = OWNER_PREFIX if at_a_retry == "keeps" else ""
+        self._untouched_owners = OWNER_PREFIX if at_a_retry == "keeps" else ""
         faulty = running_gateway("--time-to-first-token", "0.3", "--fault", f"503={failing}")
         self._gateway_url = parts.enter_context(faulty)
         self.kinds: list[Start] = [self._ours, self._theirs, self._ours, self._theirs]
@@ -95,7 +95,7 @@ class Fleet:
 
     def _end_leases(self) -> None:
         """End all leases now, those of live processes too; these renew theirs or lose them."""
-        self.store.eval(END_LEASES, 2, f"{QUEUE}:claims-idx", f"{QUEUE}:claim-owners", self._spared)
+        self.store.eval(END_LEASES, 2, f"{QUEUE}:claims-idx", f"{QUEUE}:claim-owners", self._untouched_owners)
 
     def is_settled(self) -> bool:
         """Whether nothing waits and nothing is claimed."""
