@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from typing import Any, Final
 
 import click
 from msgspec.structs import fields
 
-from handlers.cli.shell import run_async, warn_about_names
-from handlers.contract.errors import AsyncProcessorError
+from handlers.cli.shell import ExitCode, exits, run_async
 from handlers.number_text import counted, parse_duration
 from handlers.pubsub.admin import (
     CheckedResource,
@@ -38,15 +35,6 @@ _EMULATOR_BACKOFF: Final = (
 _STATE_COLOURS: Final = {GrantState.GRANTED: "green", GrantState.MISSING: "red", GrantState.UNKNOWN: "yellow"}
 _Option = Callable[[Callable[..., None]], Callable[..., None]]
 _DEFAULTS: Final[dict[str, Any]] = {field.name: field.default for field in fields(LayoutOptions)}
-
-
-class Exit(IntEnum):
-    """Exit codes."""
-
-    AS_WANTED = 0
-    NOT_AS_WANTED = 1
-    WRONG_SETTINGS = 2
-    NO_ANSWER = 4
 
 
 class DurationOrNever(click.ParamType[int | None]):
@@ -170,21 +158,17 @@ corrects it, and exits with 1.
     help="Account of the push door, to check its grants.",
 )
 @click.option("--client-account", default="", help="Account of the clients, to check its grants.")
-def setup(**flags: Any) -> None:
+@exits
+def setup(**flags: Any) -> ExitCode:
     """Create missing topics and subscriptions; check the others."""
-    warn_about_names()
     try:
-        code = run_async(_setup(flags))
+        return run_async(_setup(flags))
     except PubSubFailed as error:
         click.echo(f"error: {error}", err=True)
-        code = Exit.NO_ANSWER
-    except AsyncProcessorError as error:
-        click.echo(f"error: {error}", err=True)
-        code = Exit.WRONG_SETTINGS
-    sys.exit(int(code))
+        return ExitCode.UNREACHABLE
 
 
-async def _setup(flags: dict[str, Any]) -> Exit:
+async def _setup(flags: dict[str, Any]) -> ExitCode:
     is_dry = flags.pop("dry_run")
     host, endpoint = flags.pop("emulator_host"), flags.pop("endpoint")
     channel = PubSubChannel(PubSubOptions(project_id=flags["project_id"], emulator_host=host, endpoint=endpoint))
@@ -205,7 +189,7 @@ async def _setup(flags: dict[str, Any]) -> Exit:
                 click.echo(f"note: {_EMULATOR_BACKOFF}")
         else:
             _show_grants(await grant_states(channel, needed_grants(wanted, **accounts)), notes(wanted))
-    return Exit.NOT_AS_WANTED if differing or (is_dry and missing) else Exit.AS_WANTED
+    return ExitCode.FAILED_REQUESTS if differing or (is_dry and missing) else ExitCode.DONE
 
 
 def _show(checked: CheckedResource) -> None:
