@@ -25,7 +25,7 @@ Examples:
   async-processor check --only redis --only gateway
   async-processor check --json | jq '.findings[] | select(.state != "ok")'
 
-Exit codes: 0 no fault; 1 a check failed (the fix is printed); 2 a setting is invalid.""",
+Exit codes: 0 no fault; 1 a check failed (the fix is printed); 2 a setting is invalid."""
 )
 @click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), help="Check only this part; may be repeated.")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")

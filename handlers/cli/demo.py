@@ -27,7 +27,7 @@ Examples:
   async-processor demo --requests 1000 --no-pubsub
 
 Exit codes: 0 every request got exactly one final result; 1 otherwise; 2 a process could not be started;
-130 Ctrl-C; 143 SIGTERM.""",
+130 Ctrl-C; 143 SIGTERM."""
 )
 @click.option(
     "--requests", type=click.IntRange(20, 100_000), default=200, show_default=True, help="Number of requests."
@@ -84,14 +84,11 @@ Examples:
   async-processor dev
   async-processor dev --redis-port 6379 --gateway-port 8000 --no-pubsub
 
-Exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 a process ended by itself; 2 a process could not be started.""",
+Exit codes: 0 stopped by Ctrl-C or SIGTERM; 1 a process ended by itself; 2 a process could not be started."""
 )
 @click.option("--redis-port", type=click.IntRange(0, 65_535), default=0, help="Port of Valkey; 0 picks a free one.")
 @click.option(
-    "--gateway-port",
-    type=click.IntRange(0, 65_535),
-    default=0,
-    help="Port of the gateway; 0 picks a free one.",
+    "--gateway-port", type=click.IntRange(0, 65_535), default=0, help="Port of the gateway; 0 picks a free one."
 )
 @click.option("--pubsub/--no-pubsub", "has_pubsub", default=True, help="Use Pub/Sub too, if its emulator is found.")
 def dev(redis_port: int, gateway_port: int, has_pubsub: bool) -> None:

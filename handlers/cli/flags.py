@@ -56,17 +56,12 @@ class QueueFlags:
 
         if self.to == "redis":
             return AsyncClient.for_redis(
-                self.redis_url,
-                ClientOptions(queue=self.queue, results=self.results, **options),
-                self.access,
+                self.redis_url, ClientOptions(queue=self.queue, results=self.results, **options), self.access
             )
         if not self.project:
             raise InvalidSetting("PROJECT_ID", found="nothing", accepted="a project, or --project")
         return AsyncClient.for_pubsub(
-            self.project,
-            topic=self.topic,
-            subscription=self.subscription,
-            emulator_host=self.emulator_host,
+            self.project, topic=self.topic, subscription=self.subscription, emulator_host=self.emulator_host
         )
 
 
@@ -290,10 +285,7 @@ def serving_text(pollers: Sequence[PollerReport], name: str) -> str:
         for queue in poller.queues:
             if queue.name != name:
                 continue
-            gates = [
-                *queue.gates,
-                *(gate for pool in poller.pools if pool.pool == queue.pool for gate in pool.gates),
-            ]
+            gates = [*queue.gates, *(gate for pool in poller.pools if pool.pool == queue.pool for gate in pool.gates)]
             reasons.append(next((gate.closed_because for gate in gates if gate.closed_because), ""))
     if not reasons:
         return f"no poller reported queue {name} in the last {FRESH_SECONDS:g} s; its requests wait for one"

@@ -83,8 +83,7 @@ class LazyGroup(click.Group):
                 raise
             extra = EXTRA_OF.get(package, "server")
             click.echo(
-                f"error: this command needs the package {package}: pip install 'async-processor[{extra}]'",
-                err=True,
+                f"error: this command needs the package {package}: pip install 'async-processor[{extra}]'", err=True
             )
             sys.exit(2)
 

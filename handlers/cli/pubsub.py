@@ -128,11 +128,7 @@ corrects it, and exits with 1.
 )
 @click.option("--filter", default="", help="Filter: push only messages that match it; cannot be changed later.")
 @click.option("--no-wrapper", "is_unwrapped", is_flag=True, help="Push the bare body, with metadata in headers.")
-@_duration(
-    "--ack-deadline",
-    "ack_deadline_seconds",
-    "Time until an unanswered push is redelivered, 10s to 600s.",
-)
+@_duration("--ack-deadline", "ack_deadline_seconds", "Time until an unanswered push is redelivered, 10s to 600s.")
 @_duration("--min-retry-delay", "minimum_backoff_seconds", "Shortest delay of a redelivery.")
 @_duration("--max-retry-delay", "maximum_backoff_seconds", "Longest delay of a redelivery.")
 @click.option(
@@ -143,9 +139,7 @@ corrects it, and exits with 1.
 )
 @_duration("--retention", "retention_seconds", "Time for which subscriptions keep unacknowledged messages.")
 @_duration(
-    "--topic-retention",
-    "topic_retention_seconds",
-    "Time for which the request topic keeps all messages, for a replay.",
+    "--topic-retention", "topic_retention_seconds", "Time for which the request topic keeps all messages, for a replay."
 )
 @_duration("--expiration", "expiration_seconds", "Time after which an unused subscription is deleted.")
 @_duration("--result-ack-deadline", "result_ack_deadline_seconds", "Lease of a pulled result.")

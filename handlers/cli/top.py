@@ -40,13 +40,10 @@ Examples:
   REDIS_URL=rediss://redis:6379 async-processor top --once
 
 Keys: q quits; any other key refreshes.
-Exit codes: 0 done; 2 a wrong setting; 4 Redis does not answer (--once); 130 Ctrl-C; 143 SIGTERM.""",
+Exit codes: 0 done; 2 a wrong setting; 4 Redis does not answer (--once); 130 Ctrl-C; 143 SIGTERM."""
 )
 @click.option(
-    "--once",
-    "is_once",
-    is_flag=True,
-    help="Print one frame and exit; the default if the output is not a terminal.",
+    "--once", "is_once", is_flag=True, help="Print one frame and exit; the default if the output is not a terminal."
 )
 @click.option("--interval", "interval_seconds", type=click.FloatRange(0.2, 3_600), default=2.0, show_default=True,
               help="Seconds between refreshes.")  # fmt: skip

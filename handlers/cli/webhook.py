@@ -38,7 +38,7 @@ handlers and poller. If that receiver is not allowed or refuses the result, the 
 "undelivered". A receiver that is down does not delay the others.
 
 Exit codes: 0 stopped, or no result for --for; 1 the receiver answered 410 (gone); 2 wrong flags;
-4 the broker does not answer.""",
+4 the broker does not answer."""
 )
 @click.argument("url")
 @click.option(
@@ -63,11 +63,7 @@ Exit codes: 0 stopped, or no result for --for; 1 the receiver answered 410 (gone
     help="Most calls at once, to URL and to each --destination.",
 )
 @click.option(
-    "--give-up",
-    type=DurationType(),
-    default="3d",
-    show_default=True,
-    help="Longest time to retry one result.",
+    "--give-up", type=DurationType(), default="3d", show_default=True, help="Longest time to retry one result."
 )
 @click.option("--for", "idle", type=DurationType(), help="Stop after this time without a result.")
 @queue_flags
@@ -122,11 +118,7 @@ async def _deliver(queue: QueueFlags, options: WebhookOptions, idle: timedelta |
         sys.stdout.write(encode_result(result).decode() + "\n")
         sys.stdout.flush()
 
-    async with (
-        queue.client() as client,
-        client.results(idle=idle) as stream,
-        Webhook(options, given_up) as hook,
-    ):
+    async with queue.client() as client, client.results(idle=idle) as stream, Webhook(options, given_up) as hook:
         running = asyncio.ensure_future(hook.run(stream))
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, running.cancel)

@@ -76,13 +76,7 @@ class PubSubBroker:
         with pubsub_errors():
             await asyncio.gather(*(self._publisher.publish(self._topic, body.whole) for body in bodies))
         return [
-            Submission(
-                id=body.id,
-                token="",
-                deadline=body.deadline,
-                queue=self._topic,
-                results=self._subscription,
-            )
+            Submission(id=body.id, token="", deadline=body.deadline, queue=self._topic, results=self._subscription)
             for body in bodies
         ]
 

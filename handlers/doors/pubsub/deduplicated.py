@@ -89,10 +89,7 @@ class Once:
 
     async def begin(self, request: Request, body: bytes) -> AnswerLease | Answer | None:
         """A lease, the answer to a duplicate, or None (store unavailable)."""
-        key, owner = (
-            delivery_key(request.id, request.request_token, body, request.queue),
-            secrets.token_hex(16),
-        )
+        key, owner = (delivery_key(request.id, request.request_token, body, request.queue), secrets.token_hex(16))
         beginning = await self._ask(self._records.begin(key, owner))
         end_if_cancelled()  # the caller has disconnected; the new lease expires by itself
         match beginning:
