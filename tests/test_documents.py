@@ -177,10 +177,10 @@ SHOWN = {
         "a patch emptied the container": ("test_a_strategic_merge_patch_of_a_knative_service_empties_its_container"),
     },
     "docs/architecture.md": {
-        "the poller dies while a request is in flight": (
+        "the poller crashes while a request is in flight": (
             "tests/manifests/test_keda_rehearsal.py: test_claims_of_crashed_pollers_start_a_new_one"
         ),
-        "the poller dies after the ack": (
+        "the poller crashes after the ack": (
             "tests/chaos/test_crash_points.py: test_f3_a_crash_at_any_named_point_loses_and_duplicates_nothing"
         ),
         "the reply to an ack is lost": (
@@ -193,7 +193,7 @@ SHOWN = {
         "Redis is down between answer and ack, and the lease expires meanwhile": (
             "tests/poller/test_ack_batcher.py: test_a_settlement_of_a_stale_owner_is_refused_and_reported"
         ),
-        "a handler dies": ("tests/poller/test_dispatcher.py: test_a_handler_that_went_with_the_request_is_an_attempt"),
+        "a handler crashes": ("tests/poller/test_dispatcher.py: test_a_handler_that_went_with_the_request_is_an_attempt"),
     },
     "docs/runbook.md": {
         "Requests are queued and nothing moves": (
