@@ -60,7 +60,7 @@ def test_a_retry_always_comes_before_the_deadline(
 
 
 @given(attempt=ATTEMPTS, asked=HINTS, jitter=JITTERS)
-def test_where_two_pauses_fit_there_is_a_retry(attempt: int, asked: float | None, jitter: float) -> None:
+def test_a_retry_is_made_if_two_pauses_fit(attempt: int, asked: float | None, jitter: float) -> None:
     delay = retry_delay(attempt, left_seconds=2 * BASE_SECONDS, hint_seconds=asked, jitter=jitter)
     assert delay is not None
 
@@ -92,7 +92,7 @@ def test_at_the_very_end_there_is_no_storm_of_ever_closer_attempts() -> None:
         assert left < 2 * BASE_SECONDS
 
 
-def test_a_delivery_whose_redelivery_would_be_too_late_is_not_held() -> None:
+def test_a_delivery_is_not_held_if_its_redelivery_would_be_too_late() -> None:
     assert retry_delay(0, left_seconds=10.0, hint_seconds=None, jitter=0.0, earliest_seconds=10.0) is None
     assert retry_delay(0, left_seconds=10.1, hint_seconds=None, jitter=0.0, earliest_seconds=10.0) == 10.0
 
@@ -149,7 +149,7 @@ def test_an_outage_of_an_hour_costs_at_most_one_try_a_second() -> None:
     assert sum(retry.next_seconds() for _ in range(3_610)) >= 3_600
 
 
-def test_it_reports_whether_the_last_call_failed() -> None:
+def test_a_backoff_reports_whether_the_last_call_failed() -> None:
     retry = Backoff()
     seen = [retry.has_failed]
     retry.next_seconds()
@@ -158,7 +158,7 @@ def test_it_reports_whether_the_last_call_failed() -> None:
     assert [*seen, retry.has_failed] == [False, True, False]
 
 
-async def test_a_pause_is_waited_for() -> None:
+async def test_a_backoff_sleeps_for_its_pause() -> None:
     retry = Backoff(0.001, 0.002, lambda: 0.0)
     await retry.pause()
     assert retry.has_failed

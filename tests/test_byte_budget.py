@@ -20,7 +20,7 @@ def test_room_is_given_in_the_order_in_which_it_was_asked_for() -> None:
     assert share.held == 100
 
 
-def test_a_single_item_passes_whatever_its_size() -> None:
+def test_a_single_item_of_any_size_passes() -> None:
     share = ByteShare(10)
     assert share.has_room(1_000)
     holding = Holding(share)

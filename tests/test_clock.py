@@ -28,12 +28,12 @@ class Time:
         return FollowedClock(lambda: self.steady, lambda: self.local)
 
 
-def test_it_is_the_local_clock_until_the_other_one_is_known() -> None:
+def test_without_an_observation_the_local_clock_counts() -> None:
     time = Time()
     assert time.followed().now() == 1_000_000.0
 
 
-def test_it_follows_the_server_and_a_changed_local_clock_changes_nothing() -> None:
+def test_a_change_of_the_local_clock_does_not_change_the_followed_one() -> None:
     time = Time()
     clock = time.followed()
     clock.observe(500.0, clock.started())
@@ -74,7 +74,7 @@ def test_the_latest_time_in_a_message_counts() -> None:
 
 
 @pytest.mark.parametrize(("local", "deadline"), [(1_000.0, 1_060.0), (1_003.0, 1_060.0), (8_200.0, 8_260.0)])
-def test_a_deadline_is_moved_only_where_the_clocks_differ(local: float, deadline: float) -> None:
+def test_a_deadline_is_converted_only_if_the_clocks_differ(local: float, deadline: float) -> None:
     clock = Time(local).followed()
     clock.observe_sent(1_000.0)
     assert clock.local_deadline(1_060.0) == deadline

@@ -14,7 +14,7 @@ from handlers.telemetry.logs import get_logger
 from handlers.telemetry.tracing import PROCESS_REQUEST, Tracing, TracingOptions
 
 
-async def test_one_close_that_hangs_or_fails_keeps_no_other_from_its_turn(
+async def test_a_close_that_hangs_or_fails_does_not_prevent_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     closed: list[str] = []

@@ -150,7 +150,7 @@ SHOWN = {
             "test_retries_and_claims_keep_one_poller_until_their_deadlines"
         ),
         "KEDA starts pollers while the pool is full": (
-            "tests/manifests/test_keda_decisions.py: test_slack_aware_wakes_only_for_slack"
+            "tests/manifests/test_keda_decisions.py: test_slack_aware_starts_a_poller_only_for_idle_capacity"
         ),
         "the status page reports that Redis does not answer": (
             "test_the_status_page_names_the_password_that_it_lacks, "
@@ -193,7 +193,9 @@ SHOWN = {
         "Redis is down between answer and ack, and the lease expires meanwhile": (
             "tests/poller/test_ack_batcher.py: test_a_settlement_of_a_stale_owner_is_refused_and_reported"
         ),
-        "a handler crashes": ("tests/poller/test_dispatcher.py: test_a_handler_that_went_with_the_request_is_an_attempt"),
+        "a handler crashes": (
+            "tests/poller/test_dispatcher.py: test_a_connection_lost_during_the_request_counts_as_an_attempt"
+        ),
     },
     "docs/runbook.md": {
         "Requests are queued and nothing moves": (
@@ -224,7 +226,7 @@ SHOWN = {
             "tests/cli/test_dead.py: test_requeue_and_drop_take_several_or_all"
         ),
         "Leases are lost, requests run twice": (
-            "tests/poller/test_maintenance.py: test_a_claim_that_another_took_is_given_up_and_its_work_cancelled"
+            "tests/poller/test_maintenance.py: test_the_work_of_a_claim_taken_over_by_another_poller_is_cancelled"
         ),
         "Redis is full, slow or gone": (
             "tests/way/test_failing_redis.py: test_while_redis_fails_nothing_is_lost_and_no_socket_leaks"
@@ -234,9 +236,7 @@ SHOWN = {
             "test_a_handler_that_refuses_the_poller_is_in_the_pollers_log, "
             "test_pushes_with_another_audience_get_401"
         ),
-        "Results cannot be published": (
-            "tests/doors/test_recorder.py: test_a_result_that_could_not_be_recorded_is_no_result_yet"
-        ),
+        "Results cannot be published": ("tests/doors/test_recorder.py: test_an_unrecorded_result_counts_as_a_nack"),
         "A changed configuration file is refused": (
             "tests/way/test_reload.py: test_an_invalid_file_is_refused_and_reported_and_the_next_valid_one_is_applied"
         ),
@@ -255,7 +255,7 @@ def rows(path: Path) -> list[str]:
     return cells + re.findall(r"^## \d+\. (.+)$", document(path), re.M)
 
 
-def test_every_row_of_a_troubleshooting_table_is_shown_or_says_what_it_needs() -> None:
+def test_every_row_of_a_troubleshooting_table_has_a_test_or_a_requirement() -> None:
     found = {str(path): rows(path) for path in DOCUMENTS if rows(path)}
     assert found == {path: [*shown] for path, shown in SHOWN.items()}
 

@@ -28,7 +28,7 @@ def test_a_duration_is_what_a_person_writes(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "h", "1x", "1h-1m", "-5", "1 week", "1h 5", "1e3", "9" * 400, f"{'9' * 400}s"])
-def test_any_other_text_is_not_a_duration(text: str) -> None:
+def test_an_invalid_text_is_not_a_duration(text: str) -> None:
     assert parse_duration(text) is None
 
 

@@ -150,7 +150,7 @@ def found_texts(tree: ast.AST) -> list[tuple[int, str]]:
     return [(line, str(text.value)) for line, text in texts if isinstance(text, ast.Constant)]
 
 
-def test_errors_say_what_they_got() -> None:
+def test_errors_describe_the_value_that_they_got() -> None:
     texts = {
         f"{path}:{line}": text for path in tracked("handlers/**/*.py") for line, text in found_texts(tree_of(path))
     }

@@ -63,7 +63,7 @@ def tree_of(path: Path) -> ast.Module:
         return ast.parse(text_of(path), filename=str(path))
 
 
-def test_there_is_something_to_check() -> None:
+def test_sources_of_all_folders_are_checked() -> None:
     assert {path.parts[0] for path in SOURCES} == {"async_processor", "handlers", "tests"}
 
 
@@ -77,7 +77,7 @@ def test_every_module_has_a_docstring() -> None:
     assert [str(path) for path in SOURCES if not ast.get_docstring(tree_of(path))] == []
 
 
-def test_no_module_is_a_drawer() -> None:
+def test_no_module_has_a_meaningless_name() -> None:
     names = {path: {part.removesuffix(".py") for part in path.parts} for path in SOURCES}
     assert {str(path): words & WORDLESS for path, words in names.items() if words & WORDLESS} == {}
 
@@ -212,7 +212,7 @@ def test_every_exception_to_a_tool_has_its_reason() -> None:
     assert [str(path) for path in SOURCES if without.search(text_of(path))] == [], "say why, on the line"
 
 
-def test_nothing_is_left_for_later() -> None:
+def test_no_source_has_a_to_do_comment() -> None:
     later = re.compile(r"\b(?:TO[D]O|FIX[M]E|XX[X])\b")  # split, so as not to find itself
     assert [str(path) for path in SOURCES if later.search(text_of(path))] == []
 
@@ -221,7 +221,7 @@ def test_users_get_our_types() -> None:
     assert (ROOT / "handlers/py.typed").exists()
 
 
-def test_lock_files_tell_no_address() -> None:
+def test_lock_files_contain_no_address() -> None:
     """The installer chooses the index; each pin has its hashes."""
     for path in tracked("requirements*.txt"):
         text = (ROOT / path).read_text()

@@ -231,7 +231,7 @@ def is_denial(test: ast.expr) -> bool:
     )
 
 
-def test_no_assertion_reads_something_else_than_was_waited_for() -> None:
+def test_every_assertion_reads_what_the_test_waited_for() -> None:
     found = [f"{path}:{line}" for path in TESTS for line in reads_after_another_wait(text_of(path), tree_of(path))]
     assert found == [], "another process may still be about to write it: wait for it as well"
 

@@ -131,7 +131,7 @@ def test_cancelled_is_neither_failed_nor_red() -> None:
     assert colours == {"soft"}
 
 
-def test_lanes_are_explained_where_they_are_shown() -> None:
+def test_every_page_that_shows_lanes_explains_them() -> None:
     assert "A lane is a priority class" in page_text()
     for page in ("docs/config-file.md", "docs/architecture.md"):
         assert re.search(r"\blane\b", text_of(Path(page)))

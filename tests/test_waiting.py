@@ -16,11 +16,11 @@ def counting_to(last: int) -> Callable[[], int | None]:
     return lambda: last if next(asked) == last else None
 
 
-def test_what_became_true_is_returned() -> None:
+def test_the_awaited_value_is_returned() -> None:
     assert wait_until(counting_to(5), "five") == 5
 
 
-async def test_what_became_true_on_a_loop_is_returned() -> None:
+async def test_the_awaited_value_is_returned_on_a_loop() -> None:
     assert await wait_until_async(counting_to(5), "five") == 5
 
 
@@ -33,7 +33,7 @@ async def test_the_predicate_may_be_a_coroutine() -> None:
     assert await wait_until_async(ask, "three") == 3
 
 
-def test_what_did_not_happen_is_named() -> None:
+def test_a_timeout_names_the_awaited_event() -> None:
     with pytest.raises(NotInTime, match=r"waited 0\.01 s for the moon; last seen: \[\]"):
         wait_until(list, "the moon", timeout_seconds=0.01)
 

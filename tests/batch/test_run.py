@@ -238,7 +238,7 @@ async def test_lines_that_were_journaled_and_not_submitted_are_submitted(
     assert sum(taken) == len(lines(files.out)) == 50
 
 
-async def test_a_double_of_a_result_is_written_once(
+async def test_a_duplicate_result_is_written_once(
     valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
 ) -> None:
     files = BatchFiles(tmp_path / "out.jsonl")
@@ -273,7 +273,7 @@ async def test_a_cancelled_batch_answers_every_line_with_an_error(
     assert (state.outcome, files.cancel.exists()) == ("cancelled", False)
 
 
-async def test_past_the_deadline_every_line_has_expired(
+async def test_after_the_deadline_every_line_has_expired(
     valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
 ) -> None:
     files = BatchFiles(tmp_path / "out.jsonl")
@@ -294,7 +294,7 @@ def test_only_one_process_runs_a_batch(tmp_path: Path) -> None:
             pass
 
 
-def test_other_files_are_not_changed(tmp_path: Path, options: ClientOptions) -> None:
+def test_files_of_another_batch_are_refused(tmp_path: Path, options: ClientOptions) -> None:
     source = write_requests(tmp_path / "in.jsonl", 3)
     files = BatchFiles(tmp_path / "out.jsonl")
     files.out.write_text("mine\n")
@@ -335,12 +335,12 @@ def test_an_invalid_line_has_a_reason(text: bytes, reason: str) -> None:
     assert reason in line.reason
 
 
-def test_a_body_stays_as_it_was_written() -> None:
+def test_the_body_of_a_line_is_unchanged() -> None:
     line = decode_line(1, b'{"custom_id":"a","method":"POST","url":"/v","body":{ "x": 1.0 }}')
     assert line == BatchLine(1, "a", "/v", b'{ "x": 1.0 }')
 
 
-def test_an_answer_is_one_line_whatever_the_gateway_sent() -> None:
+def test_an_answer_of_any_content_is_one_line() -> None:
     for payload, body in [('{\n"a": [1,\r\n2]}\n', {"a": [1, 2]}), ("not\njson", "not\njson"), ("", "")]:
         text, is_answer = encode_result_line("b", 3, "c", Result("b-3", 200, payload))
         assert (text.count(b"\n"), is_answer) == (1, True)
@@ -360,7 +360,7 @@ def test_every_error_code_has_a_name_in_the_error_file(code: ErrorCode) -> None:
     assert error["code"] == expected.get(code, code.lower())
 
 
-def test_answered_lines_cost_a_bit_each() -> None:
+def test_answered_lines_are_kept_in_a_bit_set() -> None:
     answered = AnsweredLines()
     for number in (1, 8, 1_000_000):
         assert number not in answered
@@ -428,7 +428,7 @@ def test_files_are_private_and_the_lock_is_removed(tmp_path: Path, options: Clie
     assert not (tmp_path / "out.jsonl.lock").exists()
 
 
-def test_a_damaged_line_is_reported_and_its_request_done_again(tmp_path: Path) -> None:
+def test_a_damaged_line_is_reported_and_its_request_submitted_again(tmp_path: Path) -> None:
     files = BatchFiles(tmp_path / "out.jsonl")
     good = [encode_error("b", n, f"c{n}", "x", "why") for n in (1, 2, 3)]
     files.out.write_bytes(good[0] + good[1].replace(b"{", b"(") + good[2] + b'{"id":"batch_')
@@ -439,7 +439,7 @@ def test_a_damaged_line_is_reported_and_its_request_done_again(tmp_path: Path) -
     assert files.out.read_bytes().endswith(good[2])
 
 
-async def test_a_result_that_cannot_be_decoded_is_kept_aside(
+async def test_an_undecodable_result_is_stored_in_its_own_file(
     valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
 ) -> None:
     files = BatchFiles(tmp_path / "out.jsonl")

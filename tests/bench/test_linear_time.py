@@ -31,7 +31,7 @@ def fastest_seconds(reader: str, text: bytes, repeats: int, enough: float = 0.0)
 
 @pytest.mark.bench
 @pytest.mark.parametrize("form", open_forms(8))
-def test_a_byte_of_a_large_text_takes_as_long_as_one_of_a_small_text(form: str) -> None:
+def test_the_time_per_byte_does_not_grow_with_the_size_of_a_text(form: str) -> None:
     small, large = open_forms(SMALL)[form], open_forms(LARGE)[form]
     slower = []
     for reader in READERS:

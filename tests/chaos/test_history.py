@@ -57,7 +57,7 @@ def test_a_correct_history_is_summarised_in_numbers() -> None:
         ("kill handler", DELAY_SECONDS, False),
     ],
 )
-def test_a_call_may_be_late_by_what_a_fault_held_it_up(fault: str, late_seconds: float, is_excused: bool) -> None:
+def test_a_call_may_be_late_by_the_length_of_a_fault(fault: str, late_seconds: float, is_excused: bool) -> None:
     deadline = NOW + 2 - late_seconds
     faults = Inflicted([(deadline - 0.1, fault), (NOW, "kill poller")], 1, [NOW])
     faults.at.sort()
@@ -71,34 +71,34 @@ def test_a_call_may_be_late_by_what_a_fault_held_it_up(fault: str, late_seconds:
 
 WRONG: dict[str, dict[str, Any]] = {
     "lost": {"results": [{"id": "a", "status_code": 200}]},
-    "doubled": {"results": [{"id": one, "status_code": 200} for one in ("a", "b", "b")]},
-    "of nobody": {"results": [{"id": one, "status_code": 200} for one in ("a", "b", "x")]},
+    "duplicated": {"results": [{"id": one, "status_code": 200} for one in ("a", "b", "b")]},
+    "of an unknown id": {"results": [{"id": one, "status_code": 200} for one in ("a", "b", "x")]},
     "without a reason": {"results": [{"id": "a", "status_code": 200}, {"id": "b"}]},
     "left keys": {"keys_left": ["request-sortedset:claim-owners"]},
-    "proved nothing": {"refused": 0},
+    "no lost lease": {"refused": 0},
     "not published": {"published": []},
     "two dedupe keys": {"published": COPIES},
-    "doubled without a fault": {"faults": Inflicted([(NOW, "kill poller")], in_flight=0)},
+    "duplicated without a fault": {"faults": Inflicted([(NOW, "kill poller")], in_flight=0)},
     "sent after its deadline": {"queued": {"a": NOW + 1, "b": NOW + 500}},
 }
 
 
 @pytest.mark.parametrize("changes", WRONG.values(), ids=WRONG.keys())
-def test_a_history_that_is_wrong_in_one_point_is_condemned(changes: dict[str, Any]) -> None:
+def test_a_history_with_one_error_is_rejected(changes: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
         verdict(1, _reported(**changes), _executions())
 
 
 SEEN_WRONG: dict[str, Callable[[list[Execution]], list[Execution]]] = {
-    "a success that nobody gave": lambda seen: [one for one in seen if one.key != "a"],
-    "a retry that came at once": lambda seen: [*seen[:-1], Execution("b", NOW + 10.2, NOW + 10.3, 200)],
-    "more again than were in flight": lambda seen: [*seen, Execution("a", NOW + 3, NOW + 3.1, 200)],
+    "a success without a call to the gateway": lambda seen: [one for one in seen if one.key != "a"],
+    "a retry without a delay": lambda seen: [*seen[:-1], Execution("b", NOW + 10.2, NOW + 10.3, 200)],
+    "more repeated calls than requests in flight": lambda seen: [*seen, Execution("a", NOW + 3, NOW + 3.1, 200)],
     "somebody else's": lambda seen: [*seen, Execution("x", NOW + 3, NOW + 3.1, 200)],
     "no retry checked": lambda seen: [one for one in seen if one.status != 503],
 }
 
 
 @pytest.mark.parametrize("change", SEEN_WRONG.values(), ids=SEEN_WRONG.keys())
-def test_what_the_gateway_saw_can_condemn(change: Callable[[list[Execution]], list[Execution]]) -> None:
+def test_an_error_in_the_gateways_record_is_found(change: Callable[[list[Execution]], list[Execution]]) -> None:
     with pytest.raises(AssertionError):
         verdict(1, _reported(), change(_executions()))

@@ -128,7 +128,7 @@ def test_a_batch_from_stdin_continues_without_its_stdin(shell: Shell, tmp_path: 
     assert (more.exit_code, "got other requests" in more.stderr) == (2, True)
 
 
-def test_a_resumed_batch_refuses_other_flags_than_the_first_run(shell: Shell, tmp_path: Path) -> None:
+def test_a_resumed_batch_refuses_flags_that_differ_from_the_first_run(shell: Shell, tmp_path: Path) -> None:
     source = write_requests(tmp_path / "in.jsonl", 5)
     out, errors = tmp_path / "out.jsonl", tmp_path / "other-errors.jsonl"
     arguments = ["batch", "run", source, "--out", str(out)]
@@ -209,7 +209,7 @@ def test_a_signal_while_stdin_is_read_leaves_no_files(shell: Shell, tmp_path: Pa
     assert shell.run("batch", "run", "-", "--out", str(out)).exit_code == 2, "there is nothing to resume"
 
 
-def test_an_output_over_the_input_or_in_no_folder_is_named(shell: Shell, tmp_path: Path) -> None:
+def test_an_output_that_is_the_input_or_in_a_missing_folder_is_refused(shell: Shell, tmp_path: Path) -> None:
     source = write_requests(tmp_path / "in.jsonl", 2)
     for flag in ("--out", "--errors"):
         given = {"--out": str(tmp_path / "out.jsonl"), flag: source}
@@ -266,14 +266,14 @@ async def test_a_pipe_gets_no_progress_line_before_the_interval(capsys: pytest.C
     assert capsys.readouterr().err == ""
 
 
-def test_results_reports_what_it_cannot_decode(shell: Shell) -> None:
+def test_results_reports_undecodable_results(shell: Shell) -> None:
     shell.redis.lpush(shell.results, BROKEN)
     done = shell.run("results", "--for", "0s")
     assert (done.exit_code, done.stdout) == (0, "")
     assert "1 result could not be decoded" in done.stderr
 
 
-def test_webhook_reports_what_it_cannot_decode(shell: Shell, tmp_path: Path) -> None:
+def test_webhook_reports_undecodable_results(shell: Shell, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     shell.redis.lpush(shell.results, BROKEN)
@@ -283,7 +283,7 @@ def test_webhook_reports_what_it_cannot_decode(shell: Shell, tmp_path: Path) -> 
     assert "1 result could not be decoded" in done.stderr
 
 
-def test_batch_reports_what_it_cannot_decode_and_keeps_it(shell: Shell, tmp_path: Path) -> None:
+def test_batch_reports_and_keeps_undecodable_results(shell: Shell, tmp_path: Path) -> None:
     source = write_requests(tmp_path / "in.jsonl", 3)
     out = tmp_path / "out.jsonl"
     with shell.start("batch", "run", source, "--out", str(out)) as runner:

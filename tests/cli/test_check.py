@@ -191,7 +191,7 @@ def test_the_memory_check_counts_the_workers_of_the_pools_in_use(tmp_path: Path)
     assert "a poller of 8 workers" in found["memory"]["found"]
 
 
-def test_check_reports_that_there_is_nothing_to_check(tmp_path: Path) -> None:
+def test_without_a_part_to_check_the_command_reports_that(tmp_path: Path) -> None:
     assert check("--only", "gates").stdout.startswith("nothing to check")
 
 
@@ -217,7 +217,7 @@ def test_a_gate_of_an_unused_pool_is_a_warning(tmp_path: Path) -> None:
     assert "worker_pool_id" in warned["fix"]
 
 
-def test_a_gate_whose_source_answers_is_ok_and_one_whose_does_not_is_a_fault(stack: Stack, tmp_path: Path) -> None:
+def test_a_gate_is_ok_if_its_source_has_the_value_and_else_a_fault(stack: Stack, tmp_path: Path) -> None:
     store = redis.Redis.from_url(stack.redis_url)
     store.set("dispatch-gate-budget", "0.5")
     store.close()
@@ -279,7 +279,7 @@ def test_an_unreachable_source_of_a_gate_is_explained(stack: Stack, tmp_path: Pa
     assert "is the source running" in finding["fix"]
 
 
-def test_what_the_settings_ask_for_needs_rights_too(stack: Stack) -> None:
+def test_enabled_features_need_their_own_rights(stack: Stack) -> None:
     store = redis.Redis.from_url(stack.redis_url)
     keys = (
         "~request-sortedset*",
@@ -342,7 +342,7 @@ def test_tls_to_a_plain_port_differs_from_a_bad_certificate(stack: Stack) -> Non
     ("server_seconds", "round_trip_seconds", "state"),
     [(1_002.7, 2.7, "ok"), (1_003.0, 0.1, "fault"), (995.0, 2.0, "fault")],
 )
-def test_a_slow_reply_alone_is_no_fault_of_the_clocks(
+def test_a_slow_reply_is_not_reported_as_clock_skew(
     server_seconds: float, round_trip_seconds: float, state: str
 ) -> None:
     """The server reads its clock at any moment of the round trip that began at 1,000 s."""

@@ -70,7 +70,7 @@ async def _in_thread(call: Callable[..., Result], *arguments: str, **options: in
     return await asyncio.to_thread(call, *arguments, **options)
 
 
-async def test_list_shows_every_letter_with_its_whole_id_the_latest_last(dead: Dead) -> None:
+async def test_list_shows_every_dead_letter_with_its_whole_id_latest_last(dead: Dead) -> None:
     late = await dead.dead_letter(b"late", at=1_700_000_600)
     early = await dead.dead_letter(b"early!", at=1_700_000_000)
 
@@ -120,7 +120,7 @@ async def test_f76_a_message_cannot_command_the_terminal(dead: Dead, message: st
 @pytest.mark.parametrize(
     ("member", "shown"), [('{"id": "r", "é": 1}'.encode(), '{"id": "r", "é": 1}'), (b"\xff\0", "\\xff\0")]
 )
-async def test_show_gives_the_member_as_it_was_queued(dead: Dead, member: bytes, shown: str) -> None:
+async def test_show_prints_the_member_as_it_was_queued(dead: Dead, member: bytes, shown: str) -> None:
     dead_id = await dead.dead_letter(member)
 
     done = await _in_thread(dead.run, "show", dead_id)
@@ -133,7 +133,7 @@ async def test_show_gives_the_member_as_it_was_queued(dead: Dead, member: bytes,
 
 
 @pytest.mark.parametrize("member", [b'{"id": "r",  "deadline": 1}', b"\xff\x00 no json"])
-async def test_a_requeued_letter_is_pending_byte_for_byte(dead: Dead, member: bytes) -> None:
+async def test_a_requeued_dead_letter_is_pending_unchanged(dead: Dead, member: bytes) -> None:
     dead_id = await dead.dead_letter(member)
 
     done = await _in_thread(dead.run, "requeue", dead_id)
@@ -154,7 +154,7 @@ async def test_requeue_and_drop_take_several_or_all(dead: Dead) -> None:
     assert not dead.redis.exists(dead.keys.dead)
 
 
-async def test_every_id_that_the_list_prints_is_taken_and_so_is_a_beginning_that_is_unique(
+async def test_printed_ids_and_their_unique_prefixes_are_accepted(
     dead: Dead,
 ) -> None:
     await dead.dead_letter(b"m-1")
@@ -167,7 +167,7 @@ async def test_every_id_that_the_list_prints_is_taken_and_so_is_a_beginning_that
     assert (await _in_thread(dead.run, "drop", ids[0][:39])).stdout == "1 dropped\n"
 
 
-async def test_a_beginning_of_several_ids_changes_nothing_and_lists_them(dead: Dead) -> None:
+async def test_an_ambiguous_prefix_changes_nothing_and_lists_the_ids(dead: Dead) -> None:
     record = b'{"reason": "X", "at": 1, "member": "m"}'
     for name in ("abc1", "abc2"):
         dead.redis.hset(dead.keys.dead, name, record)
@@ -186,7 +186,7 @@ async def test_dropping_all_asks_first_with_the_number(dead: Dead) -> None:
     assert f"pass --yes to drop 2 dead letters of {dead.queue}" in done.stderr
 
 
-async def test_dropping_all_of_none_asks_for_no_confirmation(dead: Dead) -> None:
+async def test_dropping_all_without_dead_letters_asks_for_no_confirmation(dead: Dead) -> None:
     done = await _in_thread(dead.run, "drop", "--all")
     assert (done.exit_code, done.output) == (1, "no dead letters\n")
 
@@ -212,14 +212,14 @@ async def test_a_list_in_json_has_everything_a_program_needs(dead: Dead) -> None
 
 
 @pytest.mark.parametrize("command", ["requeue", "drop", "show"])
-def test_an_unknown_letter_is_named(dead: Dead, command: str) -> None:
+def test_an_unknown_id_is_reported(dead: Dead, command: str) -> None:
     done = dead.run(command, "nobody")
     assert done.exit_code == 1
     listed = f"`async-processor dead list --queue {dead.queue}` shows them"
     assert f"no dead letter nobody in this queue: {listed}" in done.stderr
 
 
-async def test_one_unknown_letter_does_not_stop_the_others(dead: Dead) -> None:
+async def test_an_unknown_id_does_not_stop_the_requeueing_of_others(dead: Dead) -> None:
     dead_id = await dead.dead_letter(b"m")
 
     done = await _in_thread(dead.run, "requeue", "nobody", dead_id)
@@ -229,11 +229,11 @@ async def test_one_unknown_letter_does_not_stop_the_others(dead: Dead) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("--all", "one")])
 @pytest.mark.parametrize("command", ["requeue", "drop"])
-def test_letters_are_named_or_all_are_meant(dead: Dead, command: str, arguments: tuple[str, ...]) -> None:
+def test_requeue_and_drop_need_either_ids_or_all(dead: Dead, command: str, arguments: tuple[str, ...]) -> None:
     assert dead.run(command, *arguments).exit_code == 2
 
 
-def test_without_redis_it_reports_that_without_the_password(dead: Dead) -> None:
+def test_an_unreachable_redis_is_reported_without_its_password(dead: Dead) -> None:
     done = dead.run("list", "--redis-url", "redis://:canary@127.0.0.1:1")
     assert (done.exit_code, "Redis does not answer" in done.stderr) == (4, True)
     assert "canary" not in done.output

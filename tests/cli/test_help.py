@@ -26,7 +26,7 @@ def groups(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
 GROUPS = dict(groups(main))
 
 
-def test_there_are_groups_in_groups() -> None:
+def test_all_command_groups_are_checked() -> None:
     assert {(), ("batch",), ("dead",), ("pubsub",)} <= GROUPS.keys()
 
 

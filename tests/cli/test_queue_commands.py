@@ -150,7 +150,9 @@ def test_cancel_reports_for_each_id_whether_it_was_live(shell: Shell) -> None:
         ),
     ],
 )
-def test_cancel_says_why_a_queued_request_stays(shell: Shell, internal: dict[str, str], reason: str) -> None:
+def test_cancel_reports_why_a_queued_request_cannot_be_cancelled(
+    shell: Shell, internal: dict[str, str], reason: str
+) -> None:
     deadline = time.time() + 600
     request = {"id": "foreign", "deadline": deadline, "payload": {"n": 1}}
     member = {"internal": internal, "request_kind": "plain", "data": request} if internal else request
@@ -190,7 +192,7 @@ def test_submit_takes_a_whole_body_and_flags_win(shell: Shell, tmp_path: Path) -
     assert second.deadline == pytest.approx(time.time() + 7200, abs=30)
 
 
-def test_submit_makes_a_payload_of_a_prompt(shell: Shell) -> None:
+def test_submit_builds_a_payload_from_a_prompt(shell: Shell) -> None:
     assert shell.run("submit", "--prompt", "Hi", "--model", "m", "--max-tokens", "5").exit_code == 0
     assert json.loads(shell.queued()[0].payload) == {"model": "m", "prompt": "Hi", "max_tokens": 5}
 
@@ -218,7 +220,7 @@ def test_submit_once_is_refused_if_earlier_submissions_are_unknown(
     assert message in run.stderr
 
 
-def test_submit_once_does_not_wait_for_what_the_first_sent_elsewhere(shell: Shell) -> None:
+def test_submit_once_does_not_wait_if_the_first_result_is_in_a_shared_list(shell: Shell) -> None:
     """The first is finished, and had no result list of its own."""
     name = uuid.uuid4().hex
     assert shell.run("submit", "-", "--id", name, "--once", "1h", stdin='{"n":1}').exit_code == 0
@@ -255,7 +257,7 @@ def test_submit_once_submits_once(shell: Shell) -> None:
     assert len(shell.queued()) == 1
 
 
-def test_the_first_attempt_is_called_so() -> None:
+def test_the_first_attempt_is_printed_as_attempt_1() -> None:
     place = Place("claimed", "q", "t", 0, 160.0)
     text = whereabouts_text(Whereabouts("r", RequestState.CLAIMED, [place]), 100.0)
     assert text == "r  in flight, or waiting at a gate, queue q, attempt 1, deadline in 1m00s"

@@ -100,7 +100,7 @@ def test_invalid_utf_8_is_refused_in_one_line() -> None:
     ],
     ids=" ".join,
 )
-def test_an_empty_id_is_a_wrong_argument(arguments: list[str]) -> None:
+def test_an_empty_id_is_refused(arguments: list[str]) -> None:
     done = CliRunner().invoke(main, arguments, env={"REDIS_URL": "redis://127.0.0.1:1"})
     assert done.exit_code == 2
     assert "expected an id, got '" in done.stderr

@@ -56,7 +56,7 @@ def test_a_pipe_gets_one_frame_with_everything_in_it(url: str) -> None:
     assert "\x1b" not in done.output
 
 
-def test_without_redis_it_reports_that() -> None:
+def test_an_unreachable_redis_is_reported() -> None:
     done = CliRunner().invoke(main, ["top", "--once"], env={"REDIS_URL": "redis://127.0.0.1:1"})
     assert done.exit_code == 4
     assert "Redis does not answer" in done.output

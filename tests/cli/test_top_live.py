@@ -50,7 +50,7 @@ def assert_left_clean(terminal: Terminal) -> None:
     assert "Traceback" not in terminal.written
 
 
-def test_it_draws_and_draws_again_until_q_is_pressed(url: str) -> None:
+def test_top_redraws_until_q_is_pressed(url: str) -> None:
     with Terminal(["top", "--interval", "0.2"], {"REDIS_URL": url}) as terminal:
         terminal.wait_for("1 poller ", "q quits", "request-sortedset", "0/64 slots")
         queue(url, "came-later")
@@ -74,7 +74,7 @@ def test_a_resize_and_a_key_redraw_at_once(url: str) -> None:
         assert_left_clean(terminal)
 
 
-def test_control_c_leaves_the_terminal_clean(url: str) -> None:
+def test_ctrl_c_restores_the_terminal(url: str) -> None:
     with Terminal(["top", *NEVER], {"REDIS_URL": url}) as terminal:
         terminal.wait_for("request-sortedset")
         terminal.press("\x03")
@@ -82,7 +82,7 @@ def test_control_c_leaves_the_terminal_clean(url: str) -> None:
         assert_left_clean(terminal)
 
 
-def test_sigterm_leaves_it_clean_too_and_without_keys_it_works(url: str) -> None:
+def test_without_a_keyboard_top_works_and_sigterm_restores_the_terminal(url: str) -> None:
     with Terminal(["top", *NEVER], {"REDIS_URL": url}, has_keys=False) as terminal:
         terminal.wait_for("request-sortedset")
         terminal.process.send_signal(signal.SIGTERM)
@@ -90,7 +90,7 @@ def test_sigterm_leaves_it_clean_too_and_without_keys_it_works(url: str) -> None
         assert_left_clean(terminal)
 
 
-def test_it_waits_for_redis_to_come_back() -> None:
+def test_top_waits_until_redis_is_back() -> None:
     port = free_port()
     with Terminal(["top", "--interval", "0.2"], {"REDIS_URL": f"redis://127.0.0.1:{port}"}) as terminal:
         terminal.wait_for("Redis does not answer; trying again")
@@ -108,7 +108,7 @@ def test_a_terminal_that_cannot_be_redrawn_gets_one_frame(url: str) -> None:
         assert "\x1b" not in terminal.written
 
 
-def test_a_pipe_gets_one_frame_with_whole_names_also_where_colours_are_forced(url: str) -> None:
+def test_a_pipe_gets_one_frame_with_whole_names_also_with_forced_colours(url: str) -> None:
     done = subprocess.run(
         [PROGRAM, "top"],
         env={**os.environ, "REDIS_URL": url, "FORCE_COLOR": "1", "COLUMNS": "30"},

@@ -117,7 +117,7 @@ async def test_a_wrong_argument_is_named_with_its_unit(kind: type, name: str, pa
     assert error.found not in ("", "nothing")
 
 
-def test_a_duration_in_words_is_answered_with_the_timedelta_to_write() -> None:
+def test_a_duration_as_text_is_refused_with_the_timedelta_to_write() -> None:
     with Client.for_redis(NOWHERE) as client:
         with pytest.raises(InvalidRequest, match=r"^within: .* got '10m' \(.*timedelta\(seconds=600\)\)"):
             client.ask({}, deadline=60, within="10m")  # type: ignore[arg-type]  # as untyped callers do

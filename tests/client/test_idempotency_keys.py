@@ -67,7 +67,7 @@ async def test_the_same_key_and_content_return_the_recorded_submission(
     assert await client.look_up(again) is RequestState.PENDING
 
 
-async def test_other_content_under_the_same_key_is_a_conflict_and_queues_nothing(
+async def test_different_content_under_the_same_key_is_a_conflict_and_queues_nothing(
     client: AsyncClient, store: Store, keyed: ClientOptions
 ) -> None:
     first = await client.submit({"a": 1}, deadline=HOUR, idempotency_key="k")
@@ -104,7 +104,7 @@ async def test_a_conflict_that_arises_after_the_check_is_found_by_the_submission
             await other.submit({"a": 2}, deadline=HOUR, idempotency_key="k")
 
 
-async def test_one_call_also_queues_other_keys_and_requests_without_a_key(
+async def test_a_call_may_mix_repeated_keys_other_keys_and_no_key(
     client: AsyncClient, store: Store, keyed: ClientOptions
 ) -> None:
     keys = ["k", "", "k", "other", ""]
@@ -121,7 +121,7 @@ async def test_a_key_belongs_to_its_queue(url: str, client: AsyncClient, keyed: 
         assert (await other.submit({"a": 2}, deadline=HOUR, idempotency_key="k")).is_new
 
 
-async def test_of_many_producers_with_one_key_one_submits(url: str, store: Store, keyed: ClientOptions) -> None:
+async def test_one_of_many_producers_with_the_same_key_submits(url: str, store: Store, keyed: ClientOptions) -> None:
     clients = [AsyncClient.for_redis(url, keyed) for _ in range(6)]
     calls = [client.submit({}, deadline=HOUR, idempotency_key=f"k{n}") for n in range(5) for client in clients]
     found = await asyncio.gather(*calls)
@@ -131,7 +131,7 @@ async def test_of_many_producers_with_one_key_one_submits(url: str, store: Store
     assert await store.zcard(keyed.queue) == 5
 
 
-async def test_a_key_is_valid_until_its_result_is_acknowledged_and_a_window_longer(
+async def test_a_key_is_valid_until_a_window_after_the_ack_of_its_result(
     client: AsyncClient, store: Store, keyed: ClientOptions
 ) -> None:
     first = await client.submit({"a": 1}, deadline=HOUR, idempotency_key="k")
@@ -150,7 +150,7 @@ async def test_a_key_is_valid_until_its_result_is_acknowledged_and_a_window_long
     assert (await client.submit({"a": 2}, deadline=HOUR, idempotency_key="k")).is_new
 
 
-async def test_a_result_of_another_submission_leaves_the_key_alone(
+async def test_the_result_of_another_submission_does_not_change_the_key(
     client: AsyncClient, store: Store, keyed: ClientOptions
 ) -> None:
     first = await client.submit({"a": 1}, deadline=HOUR, idempotency_key="k")
@@ -210,18 +210,18 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_what_a_retry_changes_is_not_content(name: str) -> None:
+def test_fields_that_a_retry_changes_are_not_part_of_the_content(name: str) -> None:
     assert content_digest(msgspec.structs.replace(REQUEST, **SAME[name])) == content_digest(REQUEST)
 
 
-def test_every_other_field_is_content() -> None:
+def test_all_other_fields_are_part_of_the_content() -> None:
     assert set(OTHER) == set(NewRequest.__struct_fields__) - {"deadline", "idempotency_key"}
     digests = [content_digest(msgspec.structs.replace(REQUEST, **{name: value})) for name, value in OTHER.items()]
     assert len({*digests, content_digest(REQUEST)}) == len(OTHER) + 1
 
 
 @pytest.mark.parametrize("payloads", [(b'{"a":"\\ud800"}', b'{"a":"\\ud801"}')], ids=["lone surrogates"])
-def test_payloads_that_are_read_by_their_bytes_alone_differ(payloads: tuple[bytes, bytes]) -> None:
+def test_unparsable_payloads_are_compared_by_their_bytes(payloads: tuple[bytes, bytes]) -> None:
     first, second = (content_digest(msgspec.structs.replace(REQUEST, payload=each)) for each in payloads)
     assert first != second
 

@@ -73,7 +73,7 @@ async def test_results_are_read_under_a_lease(project: Project) -> None:
                 break
 
 
-async def test_waiting_finds_the_own_result_and_leaves_the_others(project: Project) -> None:
+async def test_a_wait_returns_its_own_result_and_releases_the_others(project: Project) -> None:
     submission = await project.client.submit({"n": 1}, deadline=MINUTE)
     for name in ("other", submission.id):
         await project.results.publish("results", encode_result(Result(name, 200, f"of {name}")))

@@ -122,14 +122,16 @@ async def test_a_killed_reader_loses_nothing(valkey_url: str, redis: Redis, opti
             reader.kill()
 
 
-async def test_two_readers_share_without_doubles(client: AsyncClient, redis: Redis, options: ClientOptions) -> None:
+async def test_two_readers_share_results_without_duplicates(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
     ids = [f"r{n}" for n in range(500)]
     push(redis, options, *ids)
     parts = await asyncio.gather(*(read(client, idle=0.1) for _ in range(2)))
     assert sorted(parts[0] + parts[1]) == sorted(ids)
 
 
-async def test_a_double_of_an_acknowledged_result_is_dropped(
+async def test_a_duplicate_of_an_acknowledged_result_is_dropped(
     client: AsyncClient, redis: Redis, options: ClientOptions
 ) -> None:
     push(redis, options, "a", token="t1")
@@ -150,7 +152,7 @@ async def test_a_late_ack_raises_lease_lost(valkey_url: str, redis: Redis, optio
         assert await read(client) == ["a"]
 
 
-async def test_a_lease_that_was_lost_in_the_buffer_is_not_handed_out(
+async def test_a_buffered_result_whose_lease_was_lost_is_not_returned(
     client: AsyncClient, redis: Redis, options: ClientOptions
 ) -> None:
     push(redis, options, "a", "b")
@@ -164,7 +166,7 @@ async def test_a_lease_that_was_lost_in_the_buffer_is_not_handed_out(
         await first.ack()  # acknowledged by the other reader, so it is not delivered again
 
 
-async def test_an_ack_that_is_sent_twice_is_fine(client: AsyncClient, redis: Redis, options: ClientOptions) -> None:
+async def test_an_ack_may_be_sent_twice(client: AsyncClient, redis: Redis, options: ClientOptions) -> None:
     push(redis, options, "a")
     async with client.results(limit=1) as stream:
         delivery = await anext(stream)
@@ -184,7 +186,7 @@ async def test_an_undecodable_result_stays_and_blocks_no_reader(
     assert "garbage" not in caplog.text
 
 
-async def test_a_result_in_its_own_list_can_be_waited_for_by_many(client: AsyncClient, redis: Redis) -> None:
+async def test_many_callers_can_wait_for_a_result_in_its_own_list(client: AsyncClient, redis: Redis) -> None:
     submission = await client.submit({"a": 1}, deadline=timedelta(hours=1), has_own_results=True)
     waits = [asyncio.create_task(client.wait(name, within=60)) for name in (submission, submission.id, submission)]
     await asyncio.sleep(0)
@@ -214,7 +216,7 @@ async def test_a_wait_ends_in_time(client: AsyncClient) -> None:
             await client.wait(waited_for, within=timedelta(milliseconds=50))
 
 
-async def test_waiting_for_a_result_in_a_shared_list_fails_once_it_is_there(
+async def test_waiting_for_a_result_in_a_shared_list_fails_once_it_has_arrived(
     client: AsyncClient, redis: Redis, options: ClientOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("handlers.client.redis_broker.CHECK_SECONDS", 0.02)
@@ -229,7 +231,7 @@ async def test_waiting_for_a_result_in_a_shared_list_fails_once_it_is_there(
             await wait
 
 
-async def test_a_result_in_a_list_per_request_is_found_though_only_the_operator_asked_for_it(
+async def test_a_result_is_found_in_a_list_per_request_that_only_the_operator_enabled(
     client: AsyncClient, redis: Redis, options: ClientOptions
 ) -> None:
     submission = await client.submit({"a": 1}, deadline=timedelta(hours=1))
@@ -257,7 +259,7 @@ async def test_a_wait_for_a_request_that_another_producer_queued_waits(
         await client.wait("plain")
 
 
-async def test_an_id_is_not_called_unknown_if_the_queue_is_too_long_to_tell(
+async def test_an_id_is_not_reported_as_unknown_if_the_queue_is_too_long_to_search(
     client: AsyncClient, redis: Redis, options: ClientOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("handlers.client.redis_broker.CHECKED_STEPS", 1)

@@ -18,7 +18,7 @@ def payload(redis: Redis) -> None:
     redis.set(KEY, b"large", ex=60)
 
 
-async def test_an_acknowledged_result_takes_its_answer_along(
+async def test_acknowledging_a_result_deletes_its_offloaded_payload(
     client: AsyncClient, options: ClientOptions, redis: Redis
 ) -> None:
     redis.lpush(options.results, REFERENCE)
@@ -39,7 +39,7 @@ async def test_a_returned_result_is_unchanged(client: AsyncClient, options: Clie
 
 
 @pytest.mark.parametrize("is_of_another_type", [False, True])
-async def test_a_missing_answer_gives_payload_unavailable(
+async def test_a_missing_offloaded_payload_gives_payload_unavailable(
     client: AsyncClient, options: ClientOptions, redis: Redis, is_of_another_type: bool
 ) -> None:
     redis.delete(KEY)

@@ -55,7 +55,7 @@ async def test_calls_continue_through_a_failover_marked_as_repeated(error: Excep
     assert 5 < clock.now < 30
 
 
-async def test_a_cancellation_that_comes_as_a_connection_error_ends_the_retries() -> None:
+async def test_a_cancellation_raised_as_a_connection_error_ends_the_retries() -> None:
     reached, calls = asyncio.Event(), 0
 
     async def call(_is_repeated: bool) -> str:
@@ -76,14 +76,14 @@ async def test_a_cancellation_that_comes_as_a_connection_error_ends_the_retries(
     assert calls == 1
 
 
-async def test_a_redis_that_never_answered_is_given_up_soon() -> None:
+async def test_a_redis_that_never_answered_is_reported_soon() -> None:
     clock = Clock()
     with pytest.raises(BrokerUnreachable, match="gone"):
         await clock.retry(30).run(Failing(1_000, NoConnection("gone")))
     assert clock.now < 4
 
 
-async def test_a_client_that_was_stopped_for_longer_than_it_is_remembered_does_not_ask_again() -> None:
+async def test_a_client_suspended_longer_than_redis_keeps_its_call_does_not_retry() -> None:
     """It could queue a request again that was answered in the meantime."""
     clock = Clock()
 
@@ -107,7 +107,7 @@ async def test_a_permanent_error_is_raised_at_once() -> None:
 
 
 @given(seconds=st.floats(0, 120), jitter=st.floats(0, 0.999))
-async def test_it_ends_at_its_time_limit_and_asks_at_most_a_few_times_a_second(seconds: float, jitter: float) -> None:
+async def test_retries_end_at_the_time_limit_and_are_at_most_a_few_per_second(seconds: float, jitter: float) -> None:
     clock = Clock()
     retry = clock.retry(seconds, jitter)
     await retry.run(Failing(0, NoConnection()))

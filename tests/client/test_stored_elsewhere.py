@@ -90,13 +90,15 @@ async def _wait(client: AsyncClient) -> Result:
 
 
 @pytest.mark.parametrize("read", [_stream, _peek, _wait])
-async def test_the_client_passes_it_on(client: AsyncClient, read: Callable[[AsyncClient], Awaitable[Result]]) -> None:
+async def test_the_client_returns_the_reference_unchanged(
+    client: AsyncClient, read: Callable[[AsyncClient], Awaitable[Result]]
+) -> None:
     result = await read(client)
     assert _passed_on(result)
     assert result.stored_elsewhere == STORED_TEXT
 
 
-def test_the_synchronous_client_passes_it_on(place: Place) -> None:
+def test_the_synchronous_client_returns_the_reference_unchanged(place: Place) -> None:
     with Client.for_redis(place.url, place.options) as client:
         assert _passed_on(client.wait("a", within=60))
         assert _passed_on(next(client.peek(limit=1)))
@@ -104,7 +106,7 @@ def test_the_synchronous_client_passes_it_on(place: Place) -> None:
             assert _passed_on(next(stream).result)
 
 
-async def test_the_client_of_pubsub_passes_it_on(pubsub_emulator: PubSubEmulator) -> None:
+async def test_the_pubsub_client_returns_the_reference_unchanged(pubsub_emulator: PubSubEmulator) -> None:
     options = PubSubOptions(project_id="p-elsewhere", emulator_host=pubsub_emulator.host)
     resources = Resources(options)
     await resources.topic("results")
@@ -117,7 +119,7 @@ async def test_the_client_of_pubsub_passes_it_on(pubsub_emulator: PubSubEmulator
 
 
 @pytest.mark.parametrize("flags", [("--peek",), ("-n", "1")])
-def test_the_results_command_prints_it_as_json_and_names_the_place_in_a_table(
+def test_the_results_command_prints_the_reference_as_json_and_the_place_in_a_table(
     place: Place, flags: tuple[str, ...]
 ) -> None:
     place.redis.lpush(place.options.results, TEXT)
@@ -128,7 +130,7 @@ def test_the_results_command_prints_it_as_json_and_names_the_place_in_a_table(
     assert STORED_TEXT in shown
 
 
-async def test_submit_names_the_place_on_stderr_and_succeeds(place: Place) -> None:
+async def test_submit_prints_the_place_on_stderr_and_succeeds(place: Place) -> None:
     run = asyncio.get_running_loop().run_in_executor(
         None, place.run, "submit", "-", "--wait", "--id", "own", "--timeout", "60s"
     )
@@ -140,7 +142,7 @@ async def test_submit_names_the_place_on_stderr_and_succeeds(place: Place) -> No
     assert f"own: {STORED_TEXT}" in message
 
 
-def test_a_batch_makes_it_an_error_that_names_the_place() -> None:
+def test_a_batch_writes_an_error_line_that_names_the_place() -> None:
     line, is_answer = encode_result_line("b", 1, "c", Result("b-1", 200, payload_ref="s3://bucket/key"))
     assert not is_answer
     error = json.loads(line)["error"]
@@ -150,33 +152,33 @@ def test_a_batch_makes_it_an_error_that_names_the_place() -> None:
     )
 
 
-def test_a_webhook_sends_it_with_the_place() -> None:
+def test_a_webhook_sends_the_reference() -> None:
     event = json.loads(event_body(Result("a", 200, **FIELDS), 1.0))  # type: ignore[arg-type]  # of several types
     assert event["data"] == {"id": "a", "status_code": 200, **FIELDS}
 
 
-def test_a_place_with_credentials_is_masked_for_people() -> None:
+def test_credentials_in_a_place_are_masked_in_messages() -> None:
     result = Result("a", 200, payload_ref="https://user:pass@store/a?X-Signature=secret")
     assert result.stored_elsewhere == "the payload is stored elsewhere: https://***@store/a?X-Signature=***"
     assert Result("a", 200, "text").stored_elsewhere == ""
 
 
-def test_where_finds_it(place: Place) -> None:
+def test_where_finds_a_result_that_is_stored_elsewhere(place: Place) -> None:
     with Client.for_redis(place.url, place.options) as client:
         assert "HTTP 200" in str(client.where("a"))
 
 
 READERS = {
-    "batch/lines.py": test_a_batch_makes_it_an_error_that_names_the_place,
-    "batch/run.py": test_a_batch_makes_it_an_error_that_names_the_place,
-    "batch/queue.py": test_a_batch_makes_it_an_error_that_names_the_place,
-    "cli/results.py": test_the_results_command_prints_it_as_json_and_names_the_place_in_a_table,
-    "cli/submit.py": test_submit_names_the_place_on_stderr_and_succeeds,
-    "client/redis_broker.py": test_the_client_passes_it_on,
-    "client/pubsub_broker.py": test_the_client_of_pubsub_passes_it_on,
-    "client/results.py": test_the_client_passes_it_on,
-    "redis_store/admin/whereabouts.py": test_where_finds_it,
-    "webhook/call.py": test_a_webhook_sends_it_with_the_place,
+    "batch/lines.py": test_a_batch_writes_an_error_line_that_names_the_place,
+    "batch/run.py": test_a_batch_writes_an_error_line_that_names_the_place,
+    "batch/queue.py": test_a_batch_writes_an_error_line_that_names_the_place,
+    "cli/results.py": test_the_results_command_prints_the_reference_as_json_and_the_place_in_a_table,
+    "cli/submit.py": test_submit_prints_the_place_on_stderr_and_succeeds,
+    "client/redis_broker.py": test_the_client_returns_the_reference_unchanged,
+    "client/pubsub_broker.py": test_the_pubsub_client_returns_the_reference_unchanged,
+    "client/results.py": test_the_client_returns_the_reference_unchanged,
+    "redis_store/admin/whereabouts.py": test_where_finds_a_result_that_is_stored_elsewhere,
+    "webhook/call.py": test_a_webhook_sends_the_reference,
 }
 WRITERS = {
     "contract/result.py": "defines the functions",
@@ -187,7 +189,7 @@ WRITERS = {
 }
 
 
-def test_every_reader_of_results_is_tried() -> None:
+def test_every_reader_of_results_has_a_test() -> None:
     reads = re.compile(r"\b(?:decode_result|whole_results?|event_body)\(|\.stored_elsewhere\b")
     found = {str(path.relative_to(HANDLERS)) for path in HANDLERS.rglob("*.py") if reads.search(path.read_text())}
     assert found - {*WRITERS} <= {*READERS}, "a reader of results needs a test of its own here"

@@ -115,7 +115,7 @@ async def test_a_deadline_is_a_whole_second_in_the_future(
 
 
 @pytest.mark.parametrize("ahead_seconds", [-7_200, 7_200])
-async def test_a_duration_begins_at_the_time_of_redis_whatever_the_local_clock_shows(
+async def test_a_duration_begins_at_the_time_of_redis_and_not_of_the_local_clock(
     valkey_url: str, options: ClientOptions, ahead_seconds: float
 ) -> None:
     clock = FollowedClock(local=lambda: time.time() + ahead_seconds)
@@ -164,9 +164,7 @@ async def test_a_payload_that_json_cannot_represent_is_refused_with_its_type(
         await client.submit(payload, deadline=HOUR)
 
 
-async def test_a_call_that_is_repeated_queues_nothing_twice(
-    valkey_url: str, redis: Redis, options: ClientOptions
-) -> None:
+async def test_a_repeated_call_queues_nothing_twice(valkey_url: str, redis: Redis, options: ClientOptions) -> None:
     """Its answer was lost, so the client marks the second call as repeated."""
     store = open_redis(valkey_url)
     submissions = Submissions(store)
@@ -181,7 +179,7 @@ async def test_a_call_that_is_repeated_queues_nothing_twice(
     await store.aclose()
 
 
-async def test_a_call_whose_answer_was_lost_queues_nothing_again_even_if_all_is_finished_by_then(
+async def test_a_repeated_call_queues_nothing_even_if_its_requests_are_finished(
     valkey_url: str, redis: Redis, options: ClientOptions
 ) -> None:
     store = open_redis(valkey_url)
@@ -212,7 +210,7 @@ async def test_an_id_that_is_live_or_recently_finished_does_not_run_again(
     assert redis.expiretime(f"request-submitted:{first.id}") == first.deadline + 600
 
 
-async def test_of_two_submissions_of_an_id_the_live_one_is_kept(
+async def test_the_live_one_of_two_submissions_of_an_id_is_returned(
     valkey_url: str, redis: Redis, options: ClientOptions, client: AsyncClient
 ) -> None:
     once = msgspec.structs.replace(options, idempotent_window_seconds=600)
@@ -225,7 +223,7 @@ async def test_of_two_submissions_of_an_id_the_live_one_is_kept(
         assert await idempotent.look_up(again) is RequestState.PENDING
 
 
-async def test_of_concurrent_submissions_of_an_id_one_is_queued(
+async def test_concurrent_submissions_of_an_id_are_queued_once(
     valkey_url: str, redis: Redis, options: ClientOptions
 ) -> None:
     """Each on a connection of its own, alone, in one call with others, and twice in one call."""
@@ -293,7 +291,7 @@ def test_calls_are_bounded_in_number_and_size() -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [("queue", ""), ("lease_seconds", 0), ("idempotent_window_seconds", -1)])
-def test_a_wrong_option_names_itself(field: str, value: object) -> None:
+def test_an_invalid_option_is_named(field: str, value: object) -> None:
     with pytest.raises(InvalidSetting, match=field):
         msgspec.structs.replace(ClientOptions(), **{field: value})
 
@@ -349,6 +347,6 @@ async def test_look_up_of_another_producers_request_returns_its_state_as_far_as_
     assert await client.look_up(f"{options.queue}-go") is RequestState.QUEUED
 
 
-async def test_a_number_that_was_meant_as_a_duration_explains_itself(client: AsyncClient) -> None:
+async def test_a_small_number_as_deadline_is_refused_with_the_timedelta_to_write(client: AsyncClient) -> None:
     with pytest.raises(InvalidRequest, match=r"1970-01-01 00:01:00Z.*give timedelta\(seconds=60\)"):
         await client.submit({}, deadline=60)

@@ -20,7 +20,7 @@ def sync_client(valkey_url: str, options: ClientOptions) -> Client:
     return Client.for_redis(valkey_url, options)
 
 
-def test_it_has_every_method_of_the_asynchronous_one() -> None:
+def test_the_synchronous_client_has_every_method_of_the_asynchronous_one() -> None:
     def methods(kind: type) -> set[str]:
         return {name for name, _ in inspect.getmembers(kind) if not name.startswith("_")}
 

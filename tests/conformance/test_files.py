@@ -65,7 +65,7 @@ async def test_a_gate_is_built_from_text_and_from_json_values(tmp_path: Path, ga
     assert not app.has_begun
 
 
-def test_the_gates_of_the_files_are_all_that_there_are() -> None:
+def test_the_files_have_every_gate_of_the_reference() -> None:
     assert {gate["gate_type"] for gate in GATE_KINDS} == set(KNOWN_GATES)
 
 
@@ -103,7 +103,7 @@ def test_a_merge_policy_applies_to_all_pools_and_its_headers_reach_the_gateway()
     assert sent["x-tenant"] == "team-a"
 
 
-def test_without_a_priority_header_in_the_file_none_is_sent_and_an_empty_fairness_header_sends_none() -> None:
+def test_unset_priority_and_fairness_headers_are_not_sent() -> None:
     settings = loaded("queues", "pools", "merge-random-robin")
     request = Request(id="a", payload=b"{}", deadline=1, queue="critical", metadata={"userid": "somebody"})
 
@@ -117,7 +117,7 @@ def test_without_a_priority_header_in_the_file_none_is_sent_and_an_empty_fairnes
     assert "x-gateway-priority" not in sent
 
 
-def test_a_pool_keeps_the_policy_of_its_own(tmp_path: Path) -> None:
+def test_a_pool_keeps_its_own_merge_policy(tmp_path: Path) -> None:
     own = tmp_path / "pools.json"
     own.write_text('[{"id": "fair", "merge_policy": "random-robin"}, {"id": "other"}]')
     settings = load_settings({"CONFIG_FILE": f"{own},{FILES / 'merge-tier-priority.json'}"})
@@ -140,7 +140,7 @@ def test_a_pool_keeps_the_policy_of_its_own(tmp_path: Path) -> None:
         ),
     ],
 )
-async def test_a_merge_policy_that_is_wrong_stops_the_start_and_is_named(tmp_path: Path, text: str, named: str) -> None:
+async def test_an_invalid_merge_policy_stops_the_start_and_is_named(tmp_path: Path, text: str, named: str) -> None:
     file = tmp_path / "merge.json"
     file.write_text(text)
     with pytest.raises(Exception, match=named):
@@ -171,7 +171,7 @@ def test_the_guide_names_every_flag_of_the_reference() -> None:
     assert reported - known == {"v", "redis.ss.retry-queue-name"}, "a misspelt flag helps nobody"
 
 
-def test_what_the_guide_names_instead_exists() -> None:
+def test_the_settings_that_the_guide_names_exist() -> None:
     settings = {name.upper() for name in Environment.__struct_fields__}
     fields = {*ConfigFile.__struct_fields__, *QueueEntry.__struct_fields__, "merge_policy"}
     for flags, ours in rows():

@@ -49,7 +49,7 @@ def test_a_producers_member_is_read(case: Case) -> None:
 
 
 @cases("refused")
-def test_a_member_that_can_never_be_served_gets_a_reason(case: Case) -> None:
+def test_an_invalid_member_is_refused_with_a_reason(case: Case) -> None:
     with pytest.raises(InvalidRequest) as caught:
         decode_member(case["member"].encode(), "q")
     error = caught.value
@@ -63,7 +63,7 @@ def test_the_score_keeps_the_order_of_submission(case: Case) -> None:
 
 
 @cases("claims")
-async def test_a_claim_has_the_name_that_others_know_it_by(store: Redis, case: Case) -> None:
+async def test_a_claim_has_the_claim_key_of_the_reference(store: Redis, case: Case) -> None:
     await store.zadd("q", {case["member"]: 1})
     (claim,) = await RedisQueue(store, "q", QueueOptions("retries", "results")).claim(1)
     assert claim.claim_key == case["claim_key"].encode()
@@ -88,7 +88,7 @@ async def test_a_claim_that_is_kept_for_a_retry_is_taken_over(store: Redis, case
 
 
 @cases("retries")
-def test_a_retry_is_an_envelope_that_others_read(case: Case) -> None:
+def test_a_retry_is_an_envelope_in_the_references_format(case: Case) -> None:
     written = encode_retry(case["member"].encode(), queue=case["queue"], attempt=case["attempt"], score=case["score"])
     envelope = json.loads(written)
     assert envelope["internal"] == case["internal"]
@@ -120,7 +120,7 @@ def test_the_gateway_gets_these_headers(case: Case) -> None:
 
 
 @cases("answers")
-def test_an_answer_is_final_or_tried_again(case: Case) -> None:
+def test_a_response_is_final_or_retried(case: Case) -> None:
     assert is_final(case["status"]) is (case["outcome"] == "final")
 
 
@@ -143,12 +143,12 @@ def test_a_request_goes_to_this_url_or_nowhere(case: Case) -> None:
 
 
 @cases("keys")
-def test_a_key_has_the_name_that_others_know_it_by(case: Case) -> None:
+def test_a_key_has_the_references_name(case: Case) -> None:
     assert getattr(submission_keys, case["name"])(*case["arguments"]) == case["key"]
 
 
 @cases("queues")
-def test_claims_are_under_keys_that_others_know(case: Case) -> None:
+def test_claims_are_stored_under_the_references_keys(case: Case) -> None:
     keys = queue_keys("q", cluster=case["cluster"])
     assert {name: getattr(keys, name) for name in case if name != "cluster"} == {
         name: key for name, key in case.items() if name != "cluster"

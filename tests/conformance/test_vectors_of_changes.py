@@ -35,7 +35,7 @@ DEADLINE = 1_999_999_999
 
 
 @cases("topics")
-async def test_a_result_goes_to_the_topic_that_wins(tmp_path: Path, case: Case) -> None:
+async def test_a_subscriptions_topic_wins_over_the_requests_and_the_default(tmp_path: Path, case: Case) -> None:
     """A whole handler with a configuration file, and a broker that speaks gRPC."""
     file = tmp_path / "topics.json"
     entry = {"subscriber_id": "s", **({"result_topic_id": case["entry"]} if case["entry"] else {})}
@@ -71,7 +71,7 @@ def _posted(body: bytes) -> Request:
 
 
 @cases("readings")
-async def test_a_reading_admits_so_many_requests(case: Case) -> None:
+async def test_a_counted_reading_admits_the_expected_number_of_requests(case: Case) -> None:
     given = sources(refresh_seconds=3_600)
     params = {"metric": "m", "admission": "counted", "max_count_per_pod": case["capacity"]}
     with running_exporter() as exporter:
@@ -101,7 +101,7 @@ def test_a_router_metric_is_read_by_its_new_name_else_by_its_old_one(case: Case)
 
 
 @cases("metrics")
-def test_a_metric_has_the_labels_that_others_select_by(case: Case) -> None:
+def test_a_metric_has_the_references_labels(case: Case) -> None:
     families = vars(Families(CollectorRegistry())).values()
     found = {next(iter(each.describe())).name: each for each in families if isinstance(each, Gauge)}
     gauge = found[case["metric"]]

@@ -114,7 +114,7 @@ async def test_an_expired_claim_returns_under_its_score(store: Redis, case: Case
 
 
 @cases("returns")
-async def test_what_others_put_into_the_retry_set_returns_when_it_is_due(store: Redis, case: Case) -> None:
+async def test_a_retry_of_another_processor_returns_when_it_is_due(store: Redis, case: Case) -> None:
     await store.zadd("retries", {case["member"]: time.time() + 300})
     retries = Retries(store, "retries", QUEUE)
     assert await retries.promote(10) == 0, "not due"
@@ -127,7 +127,7 @@ async def test_what_others_put_into_the_retry_set_returns_when_it_is_due(store: 
 
 
 @cases("returns")
-async def test_a_claim_of_others_whose_lease_ended_returns_under_its_score(store: Redis, case: Case) -> None:
+async def test_an_expired_claim_of_another_processor_returns_under_its_score(store: Redis, case: Case) -> None:
     names = queue_keys(QUEUE)
     await store.hset(names.claimed, "a", case["member"])
     await store.hset(names.owners, "a", "5f2c9a0e41d7b683")
@@ -150,7 +150,7 @@ async def test_a_request_is_cancelled_by_its_own_token_alone(store: Redis, case:
 
 
 @cases("submissions")
-async def test_other_processors_read_our_submissions(store: Redis, valkey: Valkey, case: Case) -> None:
+async def test_our_submissions_have_the_references_format(store: Redis, valkey: Valkey, case: Case) -> None:
     options = ClientOptions(queue=QUEUE, results="results", payload_apart_bytes=32)
     async with AsyncClient.for_redis(valkey.url, options) as client:
         token = (await client.submit(id="a", deadline=DEADLINE, **case["fields"])).token
@@ -198,7 +198,7 @@ def door_of(topics: Topics) -> PubSubPushDoor:
 
 
 @cases("refused_pushes")
-async def test_a_push_that_can_never_be_served_is_answered_where_its_result_is_waited_for(case: Case) -> None:
+async def test_an_invalid_push_gets_its_result_on_the_topic_that_it_names(case: Case) -> None:
     topics = Topics()
     door = door_of(topics)
     decoded = await door.decode(Delivery([], json.dumps(case["push"]).encode()))

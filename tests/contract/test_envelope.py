@@ -96,7 +96,7 @@ def test_an_invalid_body_in_an_envelope_keeps_its_result_list() -> None:
 
 
 @pytest.mark.parametrize("count", [b"-4", b"1" + b"0" * 30])
-def test_a_retry_count_that_is_made_up_does_no_harm(count: bytes) -> None:
+def test_an_invalid_retry_count_does_no_harm(count: bytes) -> None:
     envelope = decode_member(enveloped(BODY, b'{"retry_count":' + count + b"}"), "q")
     attempt = envelope.request.attempt
     member = enveloped(BODY, b'{"retry_count":' + count + b"}")
@@ -201,7 +201,7 @@ def test_a_sequence_never_reaches_the_next_second(seq: int, score: float) -> Non
     ],
     ids=["bare", "without internal", "internal last"],
 )
-def test_a_retry_begins_with_what_routes_it_as_others_write_it(member: bytes) -> None:
+def test_a_retry_begins_with_internal(member: bytes) -> None:
     assert encode_retry(member, queue="q", attempt=1, score=9.0).startswith(b'{"internal":{')
 
 

@@ -87,7 +87,7 @@ def test_a_structured_event_is_a_json_object(body: bytes) -> None:
     "kind",
     [b"application/cloudevents-batch+json", b"application/cloudevents+xml", b"application/cloudevents"],
 )
-def test_other_formats_are_refused_and_not_guessed(kind: bytes) -> None:
+def test_batches_and_unknown_formats_are_refused(kind: bytes) -> None:
     assert refused([(b"content-type", kind)], b"[]").field == "content-type"
 
 
@@ -101,7 +101,7 @@ def test_other_formats_are_refused_and_not_guessed(kind: bytes) -> None:
         ([], False),
     ],
 )
-def test_an_event_announces_itself(headers: list[tuple[bytes, bytes]], expected: bool) -> None:
+def test_an_event_is_recognised_by_its_headers(headers: list[tuple[bytes, bytes]], expected: bool) -> None:
     assert is_event(headers) is expected
 
 

@@ -22,7 +22,7 @@ def at(value: Any, path: tuple[str, ...]) -> Any:
 
 
 @given(value=STRANGE | JSON)
-def test_of_a_whole_text_every_string_that_is_asked_for_is_found(value: Any) -> None:
+def test_salvage_finds_every_requested_string_of_valid_text(value: Any) -> None:
     expected = {path: at(value, path) for path in PATHS if isinstance(at(value, path), str)}
     assert salvage(text(value), PATHS) == expected
     assert salvage(json.dumps(value).encode(), PATHS) == expected, "escapes are read as well"
@@ -56,7 +56,7 @@ def test_salvage_reads_strings_of_broken_text(wire: bytes, found: dict[tuple[str
     assert salvage(wire, PATHS) == found
 
 
-def test_only_the_beginning_of_a_large_text_is_searched() -> None:
+def test_salvage_searches_only_the_beginning_of_a_large_text() -> None:
     padding = b" " * 70_000
     assert salvage(b'{"id":"a",' + padding, PATHS) == {("id",): "a"}
     assert salvage(b"{" + padding + b'"id":"a"', PATHS) == {}

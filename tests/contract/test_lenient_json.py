@@ -125,7 +125,7 @@ def test_valid_text_is_not_touched(text: str) -> None:
         assert repaired(whole) == whole
 
 
-def test_a_lone_surrogate_is_no_unicode() -> None:
+def test_a_lone_surrogate_is_not_valid_unicode() -> None:
     assert is_unicode("é語😀")
     assert not is_unicode("a\ud83d")
     assert not is_unicode("\udcff")

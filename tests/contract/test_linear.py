@@ -113,12 +113,12 @@ def test_no_pattern_of_the_source_can_backtrack_without_bound() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["(a*)*", "(a+)+b", "a*a*b", "(?:x|a+)*", r"\d+\d+", "(a*b*)+"])
-def test_the_lint_finds_what_backtracks(pattern: str) -> None:
+def test_the_lint_finds_patterns_that_backtrack(pattern: str) -> None:
     assert list(faults(_parser.parse(pattern)))
 
 
 @pytest.mark.parametrize("pattern", ["(?:a*+b)*+", "a+b+", "[^/]+/x", "(a{1,9})*", r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'])
-def test_the_lint_passes_what_does_not(pattern: str) -> None:
+def test_the_lint_passes_patterns_that_do_not_backtrack(pattern: str) -> None:
     assert not list(faults(_parser.parse(pattern)))
 
 
@@ -240,7 +240,7 @@ def functions_of_bytes() -> Iterator[str]:
                 yield f"{module}.{node.name}"
 
 
-def test_every_reader_of_bytes_is_tried_here_or_named_as_harmless() -> None:
+def test_every_reader_of_bytes_is_tested_here_or_listed_as_harmless() -> None:
     """One that is written later fails here, until it is in `READERS` (or `HARMLESS`, with the reason)."""
     found = set(functions_of_bytes())
     tried = {name.split()[0] for name in READERS}

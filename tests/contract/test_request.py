@@ -55,7 +55,7 @@ def test_a_deadline_is_a_number_or_a_decimal_string(wire: bytes, seconds: float)
         *('"٣"'.encode(), b'"' + b"9" * 33 + b'"', b'"NaN"', b'"Infinity"', b"-0", b"1e400"),
     ],
 )
-def test_any_other_deadline_is_refused_by_its_name(wire: bytes) -> None:
+def test_an_invalid_deadline_is_refused_and_named(wire: bytes) -> None:
     error = refused(b'{"id":"a","payload":{},"deadline":' + wire + b"}")
     assert (error.field, error.request_id) == ("deadline", "a")
     assert "Unix seconds" in error.accepted
@@ -173,7 +173,7 @@ def test_an_id_is_as_long_as_the_limit_and_no_longer() -> None:
     assert (error.field, len(error.request_id)) == ("id", MAX_ID_LENGTH + 1)
 
 
-def test_an_id_too_long_to_repeat_counts_as_unreadable() -> None:
+def test_an_id_too_long_for_a_result_counts_as_unreadable() -> None:
     """Else the result that refuses it could be too large to publish."""
     assert refused(body(id="x" * 1_000_000)).request_id == ""
 
@@ -192,7 +192,7 @@ def test_values_of_the_transport_win_over_the_body() -> None:
     assert decode_body(wire).result_queue_name == "mine"
 
 
-def test_of_equal_names_the_last_one_counts() -> None:
+def test_the_last_of_repeated_fields_counts() -> None:
     wire = b'{"id":"a","id":"b","deadline":1,"deadline":7,"payload":{},"payload":{"x":1}}'
     request = decode_body(wire)
     assert (request.id, request.deadline, request.payload) == ("b", 7.0, b'{"x":1}')

@@ -40,7 +40,7 @@ def test_an_error_has_no_status_and_repeats_its_message_in_the_payload() -> None
 
 
 @given(body=st.binary(max_size=60), request_id=TEXT, status=st.integers(100, 599))
-def test_any_body_gives_one_valid_record(body: bytes, request_id: str, status: int) -> None:
+def test_any_response_body_becomes_one_line_of_valid_json(body: bytes, request_id: str, status: int) -> None:
     wire = encode_result(answered_result(request_id, "", status, body))
     assert b"\n" not in wire
     result = decode_result(wire)
@@ -57,7 +57,7 @@ def test_a_result_is_unchanged_after_encoding_and_decoding(
     assert decode_result(encode_result(result)) == result
 
 
-def test_a_reader_ignores_what_it_does_not_know() -> None:
+def test_a_reader_ignores_unknown_fields() -> None:
     assert decode_result(b'{"id":"a","status_code":200,"payload":"x","shard":7}').status_code == 200
 
 

@@ -39,7 +39,7 @@ def test_a_text_is_named_by_its_kind(text: bytes, shape: str) -> None:
         (b'{"data":{},"internal":{"retry_count":"x"},"request_kind":""}', "str in internal.retry_count"),
     ],
 )
-def test_a_dead_letter_says_what_its_member_was(member: bytes, got: str) -> None:
+def test_a_dead_letter_describes_its_invalid_member(member: bytes, got: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         decode_member(member, "queue")
     assert refused.value.found == got

@@ -66,7 +66,7 @@ def complete(gateway: httpx.Client, **simulate: Any) -> httpx.Response:
     return gateway.post("/v1/completions", json=payload)
 
 
-def test_it_completes_as_openai_does(gateway: httpx.Client) -> None:
+def test_the_gateway_responds_in_openais_format(gateway: httpx.Client) -> None:
     answer = complete(gateway).json()
     chat = gateway.post("/v1/chat/completions", json={"messages": [], "max_tokens": 3}).json()
 
@@ -84,13 +84,13 @@ def test_a_simulated_status_is_sent_as_often_as_requested_and_then_an_answer(gat
 
 
 @pytest.mark.parametrize("fault", ["reset", "truncated", "bad_chunk", "garbage", "reset_after_headers"])
-def test_a_broken_answer_is_broken(gateway: httpx.Client, fault: str) -> None:
+def test_connection_faults_raise_transport_errors(gateway: httpx.Client, fault: str) -> None:
     with pytest.raises(httpx.TransportError):
         complete(gateway, fault=fault)
 
 
 @pytest.mark.parametrize("fault", ["hang", "hang_mid_body"])
-def test_a_hang_hangs(gateway: httpx.Client, fault: str) -> None:
+def test_the_fault_hang_never_responds(gateway: httpx.Client, fault: str) -> None:
     payload = {"simulate": {"fault": fault}}
     with pytest.raises(httpx.ReadTimeout):
         gateway.post("/v1/completions", json=payload, timeout=httpx.Timeout(60, read=0.3))
@@ -106,7 +106,7 @@ def test_odd_answers_have_the_requested_oddity(gateway: httpx.Client) -> None:
         complete(gateway, fault="bad_gzip")
 
 
-async def test_beyond_capacity_it_queues_and_beyond_the_queue_it_rejects(gateway: httpx.Client) -> None:
+async def test_requests_over_the_capacity_are_queued_and_over_the_queue_rejected(gateway: httpx.Client) -> None:
     change_engine(gateway, {"time_to_first_token": WITHOUT_END})
     async with httpx.AsyncClient(base_url=gateway.base_url, timeout=None) as client, asyncio.TaskGroup() as group:
         calls = [group.create_task(client.post("/v1/completions", json={})) for _ in range(4)]
@@ -152,7 +152,7 @@ def test_faults_follow_their_rates_and_unknown_faults_are_refused(gateway: httpx
     assert gateway.post("/simulate/engine", json={"nonsense": 1}).status_code == 400
 
 
-def test_every_request_is_witnessed_with_what_it_carried(gateway: httpx.Client, witness: Path) -> None:
+def test_every_request_is_recorded_in_the_witness_log(gateway: httpx.Client, witness: Path) -> None:
     gateway.post("/v1/completions", json={"user": "seen-1"}, headers={"X-Mark": "m"})
 
     def lines() -> list[Any]:
@@ -165,7 +165,7 @@ def test_every_request_is_witnessed_with_what_it_carried(gateway: httpx.Client, 
     assert '"x-mark":"m"' in witness.read_text()  # the same line, which does not change any more
 
 
-def test_its_metrics_have_the_names_that_gates_ask_for(gateway: httpx.Client) -> None:
+def test_the_gateways_metrics_have_the_names_that_gates_read(gateway: httpx.Client) -> None:
     page = gateway.get("/metrics").text
 
     for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "inference_pool_ready_pods"):

@@ -24,7 +24,7 @@ def program(folder: Path, name: str) -> Path:
     return path
 
 
-def test_it_is_found_beside_gcloud_also_through_a_link(tmp_path: Path) -> None:
+def test_the_emulator_is_found_beside_gcloud_also_through_a_link(tmp_path: Path) -> None:
     java = program(tmp_path / "bin", "java")
     gcloud = program(tmp_path / "sdk" / "bin", "gcloud")
     (tmp_path / "bin" / "gcloud").symlink_to(gcloud)
@@ -63,7 +63,7 @@ def test_a_failed_start_shows_the_last_output() -> None:
         PubSubEmulator(broken)
 
 
-def test_one_that_never_answers_is_ended() -> None:
+def test_an_emulator_that_never_answers_is_ended() -> None:
     mute = EmulatorCommand(("/bin/sh", "-c", "echo thinking; exec sleep 600", "sh"))
     with pytest.raises(ChildFailed, match=r"(?s)was not ready in 0\.3 s.*thinking"):
         PubSubEmulator(mute, timeout_seconds=0.3)

@@ -65,6 +65,6 @@ def test_retry_after_is_whole_seconds_and_never_zero() -> None:
         assert retry_after(seconds) == {"retry-after": header}
 
 
-def test_of_two_headers_the_first_counts() -> None:
+def test_the_first_of_two_headers_counts() -> None:
     delivery = Delivery([(b"x", b"1"), (b"x", b"2")], b"")
     assert (delivery.header(b"x"), delivery.header(b"y")) == ("1", "")

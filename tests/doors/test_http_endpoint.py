@@ -82,7 +82,7 @@ class Rig:
 
 
 @pytest.mark.parametrize("path", sorted(DELIVERY_PATHS))
-async def test_a_delivery_is_walked_with_its_headers_and_its_whole_body(path: str) -> None:
+async def test_a_delivery_is_handled_with_its_headers_and_whole_body(path: str) -> None:
     rig = Rig()
     response = await rig.respond(b"ab", b"", b"cd", path=path, headers={"ce-id": "1"})
     assert response.status_code == 204
@@ -90,25 +90,25 @@ async def test_a_delivery_is_walked_with_its_headers_and_its_whole_body(path: st
     assert rig.walked == [Delivery([(b"ce-id", b"1")], b"abcd")]
 
 
-async def test_a_delivery_without_a_body_is_walked_too() -> None:
+async def test_a_delivery_without_a_body_is_handled() -> None:
     rig = Rig()
     assert (await rig.respond(b"")).status_code == 204
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"])
-async def test_only_a_post_delivers(method: str) -> None:
+async def test_methods_other_than_post_get_405(method: str) -> None:
     rig = Rig()
     response = await rig.respond(b"{}", method=method)
     assert (response.status_code, response.headers["allow"], rig.walked) == (405, "POST", [])
 
 
 @pytest.mark.parametrize("path", ["/admin", "/dispatch/", "//", "/healthz/x", "/..", "/metrics"])
-async def test_other_paths_are_not_there(path: str) -> None:
+async def test_unknown_paths_get_404(path: str) -> None:
     rig = Rig()
     assert ((await rig.respond(b"{}", path=path)).status_code, rig.walked, rig.asked) == (404, [], 0)
 
 
-async def test_a_page_is_only_read() -> None:
+async def test_a_page_accepts_only_get_and_head() -> None:
     rig = Rig(Refusal(401, "no token"))
     assert (await rig.respond(method="GET", path="/healthz")).body == b"ok\n"
     assert (await rig.respond(method="HEAD", path="/healthz")).status_code == 200
@@ -201,7 +201,7 @@ async def test_small_deliveries_pass_while_there_is_no_room() -> None:
     assert (await rig.respond(b"{}", headers={"content-length": "2"})).status_code == 204
 
 
-async def test_a_delivery_that_fails_gives_back_its_room() -> None:
+async def test_a_failed_delivery_frees_its_bytes() -> None:
     budget = ByteBudget(2 * LARGE)
     rig = Rig(budget=budget, limit=LARGE)
     waiting = asyncio.create_task(rig.respond(b"x", headers={"content-length": str(LARGE)}, then="hang"))

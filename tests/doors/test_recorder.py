@@ -77,7 +77,7 @@ async def test_an_answer_is_counted_from_its_arrival_to_its_record() -> None:
     assert page.value("handler_inflight_deliveries", door="pubsub_push") == 0
 
 
-async def test_a_result_that_could_not_be_recorded_is_no_result_yet() -> None:
+async def test_an_unrecorded_result_counts_as_a_nack() -> None:
     page = await walked(GOOD, status=503)
     assert page.value("successful_requests_total", **QUEUE) == 0
     assert page.value("nacks_total", **QUEUE, reason="not_recorded") == 1
@@ -91,7 +91,7 @@ async def test_a_retry_counts_by_its_reason() -> None:
     assert page.value("handler_deliveries_total", door="pubsub_push", outcome="retry") == 1
 
 
-async def test_what_could_not_be_read_is_a_failure_and_no_attempt() -> None:
+async def test_an_invalid_request_counts_as_a_failure_without_an_attempt() -> None:
     invalid = Answered(error_result("a", "", ErrorCode.INVALID_REQUEST, "no deadline"))
     page = await walked(GOOD, decoded=invalid)
     assert page.value("failed_requests_total", **QUEUE) == 1
@@ -109,7 +109,7 @@ async def test_an_invalid_delivery_counts_nothing() -> None:
     assert page.value("handler_deliveries_total", door="pubsub_push", outcome="answered") == 0
 
 
-async def test_what_the_poller_counts_is_not_counted_again_but_the_delivery_is() -> None:
+async def test_a_request_counted_by_the_poller_counts_only_as_a_delivery() -> None:
     page = await walked(GOOD, queue_of=lambda _name: None)
     assert list(page.labels("request_total")) == []
     assert page.value("handler_deliveries_total", door="pubsub_push", outcome="answered") == 1

@@ -92,7 +92,9 @@ async def test_capacity_and_server_errors_are_retried_with_the_last_response(
         (Answer(b"\x00\x01garbage\r\n\r\n", end=End.CLOSE), "broken_response"),
     ],
 )
-async def test_no_whole_answer_is_retried(forwarder: Forwarder, server: RawHttp, fault: Answer, reason: str) -> None:
+async def test_an_attempt_without_a_complete_response_is_retried(
+    forwarder: Forwarder, server: RawHttp, fault: Answer, reason: str
+) -> None:
     server.reply(fault)
     outcome = retried(await forwarder.forward(request(attempt=1)))
     assert (outcome.reason, outcome.last, outcome.delay_seconds) == (reason, None, 3.0)
@@ -116,7 +118,7 @@ async def test_an_undecodable_answer_is_final_with_a_reason(forwarder: Forwarder
     assert len(server.received) == 1
 
 
-async def test_a_body_over_the_limit_is_final_and_paid_for_once(forwarder: Forwarder, server: RawHttp) -> None:
+async def test_a_body_over_the_limit_is_a_final_error(forwarder: Forwarder, server: RawHttp) -> None:
     for large in (answer(200, b"x" * (LIMIT + 1)), answer(200, b"", declared=10**12)):
         server.reply(large)
         status, code, payload = final(await forwarder.forward(request()))
@@ -129,7 +131,7 @@ async def test_a_binary_body_is_a_result(forwarder: Forwarder, server: RawHttp) 
     assert final(await forwarder.forward(request())) == (200, "", "�ok")
 
 
-@pytest.mark.parametrize("limits", [AttemptOptions(0.05), AttemptOptions(0.0)], ids=["ack deadline", "no time at all"])
+@pytest.mark.parametrize("limits", [AttemptOptions(0.05), AttemptOptions(0.0)], ids=["ack deadline", "no time left"])
 async def test_a_hang_is_retried_after_what_the_transport_allows(
     forwarder: Forwarder, server: RawHttp, limits: AttemptOptions
 ) -> None:
@@ -156,7 +158,7 @@ async def test_a_request_past_its_deadline_is_not_sent(forwarder: Forwarder, ser
     assert server.received == []
 
 
-async def test_the_last_response_is_final_where_no_further_attempt_fits(forwarder: Forwarder, server: RawHttp) -> None:
+async def test_the_last_response_is_final_if_no_further_attempt_fits(forwarder: Forwarder, server: RawHttp) -> None:
     server.reply(answer(503, b"busy", {"retry-after": "30"}))
     assert final(await forwarder.forward(request(deadline=NOW + 1.5))) == (503, "", "busy")
     limits = AttemptOptions(earliest_retry_seconds=600.0)

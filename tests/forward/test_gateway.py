@@ -91,7 +91,7 @@ async def test_requests_in_flight_are_not_limited_here(gateway: Gateway, server:
 
 
 @pytest.mark.parametrize("status", [204, 301, 302, 307, 308, 400, 404, 429, 500, 503, 599])
-async def test_any_status_is_an_answer_and_no_redirect_is_followed(
+async def test_every_status_is_returned_and_no_redirect_is_followed(
     gateway: Gateway, server: RawHttp, status: int
 ) -> None:
     body = b"" if status == 204 else b"said"

@@ -99,7 +99,7 @@ def test_an_unlisted_header_does_not_pass(name: str) -> None:
 
 
 @given(st.from_regex(r"[a-z0-9-]{1,40}", fullmatch=True))
-def test_only_listed_names_pass_whatever_the_name(name: str) -> None:
+def test_unlisted_names_never_pass(name: str) -> None:
     is_listed = any(name == known or (known[-1] == "*" and name.startswith(known[:-1])) for known in DEFAULT_HEADERS)
     assert is_listed or allowed_headers({name: "1"}) == {}
 
@@ -147,7 +147,7 @@ def test_ten_thousand_headers_are_cut_to_the_limits() -> None:
 
 
 @given(headers=st.dictionaries(st.text(max_size=20) | st.sampled_from(sorted(FORBIDDEN)), st.text(max_size=20)))
-def test_whatever_passes_is_one_plain_line_each(headers: dict[str, str]) -> None:
+def test_every_forwarded_header_is_one_plain_line(headers: dict[str, str]) -> None:
     for name, value in allowed_headers(headers).items():
         assert re.fullmatch(r"[a-z0-9-]{1,64}", name)
         assert value.isascii()

@@ -43,7 +43,7 @@ def test_every_failure_of_the_client_is_in_the_table(kind: type[BaseException]) 
         EOFError,
     ],
 )
-def test_what_lies_below_the_client_is_in_the_table_too(kind: type[BaseException]) -> None:
+def test_errors_below_the_http_client_are_in_the_table(kind: type[BaseException]) -> None:
     assert isinstance(kind(), FAILURES) is (kind is not EOFError)
     assert failure_reason(kind()) in WORDS
 
@@ -71,6 +71,6 @@ def test_every_status_has_an_outcome(status: int) -> None:
         assert status_reason(status)
 
 
-def test_only_a_429_is_a_rejection() -> None:
+def test_the_only_status_counted_as_a_rejection_is_429() -> None:
     """The doors answer a rejection with 429, and everything else that is retried with 503."""
     assert [s for s in range(100, 600) if not is_final(s) and status_reason(s) == "rejected"] == [429]

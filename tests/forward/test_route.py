@@ -79,11 +79,11 @@ def test_a_plain_path_is_joined_to_the_base(endpoint: str, path: str) -> None:
 
 @pytest.mark.parametrize("base", ["http://g:1", "http://g:1/"])
 @pytest.mark.parametrize("path", ["/v1/x", "v1/x"])
-def test_there_is_one_slash_between_base_and_path(base: str, path: str) -> None:
+def test_base_and_path_are_joined_with_one_slash(base: str, path: str) -> None:
     assert gateway_url(base, path, "", (), "id") == "http://g:1/v1/x"
 
 
-def test_nothing_is_allowed_where_nothing_is_listed() -> None:
+def test_an_empty_list_allows_no_path() -> None:
     assert not is_safe_path("/v1/completions", ())
 
 
@@ -91,7 +91,7 @@ PIECES = st.sampled_from(["/", "//", "..", ".", "v1", "%2e", "\\", "@evil", ":",
 
 
 @given(endpoint=st.lists(PIECES, max_size=8).map("".join) | st.text(max_size=30))
-def test_whatever_passes_stays_on_the_host_and_below_an_allowed_path(endpoint: str) -> None:
+def test_every_accepted_endpoint_stays_below_an_allowed_path(endpoint: str) -> None:
     if not is_safe_path("/v1/" + endpoint, ALLOWED):
         return
     parts = urlsplit(gateway_url(BASE, "/p", "/v1/" + endpoint, ALLOWED, "id"))

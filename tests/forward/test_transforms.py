@@ -117,7 +117,7 @@ def test_a_fields_name_cannot_begin_a_field_of_its_own() -> None:
     ],
     ids=["no provider", "another provider", "no uri", "empty", "null", "no payload"],
 )
-def test_other_requests_are_unchanged(left_alone: Request) -> None:
+def test_a_request_without_the_provider_or_the_uri_is_unchanged(left_alone: Request) -> None:
     assert TRANSFORM.body(left_alone) is None
 
 
@@ -134,7 +134,7 @@ def test_other_requests_are_unchanged(left_alone: Request) -> None:
         ({"gcs_uri": "https://[s/x?Expires=2000000001"}, "payload.gcs_uri"),
     ],
 )
-def test_a_form_that_cannot_work_is_refused(payload: dict[str, Any], field: str) -> None:
+def test_a_payload_that_cannot_become_a_form_is_refused(payload: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         TRANSFORM.body(request(**payload))
     assert caught.value.field == field
@@ -162,7 +162,7 @@ def test_a_url_that_outlives_the_deadline_is_sent(uri: str) -> None:
         max_size=5,
     )
 )
-def test_any_text_is_unchanged_in_a_form(fields: dict[str, str]) -> None:
+def test_text_of_any_characters_is_unchanged_in_a_form(fields: dict[str, str]) -> None:
     body = TRANSFORM.body(request(payload={**fields, "gcs_uri": "gs://b/x"}))
     assert body is not None
     others = {name: value for name, value in fields.items() if name != "gcs_uri"}

@@ -211,7 +211,7 @@ async def test_a_reservation_that_is_not_undone_is_found(monkeypatch: pytest.Mon
         await async_processor.gates.check_reservations(gate)
 
 
-def test_every_method_and_type_that_it_names_exists() -> None:
+def test_every_method_and_type_in_the_guide_exists() -> None:
     methods = re.findall(r"^\|[^|]*\| `(\w+)\(", PAGE, re.MULTILINE)
     assert {"budget", "admit", "observe"} <= set(methods)
     assert [name for name in methods if not hasattr(Gate, name)] == []

@@ -153,7 +153,7 @@ events = st.tuples(
 
 
 @given(st.lists(events, max_size=200), st.floats(1, 4), st.floats(4, 64))
-def test_a_window_stays_within_its_bounds_whatever_the_responses(
+def test_a_window_stays_within_its_bounds_for_any_responses(
     steps: list[tuple[str, int, float, float]], least: float, most: float
 ) -> None:
     found = windows(min_window=least, max_window=most, increase=3)
@@ -260,7 +260,7 @@ async def test_the_gateways_headroom_caps_the_window() -> None:
     assert 6 <= built.room() <= 8
 
 
-async def test_against_a_gateway_of_fixed_capacity_it_finds_it_and_keeps_near() -> None:
+async def test_the_window_converges_to_a_fixed_capacity() -> None:
     """One second of requests; the gateway accepts 20 at a time and rejects the rest."""
     clock, rng = Clock(), random.Random(3)
     built = aimd(clock)

@@ -33,7 +33,7 @@ class Pool:
 
 
 @given(PARTS, SLOTS)
-def test_a_burst_never_uses_more_than_its_part_of_the_slots(part: float, slots: int) -> None:
+def test_a_burst_never_uses_more_than_its_share_of_the_slots(part: float, slots: int) -> None:
     """The room with one reading, however often it is read."""
     pool = Pool(slots, Share(part))
     for _ in range(5):
@@ -55,7 +55,7 @@ def test_a_closed_gate_admits_no_request(slots: int, part: float) -> None:
 
 
 @given(st.lists(PARTS, min_size=1, max_size=4), SLOTS)
-def test_the_least_of_several_shares_counts(parts: list[float], slots: int) -> None:
+def test_the_smallest_of_several_shares_counts(parts: list[float], slots: int) -> None:
     pool = Pool(slots, Share(1.0))
     pool.shares = tuple(Share(part) for part in parts)  # type: ignore[assignment]  # a pool of several gates
     assert pool.allowance.limit() == pytest.approx(min(parts) * slots)
@@ -133,7 +133,7 @@ def test_headroom_is_added_to_the_slots_that_the_reading_counted() -> None:
     assert pool.allowance.room() == 3
 
 
-def test_with_headroom_what_finishes_is_replaced_between_readings() -> None:
+def test_with_headroom_finished_requests_are_replaced_between_readings() -> None:
     pool = Pool(10, Share(0.2, headroom=0.2, at=1_000_000.0))
     pool.allowance.started(2)
     pool.clock.now += 20
@@ -161,7 +161,7 @@ def test_headroom_never_exceeds_the_pool_or_its_reading(steps: list[tuple[float,
         assert pool.allowance.limit() <= min(20, most)
 
 
-def test_the_counts_must_fit() -> None:
+def test_inconsistent_counts_raise_value_error() -> None:
     allowance = Pool(3, Share(1.0)).allowance
     with pytest.raises(ValueError, match="more slots"):
         allowance.finished()
@@ -249,7 +249,7 @@ def test_all_pollers_together_use_what_one_would(part: float, slots: int, poller
     assert sum(rooms) == Allowance(slots, lambda: (Share(part),)).room()
 
 
-def test_a_poller_waits_for_its_part_while_others_still_use_it() -> None:
+def test_a_poller_waits_for_slots_of_its_share_that_others_still_use() -> None:
     ours = ProcessShare(1, 2, elsewhere=10)
     allowance = Allowance(10, lambda: (Share(1.0),), own_share=lambda: ours)
     assert allowance.room() == 0

@@ -179,7 +179,9 @@ async def test_all_requests_are_admitted_while_the_pool_is_not_saturated(
         assert isinstance(await built.admit(request(labels=labels)), Go)
 
 
-async def test_a_headroom_holds_inside_too_and_shares_the_pool(from_pages: GateSources, exporter: Exporter) -> None:
+async def test_a_headroom_of_an_inner_gate_applies_and_shares_the_pool(
+    from_pages: GateSources, exporter: Exporter
+) -> None:
     """Above its threshold it takes slots back, while a plain budget closes and leaves the decision to the tier."""
     headroom = publishes(exporter, -0.1) | {"budget_means": "headroom"}
     params = {"saturation_gate": "endpoint-scrape", "saturation_gate_params": headroom}

@@ -130,7 +130,7 @@ def test_an_address_is_http_and_holds_no_secret(address: Any) -> None:
 
 
 @given(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers())))
-def test_any_value_is_parsed_or_raises_invalid_setting(value: Any) -> None:
+def test_every_value_is_parsed_or_raises_invalid_setting(value: Any) -> None:
     for name in Parameters.__struct_fields__:
         try:
             parsed({"name": "x", name: value})

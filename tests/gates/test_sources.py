@@ -26,7 +26,7 @@ async def endless() -> int:
     return 0
 
 
-async def test_the_first_reading_is_there_when_the_start_returns(log: ReadableLog) -> None:
+async def test_the_start_returns_after_the_first_reading(log: ReadableLog) -> None:
     async def read() -> int:
         return 7
 
@@ -38,7 +38,7 @@ async def test_the_first_reading_is_there_when_the_start_returns(log: ReadableLo
     await found.aclose()
 
 
-async def test_a_source_that_hangs_does_not_hold_up_the_start(log: ReadableLog) -> None:
+async def test_a_source_that_hangs_does_not_delay_the_start(log: ReadableLog) -> None:
     found = feed(log, endless)
     await found.start()
     assert found.failure == "TimeoutError"
@@ -46,7 +46,7 @@ async def test_a_source_that_hangs_does_not_hold_up_the_start(log: ReadableLog) 
 
 
 @pytest.mark.parametrize("error", [SourceMissing("why"), OSError(), ValueError(), RuntimeError("a defect")])
-async def test_whatever_a_source_raises_it_is_read_again(log: ReadableLog, error: Exception) -> None:
+async def test_a_source_is_read_again_after_any_exception(log: ReadableLog, error: Exception) -> None:
     reads = 0
 
     async def read() -> int:
@@ -107,7 +107,7 @@ async def test_a_feed_is_read_until_the_last_of_its_users_closes_it(log: Readabl
     await second.aclose()
 
 
-async def test_closing_ends_the_loop_also_where_the_reader_swallows_the_cancellation(
+async def test_closing_ends_the_loop_even_if_the_reader_swallows_the_cancellation(
     log: ReadableLog,
 ) -> None:
     """As the Redis library now and then does; else the process would never stop."""

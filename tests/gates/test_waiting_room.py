@@ -76,7 +76,7 @@ async def test_a_delivery_is_refused_when_its_time_at_the_gate_is_over() -> None
     await waiting_room.aclose()
 
 
-async def test_more_than_may_be_held_are_refused_at_once() -> None:
+async def test_requests_over_the_limit_of_held_ones_are_refused_at_once() -> None:
     waiting_room = WaitingRoom([Switch(0.0)], slots=4, most_held=2)
     waiting = [asyncio.create_task(waiting_room.enter(request(str(n)), soon())) for n in range(2)]
     await wait_until_async(lambda: waiting_room.held == 2, "both to be held")
@@ -90,7 +90,7 @@ async def test_more_than_may_be_held_are_refused_at_once() -> None:
     await waiting_room.aclose()
 
 
-async def test_of_several_held_requests_the_earliest_deadline_is_sent_first() -> None:
+async def test_held_requests_are_sent_in_the_order_of_their_deadlines() -> None:
     waiting_room = WaitingRoom([], slots=1)
     first = await entered(waiting_room)
     order: list[str] = []
@@ -118,7 +118,7 @@ async def test_a_drop_is_returned_at_once_and_holds_no_slot() -> None:
 
 
 @pytest.mark.parametrize(("delay", "is_waited_for"), [(0.01, True), (60.0, False)])
-async def test_a_refusal_is_waited_for_when_that_fits(delay: float, is_waited_for: bool) -> None:
+async def test_a_request_waits_for_the_delay_of_a_refusal_if_that_fits(delay: float, is_waited_for: bool) -> None:
     always = Always(Refuse(delay, "over quota"))
     waiting_room = WaitingRoom([always], slots=1)
     entering = asyncio.create_task(waiting_room.enter(request(), soon(20)))
@@ -144,7 +144,7 @@ async def test_a_full_admission_gate_holds_without_holding_a_slot() -> None:
     await waiting_room.aclose()
 
 
-async def test_no_slot_is_lost_or_used_twice_whatever_the_outcome() -> None:
+async def test_no_slot_is_lost_or_used_twice_for_any_outcome() -> None:
     """Requests that finish, give up or are cancelled at any moment, while the gate opens and closes."""
     rng = random.Random(7)
     switch = Switch(1.0)
@@ -197,7 +197,7 @@ async def test_a_slot_granted_during_a_cancellation_is_passed_on(steps: int) -> 
     await waiting_room.aclose()
 
 
-async def test_an_interruption_ends_the_waits_of_now_and_no_later_one() -> None:
+async def test_an_interruption_ends_current_waits_but_not_later_ones() -> None:
     room = WaitingRoom([Switch(0.0)], slots=4)
     waiting = [asyncio.create_task(room.enter(request(str(n)), soon())) for n in range(3)]
     sleeping = WaitingRoom([Always(Refuse(20.0, "over quota"))], slots=4)

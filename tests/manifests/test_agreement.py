@@ -95,7 +95,7 @@ def test_keda_and_the_poller_use_one_address_and_one_sign_in(keda: list[Manifest
         assert trigger["authenticationRef"]["name"] == authentication["metadata"]["name"]
 
 
-def test_any_request_wakes_the_poller_from_zero(keda: list[Manifest]) -> None:
+def test_the_first_request_starts_a_poller_from_zero(keda: list[Manifest]) -> None:
     (scaled,) = of_kind(keda, "ScaledObject")
     assert scaled["spec"]["minReplicaCount"] == 0
     assert {t["metadata"]["activationListLength"] for t in triggers(keda).values()} == {"0"}

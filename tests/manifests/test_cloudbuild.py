@@ -45,12 +45,12 @@ def script(build: dict[str, Any], step_id: str, **substitutions: str) -> str:
     return text.replace("$$", "$")
 
 
-def test_it_is_a_build_message(build: dict[str, Any]) -> None:
+def test_the_file_matches_cloud_builds_schema(build: dict[str, Any]) -> None:
     schema = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
     assert [error.message for error in schema.iter_errors(build)] == []
 
 
-def test_the_schema_knows_no_field_that_cloud_build_does_not() -> None:
+def test_the_schema_has_only_fields_of_cloud_build() -> None:
     """Compared with the API client inside the Google Cloud SDK, where there is one."""
     if not SDK_MESSAGES.exists():
         pytest.skip("no Google Cloud SDK here")
@@ -134,7 +134,7 @@ def test_checks_cannot_reach_the_built_image(build: dict[str, Any], step_id: str
         assert values_of("--network", arguments) == ([] if step_id == "environment" else ["none"])
 
 
-def test_only_docker_and_tar_run_in_the_workspace_before_the_push(build: dict[str, Any]) -> None:
+def test_steps_before_the_push_run_only_docker_and_tar_in_the_workspace(build: dict[str, Any]) -> None:
     for step_id in ("environment", "lint", "test"):
         outside = re.sub(r"<<'END'\n.*?\nEND\n", "\n", script(build, step_id, **DIGESTS), flags=re.S)
         for line in filter(None, map(str.strip, outside.splitlines())):
@@ -149,7 +149,7 @@ def test_the_container_with_a_network_runs_only_pip_on_wheels(build: dict[str, A
         )
 
 
-def test_scripts_are_sound(build: dict[str, Any]) -> None:
+def test_scripts_pass_the_shells_syntax_check(build: dict[str, Any]) -> None:
     values = DIGESTS | {"COMMIT_SHA": "0" * 40, "BUILD_ID": "b", "PROJECT_ID": "p"}
     for one in build["steps"]:
         if one.get("entrypoint") == "bash":

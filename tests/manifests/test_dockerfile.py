@@ -97,7 +97,7 @@ def test_the_ports_are_those_of_the_app(stages: list[Stage]) -> None:
     assert stages[-1].all("EXPOSE") == ["8080 9090"]
 
 
-def test_only_copied_files_are_sent_to_the_builder(stages: list[Stage]) -> None:
+def test_the_builder_gets_exactly_the_copied_files(stages: list[Stage]) -> None:
     sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         source.rstrip("/")

@@ -94,7 +94,7 @@ def test_names_that_commands_wait_for_are_deployed(guide: str) -> None:
 
 
 @pytest.mark.parametrize("guide", PUBLISHED)
-def test_the_published_test_commands_stand_as_they_are(guide: str) -> None:
+def test_the_published_test_commands_are_unchanged(guide: str) -> None:
     text = (ROOT / guide).read_text()
     for command in PUBLISHED[guide]:
         assert f"\n{command}\n" in text

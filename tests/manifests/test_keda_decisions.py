@@ -20,11 +20,11 @@ def read(folder: Path = ROOT / "keda") -> Scaling:
 
 
 @pytest.mark.parametrize("place", ["pending", "retry", "claimed"])
-def test_one_request_anywhere_wakes_one_poller(place: str) -> None:
+def test_one_pending_retried_or_claimed_request_starts_one_poller(place: str) -> None:
     assert Autoscaler(read()).decide(IDLE | {place: 1}, now=0) == 1
 
 
-def test_nothing_queued_stays_at_zero() -> None:
+def test_without_requests_no_poller_runs() -> None:
     assert Autoscaler(read()).decide(IDLE, now=0) == 0
 
 
@@ -68,7 +68,9 @@ def test_pollers_leave_one_by_one_and_the_last_after_the_cooldown() -> None:
         (0.95, 5_000, 3, 1),  # the claims of a crashed poller still start one
     ],
 )
-def test_slack_aware_wakes_only_for_slack(saturation: float, pending: float, claimed: float, replicas: int) -> None:
+def test_slack_aware_starts_a_poller_only_for_idle_capacity(
+    saturation: float, pending: float, claimed: float, replicas: int
+) -> None:
     scaler = Autoscaler(read(COMBINATIONS / "keda-slack-aware"))
     values = {"pending": pending, "retry": 0.0, "claimed": claimed, "saturation": saturation}
     assert scaler.decide(values, now=0) == replicas

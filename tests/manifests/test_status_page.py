@@ -64,9 +64,7 @@ def answer_of(url: str, host: str = "") -> int:
         return 0
 
 
-def test_its_probes_and_its_page_are_answered(
-    objects: list[Manifest], running: tuple[subprocess.Popen[bytes], str, Path]
-) -> None:
+def test_probes_and_page_get_200(objects: list[Manifest], running: tuple[subprocess.Popen[bytes], str, Path]) -> None:
     _, url, _ = running
     page = container(objects)
     for probe in ("livenessProbe", "readinessProbe"):
@@ -74,7 +72,7 @@ def test_its_probes_and_its_page_are_answered(
     assert answer_of(url) == 200
 
 
-def test_it_is_asked_for_by_port_forward_its_service_and_its_address_but_under_no_other_name(
+def test_the_page_is_served_under_localhost_its_service_and_ip_addresses_only(
     objects: list[Manifest], running: tuple[subprocess.Popen[bytes], str, Path]
 ) -> None:
     _, url, _ = running
@@ -88,7 +86,7 @@ def test_it_is_asked_for_by_port_forward_its_service_and_its_address_but_under_n
     assert answer_of(f"{url}/readyz", "evil.example") == 200, "a probe may call it what it likes"
 
 
-def test_the_pollers_slots_are_not_its_processes_and_it_writes_nothing_at_home(
+def test_the_page_runs_one_process_and_writes_no_files(
     objects: list[Manifest], running: tuple[subprocess.Popen[bytes], str, Path]
 ) -> None:
     """WORKERS is in the shared settings; the framework would start as many processes."""
@@ -99,7 +97,7 @@ def test_the_pollers_slots_are_not_its_processes_and_it_writes_nothing_at_home(
     assert not list(home.iterdir())
 
 
-def test_it_reads_what_the_poller_reads_with_a_user_that_may_be_another(objects: list[Manifest]) -> None:
+def test_the_page_has_the_pollers_settings_and_may_have_its_own_redis_user(objects: list[Manifest]) -> None:
     (poller,) = (p for p in pods(objects) if p.labels.get("app.kubernetes.io/component") == "poller")
     same, own = container(objects)["envFrom"][:2], container(objects)["envFrom"][2]
     assert same == poller.spec["containers"][0]["envFrom"]
@@ -107,7 +105,7 @@ def test_it_reads_what_the_poller_reads_with_a_user_that_may_be_another(objects:
     assert container(objects)["image"] == poller.spec["containers"][0]["image"]
 
 
-def test_it_is_not_reachable_from_outside(objects: list[Manifest]) -> None:
+def test_the_service_is_reachable_only_inside_the_cluster(objects: list[Manifest]) -> None:
     (service,) = of_kind(objects, "Service")
     assert service["spec"]["type"] == "ClusterIP"
 

@@ -121,7 +121,7 @@ def firing_test(series: dict[str, str], expected: list[str]) -> dict[str, Any]:
     }
 
 
-def test_rules_are_rules() -> None:
+def test_promtool_accepts_the_rules() -> None:
     assert f"{len(alerts())} rules found" in promtool("check", "rules", "--lint-fatal", ALERTS)
 
 
@@ -176,7 +176,7 @@ def known_names() -> set[str]:
     return known
 
 
-def test_rules_and_dashboard_ask_for_metrics_that_are_there() -> None:
+def test_rules_and_dashboard_use_existing_metrics() -> None:
     asked = {name for rule in alerts().values() for name in metrics_of(rule["expr"])}
     asked |= {name for panel in panels() for name in metrics_of(panel.expression)}
     assert asked - known_names() == set()

@@ -135,7 +135,7 @@ async def test_a_burst_takes_few_round_trips(store: Redis, count: int) -> None:
     assert await rig.result_count() == count
 
 
-async def test_with_nothing_to_settle_it_is_drained() -> None:
+async def test_an_empty_batcher_is_drained() -> None:
     rig = Rig(Redis())
     await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
@@ -171,7 +171,7 @@ def finished(written: WrittenRecords) -> FinishedLog:
     return FinishedLog(cast(FinishedRecords, written), lambda: 5.0)
 
 
-async def test_a_final_result_is_recorded_with_where_it_went(finished: FinishedLog, written: WrittenRecords) -> None:
+async def test_a_final_result_is_recorded_with_its_list(finished: FinishedLog, written: WrittenRecords) -> None:
     finished.note(ack())
     finished.note(ack("d", "UNDELIVERABLE", dead=b"{}"))
     await finished.tick()

@@ -53,7 +53,7 @@ async def answered(*rigs: Rig, count: int) -> None:
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
 
-async def test_it_holds_as_many_as_it_has_slots_and_no_more(store: Redis) -> None:
+async def test_a_claimer_holds_as_many_requests_as_it_has_slots(store: Redis) -> None:
     """I10, and constant memory: unclaimed requests stay in Redis."""
     handler = Counting()
     rig = Rig(store, handler)
@@ -79,7 +79,7 @@ async def test_the_earliest_deadline_is_claimed_first(store: Redis) -> None:
     assert [request.id for request in rig.dispatched] == ["r-0", "r-1", "r-2", "r-3"]
 
 
-async def test_queues_take_turns_where_slots_are_short(store: Redis) -> None:
+async def test_queues_take_turns_if_slots_are_short(store: Redis) -> None:
     rigs = [Rig(store, name=name) for name in ("one", "two")]
     pool = claimer_of(*rigs, slots=2)
     for rig in rigs:
@@ -127,7 +127,7 @@ async def test_a_request_that_expires_in_a_lane_without_turns_gets_its_result(st
     assert await below.pending() == 1
 
 
-async def test_a_low_score_is_no_way_past_the_slots(store: Redis) -> None:
+async def test_a_request_with_a_low_score_waits_for_a_slot(store: Redis) -> None:
     """A producer may choose any score, so a request that only looks expired waits for a slot."""
     handler = Counting()
     rig = Rig(store, handler)
@@ -167,7 +167,7 @@ async def test_an_idle_pool_stops_at_once(store: Redis) -> None:
     await asyncio.wait_for(claiming, IN_TIME)
 
 
-async def test_it_waits_for_redis_with_backoff_and_recovers_by_itself(valkey: Valkey, store: Redis) -> None:
+async def test_claiming_continues_when_redis_is_back(valkey: Valkey, store: Redis) -> None:
     impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig = Rig(impatient)
     pool = claimer_of(rig, slots=2)

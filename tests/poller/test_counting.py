@@ -115,7 +115,7 @@ async def test_requests_without_an_attempt_reach_the_status_page(store: Redis) -
     ]
 
 
-async def test_a_settlement_that_came_too_late_is_a_lost_lease(store: Redis) -> None:
+async def test_a_late_settlement_counts_as_a_lost_lease(store: Redis) -> None:
     rig = Rig(store)
     claims = await rig.claimed(body("a"))
     await end_leases(store, queue_keys(QUEUE).index)

@@ -96,7 +96,7 @@ async def test_the_event_is_what_the_cloudevents_sdk_reads(dispatcher: HttpDispa
 
 
 @pytest.mark.parametrize("character", ["x", "é", "語", "😀", "%", '"', "\x01", "\u2028"])
-async def test_nothing_of_the_client_is_in_a_header_whatever_its_id(
+async def test_client_data_is_never_sent_in_a_header(
     dispatcher: HttpDispatcher, server: RawHttp, character: str
 ) -> None:
     long = character * MAX_ID_LENGTH
@@ -161,7 +161,7 @@ async def test_a_200_without_this_requests_result_is_retried(
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 301, 204])
-async def test_the_platforms_own_answers_are_no_attempt(
+async def test_a_response_of_the_platform_does_not_count_as_an_attempt(
     dispatcher: HttpDispatcher, server: RawHttp, status: int
 ) -> None:
     server.reply(answer(status, b"" if status == 204 else b"no healthy upstream", {"retry-after": "99"}))
@@ -204,7 +204,7 @@ async def test_a_delivery_that_the_door_cannot_read_is_final(
     assert outcome.result.error_code == ErrorCode.INVALID_REQUEST
 
 
-async def test_a_refused_connection_is_no_attempt(dispatcher: HttpDispatcher) -> None:
+async def test_a_refused_connection_does_not_count_as_an_attempt(dispatcher: HttpDispatcher) -> None:
     gateway = Gateway(TransportOptions())
     nobody = HttpDispatcher(gateway, "http://127.0.0.1:1/", timeout_seconds=5.0, jitter=lambda: 0.5)
     outcome = await nobody.forward(request(), OPTIONS)
@@ -216,7 +216,7 @@ async def test_a_refused_connection_is_no_attempt(dispatcher: HttpDispatcher) ->
     "fault",
     [Answer(end=End.RESET), Answer(end=End.CLOSE), answer(200, b"half", declared=50, end=End.CLOSE)],
 )
-async def test_a_handler_that_went_with_the_request_is_an_attempt(
+async def test_a_connection_lost_during_the_request_counts_as_an_attempt(
     dispatcher: HttpDispatcher, server: RawHttp, fault: Answer
 ) -> None:
     """It may be the request that killed it."""

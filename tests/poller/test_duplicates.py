@@ -90,7 +90,7 @@ async def test_without_tokens_there_is_one_result_for_the_id(store: Redis) -> No
     assert (await rig.pending(), await claims_left(store, QUEUE)) == (0, {})
 
 
-async def test_the_very_same_body_does_not_run_again_once_it_is_finished(store: Redis) -> None:
+async def test_an_identical_body_does_not_run_again_after_it_is_finished(store: Redis) -> None:
     rig, same = rig_of(store), body("a")
     await carried(rig, same)
     await carried(rig, same)
@@ -144,7 +144,7 @@ async def test_a_released_request_runs_with_its_next_owner(store: Redis) -> None
     assert [result.status_code for result in await successor.results()] == [200]
 
 
-async def test_behind_its_window_an_id_runs_again(store: Redis) -> None:
+async def test_after_its_window_an_id_runs_again(store: Redis) -> None:
     rig = rig_of(store, window_seconds=60)
     await carried(rig, submission("one"))
     assert 0 < await store.ttl(id_record_key("a", QUEUE)) <= 60, "it counts from the end, not from the deadline"
@@ -169,7 +169,7 @@ async def test_the_very_same_member_runs_and_is_answered_once_although_it_has_a_
     assert await rig.results() == [answered_result("a", "one", 200, b"{}")]
 
 
-async def test_an_equal_member_takes_nothing_from_the_first(store: Redis) -> None:
+async def test_an_identical_member_does_not_delete_the_firsts_keys(store: Redis) -> None:
     may_answer = asyncio.Event()
 
     async def retrying(request: Request) -> Outcome:
@@ -302,7 +302,7 @@ async def test_a_dead_letter_is_finished_but_runs_when_it_is_queued_again(store:
     assert codes == [ErrorCode.UNDELIVERABLE, ErrorCode.DUPLICATE, 200]
 
 
-async def test_unset_each_submission_runs(store: Redis) -> None:
+async def test_without_the_setting_each_submission_runs(store: Redis) -> None:
     async def answer(request: Request) -> Outcome:
         return Answered(answered_result(request.id, request.request_token, 200, b"{}"))
 

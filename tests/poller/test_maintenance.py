@@ -71,7 +71,7 @@ class Slow:
         raise asyncio.CancelledError
 
 
-async def test_one_scan_answers_all_waiting_requests(store: Redis) -> None:
+async def test_one_scan_answers_all_cancelled_pending_requests(store: Redis) -> None:
     rig = Rig(store)
     numbers = range(1, MANY + 1)
     await submitted(rig, *numbers)
@@ -169,7 +169,7 @@ async def test_a_tick_moves_the_end_of_every_lease(store: Redis) -> None:
         await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
 
-async def test_a_claim_that_another_took_is_given_up_and_its_work_cancelled(store: Redis) -> None:
+async def test_the_work_of_a_claim_taken_over_by_another_poller_is_cancelled(store: Redis) -> None:
     rig = Rig(store, endless)
     claims = await rig.claimed(body("a"), body("b"))
     async with running(rig.ack_batcher.run()):
@@ -272,7 +272,7 @@ async def test_a_task_continues_after_a_tick_that_raised(lines: io.StringIO) -> 
     assert "a defect" in logged[1]["error"]
 
 
-async def test_cancellation_in_a_tick_ends_it() -> None:
+async def test_a_cancellation_during_a_tick_ends_the_task() -> None:
     started = asyncio.Event()
 
     async def tick() -> None:
@@ -293,7 +293,7 @@ def test_an_interval_that_would_spin_is_refused(seconds: float) -> None:
 
 
 @pytest.mark.parametrize("hidden", [ConnectionResetError, KeyError])
-async def test_a_cancellation_that_a_library_turned_into_a_failure_ends_it_too(
+async def test_a_cancellation_raised_as_another_error_ends_the_task(
     hidden: type[Exception],
 ) -> None:
     started = asyncio.Event()

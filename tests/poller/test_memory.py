@@ -40,7 +40,7 @@ async def test_large_bodies_fit_into_the_memory_limit_and_each_runs_once(
 
 @pytest.mark.parametrize("has_handler", [False, True])
 @pytest.mark.parametrize("byte", [b"\x01", b"\xff"])
-async def test_the_largest_answer_passes_whatever_its_bytes(
+async def test_the_largest_answer_of_any_bytes_passes(
     valkey: Server, store: Redis, byte: bytes, has_handler: bool
 ) -> None:
     """In JSON a control character takes six bytes, and U+FFFD, in place of a byte that is not UTF-8, three."""

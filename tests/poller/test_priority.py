@@ -62,7 +62,7 @@ def test_every_slot_that_can_be_used_is_used_and_no_gate_is_passed(
         assert one.room is None or got[one.queue] <= one.room
 
 
-def test_random_robin_gives_each_queue_an_equal_part() -> None:
+def test_random_robin_gives_each_queue_an_equal_share() -> None:
     merge = RandomRobin(random.Random(1))
     candidates = [Candidate(name) for name in "abc"]
     got = claimed(merge, candidates, Counter(a=100, b=100, c=100), 9, now=0)

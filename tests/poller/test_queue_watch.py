@@ -65,14 +65,14 @@ async def commands(store: Redis) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("count", [1, 64, 2_000])
-async def test_a_poll_of_empty_queues_is_one_command_however_many_there_are(store: Redis, count: int) -> None:
+async def test_a_poll_of_any_number_of_empty_queues_is_one_command(store: Redis, count: int) -> None:
     await store.config_resetstat()
     assert await existing(store, [f"q-{n}" for n in range(count)]) == set()
     assert (await commands(store)).get("exists") == 1
 
 
 @pytest.mark.parametrize("filled", [{"q-0"}, {"q-7", "q-1999"}, {f"q-{n}" for n in range(2_000)}])
-async def test_a_look_names_the_queues_that_have_requests(store: Redis, filled: set[str]) -> None:
+async def test_existing_returns_the_queues_that_have_requests(store: Redis, filled: set[str]) -> None:
     for name in filled:
         await store.zadd(name, {"x": 1})
     assert await existing(store, [f"q-{n}" for n in range(2_000)]) == filled
@@ -247,7 +247,7 @@ async def test_due_retries_are_promoted_only_while_the_retry_set_exists() -> Non
     assert all(later - earlier >= PROMOTE_SECONDS for earlier, later in pairwise(promoted))
 
 
-async def test_a_signal_releases_the_pool_of_its_queue_without_a_look() -> None:
+async def test_a_signal_releases_the_pool_of_its_queue_without_a_poll() -> None:
     clock, scans = Clock(), Scans()
     signals: asyncio.Queue[str] = asyncio.Queue()
 

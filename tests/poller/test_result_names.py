@@ -128,7 +128,9 @@ def test_an_allowed_list_takes_the_result(named: str, is_resolved: bool) -> None
     ["team-b", "team-a:x", "team-", "*", "team-b*", "{team-a}", f"{RESULTS}:result-of:victim", "../team-a"],
 )
 @pytest.mark.parametrize("is_resolved", [False, True])
-def test_any_other_is_an_invalid_request_whose_result_is_in_the_default_list(named: str, is_resolved: bool) -> None:
+def test_a_forbidden_list_is_an_invalid_request_whose_result_is_in_the_default_list(
+    named: str, is_resolved: bool
+) -> None:
     assert taken(SOME, named, is_resolved=is_resolved) is None
     assert SOME.name(named, "a", is_resolved=is_resolved) == RESULTS
 
@@ -157,7 +159,7 @@ def test_a_star_matches_any_characters(pattern: str, matching: list[str], others
     assert [names.allow(name) for name in [*matching, *others]] == [True] * len(matching) + [False] * len(others)
 
 
-def test_every_text_that_a_redis_gate_takes_is_known_to_be_a_key_or_none() -> None:
+def test_every_text_parameter_of_a_redis_gate_is_classified_as_a_key_or_not() -> None:
     """A gate written later with a key under another kind of name must fail here, not in an operator's Redis."""
     no_keys = {"address", "attribute", "mode", "gating_mode", "on_missing", "pool", "pool_id"}
     no_keys |= {"budget_means"}
@@ -187,7 +189,7 @@ def test_no_request_names_a_key_that_holds_something_else(route: ResultRoute, na
         assert route.name(named, "a", is_resolved=is_resolved) == RESULTS
 
 
-def test_an_ignored_result_list_does_no_harm() -> None:
+def test_a_result_list_that_is_ignored_is_not_checked() -> None:
     route = ResultRoute("queues", None, RESULTS, may_name=TEAMS)
     assert taken(route, "another") == "queues"
 
@@ -197,7 +199,7 @@ def test_lists_as_people_name_them_are_not_reserved(name: str) -> None:
     assert not is_reserved(name)
 
 
-def test_nothing_allows_nothing() -> None:
+def test_an_empty_list_allows_no_name() -> None:
     assert not read_result_names("").allow("x")
     assert ResultNames().allow("x")
 

@@ -124,7 +124,7 @@ def test_below_another_queues_list_a_request_sets_no_expiry_under_a_day(named: i
         ("", {"result_queue_name": "mine"}, "mine:result-of:a", 86_400),
         ("queue's", {"result_queue_name": "mine", "result_routing_resolved": True}, "mine", None),
     ],
-    ids=["default", "queue's list", "request's list", "request knows better"],
+    ids=["default", "queue's list", "request's list", "request resolved its list"],
 )
 def test_each_request_may_have_a_list_of_its_own_that_expires(
     own: str, internal: dict[str, Any], name: str, seconds: int | None

@@ -144,7 +144,7 @@ def test_an_invalid_option_is_named(changed: dict[str, Any], setting: str) -> No
     assert raised.value.setting == setting
 
 
-def test_pubsubs_own_account_needs_to_publish_dead_letters_and_to_take_them_off() -> None:
+def test_each_account_needs_the_grants_for_its_topics_and_subscriptions() -> None:
     grants = needed_grants(WANTED, project_number="42", handler_account="h@x", client_account="c@x")
     agent = "serviceAccount:service-42@gcp-sa-pubsub.iam.gserviceaccount.com"
     assert {(grant.resource.rpartition("/")[2], grant.role, grant.member) for grant in grants} == {
@@ -157,7 +157,7 @@ def test_pubsubs_own_account_needs_to_publish_dead_letters_and_to_take_them_off(
     }
 
 
-def test_a_grant_is_granted_missing_or_unknown() -> None:
+def test_the_state_of_a_grant_follows_from_the_policy() -> None:
     grant = Grant("projects/p/topics/t", PUBLISHER, "serviceAccount:h@x", "")
     other = Policy(
         bindings=[
@@ -226,7 +226,7 @@ async def test_a_resource_that_another_process_created_meanwhile_is_not_an_error
     assert [each.is_missing for each in await checked(channel, wanted)] == [False] * 7
 
 
-async def test_grants_are_unknown_where_policies_cannot_be_read(channel: PubSubChannel, wanted: LayoutOptions) -> None:
+async def test_grants_are_unknown_if_policies_cannot_be_read(channel: PubSubChannel, wanted: LayoutOptions) -> None:
     await checked(channel, wanted)
     grant = Grant(layout(wanted).topics[0].name, PUBLISHER, "serviceAccount:a@b", "")
     assert await grant_states(channel, [grant]) == [(grant, GrantState.UNKNOWN)]

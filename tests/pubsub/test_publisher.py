@@ -138,7 +138,7 @@ async def test_a_message_over_pubsubs_limits_is_never_sent() -> None:
         assert raised.value.size > raised.value.limit
 
 
-async def test_a_large_result_that_the_service_refuses_is_too_large_a_small_one_is_not() -> None:
+async def test_a_refused_result_is_reported_as_too_large_only_if_it_is_large() -> None:
     async with (
         running_broker() as broker,
         PubSubChannel(at(broker.host)) as channel,
@@ -275,7 +275,7 @@ async def test_a_broker_that_is_stopped_fails_publishes_and_works_again_when_res
     assert {b"before", b"during", b"after"} <= got
 
 
-async def test_a_broker_that_died_fails_publishes_as_retryable(own_emulator: PubSubEmulator) -> None:
+async def test_publishes_to_a_crashed_broker_fail_as_retryable(own_emulator: PubSubEmulator) -> None:
     options = PubSubOptions(project_id="restarted", emulator_host=own_emulator.host)
     async with PubSubChannel(options) as channel, Publisher(channel) as publisher:
         await Resources(options).topic("results")

@@ -53,7 +53,9 @@ async def test_a_pull_waits_for_new_messages(channel: PubSubChannel, puller: Pul
     assert [pulled.data for pulled in await waiting] == [b"late"]
 
 
-async def test_only_returned_results_are_delivered_again(channel: PubSubChannel, puller: Puller) -> None:
+async def test_returned_results_are_delivered_again_and_acknowledged_ones_are_not(
+    channel: PubSubChannel, puller: Puller
+) -> None:
     await published(channel, b"1", b"2")
     first, second = await received(puller, 2)
     await puller.ack([first.ack_id])
@@ -97,7 +99,7 @@ async def test_a_missing_or_invalid_subscription_is_reported(channel: PubSubChan
         Puller(channel, "a b")
 
 
-async def test_a_hopeless_acknowledgement_is_not_repeated() -> None:
+async def test_an_acknowledgement_refused_for_good_is_not_retried() -> None:
     async with (
         running_broker() as broker,
         PubSubChannel(PubSubOptions(project_id="proj", emulator_host=broker.host)) as channel,

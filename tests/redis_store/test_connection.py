@@ -63,7 +63,7 @@ async def test_more_calls_at_once_than_connections_wait_for_their_turn(each_serv
         assert len(await redis.client_list()) <= 5
 
 
-async def test_a_socket_of_this_machine_is_as_good_as_an_address(each_server_program: str, tmp_path: Path) -> None:
+async def test_a_unix_socket_works_like_an_address(each_server_program: str, tmp_path: Path) -> None:
     place = tmp_path / "socket"
     server = Server(each_server_program, "--unixsocket", str(place))
     try:
@@ -203,7 +203,7 @@ async def test_closing_never_fails_when_its_time_limit_passes(valkey: Valkey) ->
         assert not connection.is_connected
 
 
-async def test_silence_still_ends_a_call() -> None:
+async def test_a_call_without_a_reply_times_out() -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()

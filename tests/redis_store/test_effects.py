@@ -203,7 +203,7 @@ def filled(valkey: Valkey) -> Iterator[Store]:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_changes_the_keys_that_it_should_and_no_others(name: str, filled: Store) -> None:
+def test_a_script_changes_only_the_keys_in_its_header(name: str, filled: Store) -> None:
     assert _effects(filled, name, script_text(name)) == EFFECTS.get(name, {})
 
 

@@ -507,10 +507,10 @@ _DROP = "run('HDEL', KEYS[2], key)\n"
 _ANY_WRITE = "  local is_written, failure = pcall(write)\n  if not is_written then\n    return"
 MUTANTS = {
     "claim does not try the index first": ("claim", "  probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)\n", ""),
-    "claim leaves a half claim": ("claim", f"      {_DROP}", ""),
+    "claim leaves an incomplete claim": ("claim", f"      {_DROP}", ""),
     "claim removes before it writes": ("claim", _WRITE, "  run('ZREM', KEYS[1], member)\n" + _WRITE),
     "ack removes before it writes": ("ack", _ANY_WRITE, "  run('HDEL', KEYS[1], key)\n" + _ANY_WRITE),
-    "a result is dropped before that is remembered": (
+    "a result is dropped before its ack is recorded": (
         "ack_results",
         "    run('ZADD', KEYS[4]",
         "    run('HDEL', KEYS[1], key)\n    run('ZADD', KEYS[4]",

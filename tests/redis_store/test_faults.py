@@ -85,7 +85,7 @@ CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
         lambda p: RedisOptions(f"redis://:wrong-{SECRET}@{p.locked_address}"),
         "refuses this user or password",
     ),
-    "nobody there": (
+    "no server": (
         lambda _: RedisOptions("redis://127.0.0.1:1"),
         "no connection to 127.0.0.1:1: connection refused",
     ),
@@ -128,11 +128,11 @@ CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
         lambda p: p.encrypted(f"rediss://{p.sentinel}", "/nowhere/ca.pem"),
         "REDIS_CA_FILE, REDIS_CERT_FILE or REDIS_KEY_FILE",
     ),
-    "TLS where none is spoken": (
+    "TLS to a server without it": (
         lambda p: replace(p.encrypted(f"rediss://{p.locked_address}"), connect_timeout_seconds=2.0),
         "the server does not speak TLS",
     ),
-    "no TLS where it is spoken": (lambda p: RedisOptions(f"redis://{p.sentinel}"), "requires TLS"),
+    "no TLS to a server that requires it": (lambda p: RedisOptions(f"redis://{p.sentinel}"), "requires TLS"),
 }
 
 

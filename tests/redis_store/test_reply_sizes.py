@@ -108,7 +108,7 @@ async def _claim_all(bench: Bench) -> list[Any]:
     return claims
 
 
-async def test_claims_and_releases(bench: Bench, sizes: Sizes) -> None:
+async def test_claims_and_releases_are_bounded(bench: Bench, sizes: Sizes) -> None:
     await _fill(bench)
     claims = await _claim_all(bench)
     assert len(claims) == COUNT
@@ -118,7 +118,7 @@ async def test_claims_and_releases(bench: Bench, sizes: Sizes) -> None:
     sizes.bound(SCRIPT_BYTES)
 
 
-async def test_reclaims_of_requests_whose_owners_died_too_often(bench: Bench, sizes: Sizes) -> None:
+async def test_reclaims_over_the_redelivery_limit_are_bounded(bench: Bench, sizes: Sizes) -> None:
     await _fill(bench)
     await _claim_all(bench)
     await bench.end_leases()
@@ -129,7 +129,7 @@ async def test_reclaims_of_requests_whose_owners_died_too_often(bench: Bench, si
     sizes.bound(SCRIPT_BYTES)
 
 
-async def test_claims_of_crashed_owners_that_return_to_the_queue(bench: Bench, sizes: Sizes) -> None:
+async def test_returns_of_crashed_owners_claims_are_bounded(bench: Bench, sizes: Sizes) -> None:
     await _fill(bench)
     await _claim_all(bench)
     await bench.end_leases()
@@ -141,7 +141,7 @@ async def test_claims_of_crashed_owners_that_return_to_the_queue(bench: Bench, s
     sizes.bound(SCRIPT_BYTES)
 
 
-async def test_claims_of_lost_replies_that_return_to_the_queue(bench: Bench, sizes: Sizes) -> None:
+async def test_returns_of_lost_replies_claims_are_bounded(bench: Bench, sizes: Sizes) -> None:
     await _fill(bench)
     redis = LosingRedis(bench.redis)
     poller = bench.owner(redis)
@@ -155,7 +155,7 @@ async def test_claims_of_lost_replies_that_return_to_the_queue(bench: Bench, siz
 
 
 @pytest.mark.parametrize("token", ["t-0", "t"])
-async def test_recalls(bench: Bench, sizes: Sizes, token: str) -> None:
+async def test_recalls_are_bounded(bench: Bench, sizes: Sizes, token: str) -> None:
     """By the exact score of our own client's tokens, and through the seconds of a deadline for others."""
     for number in range(COUNT):
         await bench.put(_member(number, token=token), DEADLINE)
@@ -166,7 +166,7 @@ async def test_recalls(bench: Bench, sizes: Sizes, token: str) -> None:
 
 
 @pytest.mark.parametrize("is_cluster", [False, True])
-async def test_retries_that_are_due_or_cancelled(bench: Bench, sizes: Sizes, is_cluster: bool) -> None:
+async def test_moves_of_due_and_cancelled_retries_are_bounded(bench: Bench, sizes: Sizes, is_cluster: bool) -> None:
     kind = ClusterRetries if is_cluster else Retries
     retries = kind(bench.redis, bench.retries, bench.queue_name)
     for is_cancelled in (False, True):
@@ -183,7 +183,7 @@ async def test_retries_that_are_due_or_cancelled(bench: Bench, sizes: Sizes, is_
     sizes.bound(SCRIPT_BYTES, item=SMALL)
 
 
-async def test_an_outbox_of_a_crashed_poller(bench: Bench, sizes: Sizes) -> None:
+async def test_reads_of_a_crashed_pollers_outbox_are_bounded(bench: Bench, sizes: Sizes) -> None:
     queue = ClusterQueue(bench.redis, "home", QueueOptions(bench.retries, bench.results, cluster=True))
     for number in range(COUNT):
         record = b'{"kind":"list","key":"%s"}\n' % bench.results.encode() + _member(number)
@@ -195,7 +195,7 @@ async def test_an_outbox_of_a_crashed_poller(bench: Bench, sizes: Sizes) -> None
     sizes.bound(BATCH_BYTES)
 
 
-async def test_nacks_of_a_cluster(bench: Bench, sizes: Sizes) -> None:
+async def test_nacks_in_a_cluster_are_bounded(bench: Bench, sizes: Sizes) -> None:
     options = QueueOptions(bench.retries, bench.results, lease_seconds=30, cluster=True)
     queue = ClusterQueue(bench.redis, "home", options)
     for number in range(COUNT):
@@ -230,7 +230,7 @@ _SETTLEMENTS: dict[str, Callable[[Bench, Claim], Settlement]] = {
 
 @pytest.mark.parametrize("kind", _SETTLEMENTS)
 @pytest.mark.parametrize("is_cluster", [False, True])
-async def test_settlements_that_wait_together(bench: Bench, sizes: Sizes, kind: str, is_cluster: bool) -> None:
+async def test_batches_of_settlements_are_bounded(bench: Bench, sizes: Sizes, kind: str, is_cluster: bool) -> None:
     options = QueueOptions(bench.retries, bench.results, lease_seconds=30, cluster=is_cluster)
     queue = (ClusterQueue if is_cluster else RedisQueue)(bench.redis, bench.queue_name, options)
     claims: list[Claim] = []
@@ -241,7 +241,7 @@ async def test_settlements_that_wait_together(bench: Bench, sizes: Sizes, kind: 
     sizes.bound(BATCH_BYTES)
 
 
-async def test_a_lookup_among_large_members_of_one_score(bench: Bench, sizes: Sizes) -> None:
+async def test_a_lookup_among_large_members_is_bounded(bench: Bench, sizes: Sizes) -> None:
     """Any producer may choose the score of another's request."""
     deadline = int(time.time()) + 600
     await bench.redis.set("request-active:a", "t-1", exat=deadline)
@@ -296,7 +296,7 @@ class Held:
 
 
 @OFFLOADED
-async def test_results_under_a_lease(
+async def test_reads_of_results_under_a_lease_are_bounded(
     store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Held(monkeypatch)
@@ -313,7 +313,7 @@ async def test_results_under_a_lease(
 
 
 @OFFLOADED
-async def test_results_that_are_peeked_at(store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool) -> None:
+async def test_peeks_at_results_are_bounded(store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool) -> None:
     await _put_results(store, "results", is_offloaded=is_offloaded)
     async with _client(valkey) as client:
         seen = [result.id async for result in client.peek("results")]
@@ -322,7 +322,7 @@ async def test_results_that_are_peeked_at(store: Redis, valkey: Any, sizes: Size
 
 
 @OFFLOADED
-async def test_results_that_are_waited_for(store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool) -> None:
+async def test_waits_for_results_are_bounded(store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool) -> None:
     """Many lists with one large result each, and one list of many, whose oldest result is read."""
     lists = [result_of_key("results", f"r-{number}") for number in range(COUNT)]
     await _put_results(store, *lists, is_offloaded=is_offloaded)
@@ -340,7 +340,9 @@ async def test_results_that_are_waited_for(store: Redis, valkey: Any, sizes: Siz
 
 
 @OFFLOADED
-async def test_results_of_a_batch(store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool) -> None:
+async def test_reads_of_a_batchs_results_are_bounded(
+    store: Redis, valkey: Any, sizes: Sizes, is_offloaded: bool
+) -> None:
     await _put_results(store, "results", is_offloaded=is_offloaded)
     names = ("batch", "token", "source", "source_print", "errors", "queue")
     fields: dict[str, Any] = dict.fromkeys(names, "b")
@@ -356,7 +358,7 @@ async def test_results_of_a_batch(store: Redis, valkey: Any, sizes: Sizes, is_of
     sizes.bound(BATCH_BYTES)
 
 
-async def test_leases_of_results_that_end_or_are_given_back(store: Redis, sizes: Sizes) -> None:
+async def test_returns_of_leased_results_are_bounded(store: Redis, sizes: Sizes) -> None:
     results = Results(store, "results", owner="a", lease_ms=60_000, tombstone_ms=60_000)
     await _put_results(store, "results", is_offloaded=False)
     held = []
@@ -400,7 +402,9 @@ async def _search(redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("read", [_dead_letters, _sample, _search, _locate])
-async def test_reads_of_operators(store: Redis, sizes: Sizes, read: Callable[[Redis], Awaitable[None]]) -> None:
+async def test_reads_of_operators_are_bounded(
+    store: Redis, sizes: Sizes, read: Callable[[Redis], Awaitable[None]]
+) -> None:
     text = b"x" * SMALL
     for number in range(MANY):
         await store.zadd("q", {_member(number, size=SMALL): number})

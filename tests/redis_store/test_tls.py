@@ -54,7 +54,7 @@ async def _ping(options: RedisOptions) -> bool:
         await redis.aclose()
 
 
-async def test_a_client_certificate_and_the_right_ca_open_the_door(guarded: Server, certificate: Path) -> None:
+async def test_a_client_certificate_and_the_right_ca_are_accepted(guarded: Server, certificate: Path) -> None:
     assert await _ping(_options(guarded.port, certificate))
 
 
@@ -64,7 +64,7 @@ async def test_certificates_that_cannot_be_verified_are_refused(guarded: Server,
         await _ping(_options(guarded.port, certificate, wrong))
 
 
-async def test_the_same_holds_for_a_redis_with_tls_of_its_own(certificate: Path) -> None:
+async def test_a_redis_server_with_tls_is_checked_in_the_same_way(certificate: Path) -> None:
     program, port = program_path("redis-server"), free_port()
     files = [part for kind in ("cert", "key", "ca-cert") for part in (f"--tls-{kind}-file", str(certificate))]
     server = Server(program, "--tls-port", str(port), *files)

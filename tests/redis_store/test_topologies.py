@@ -161,7 +161,7 @@ async def test_pollers_share_a_pool_and_report_to_the_board(redis: Store, option
     assert (depths.pending, depths.claimed, depths.retrying) == (1, 0, 0)
 
 
-async def test_deliveries_are_remembered(redis: Store, name: str) -> None:
+async def test_an_answered_delivery_is_recorded(redis: Store, name: str) -> None:
     records = DeliveryRecords(redis)
     key = f"delivery:{name}"
     assert await records.begin(key, "me") == Fresh()

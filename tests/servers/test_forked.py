@@ -31,7 +31,7 @@ def run_in_a_template_with_a_setting(command: list[str], environment: dict[str, 
     run_command(command, environment, output, output)
 
 
-def test_it_has_the_given_environment_alone() -> None:
+def test_a_forked_process_has_only_the_given_environment() -> None:
     given = {"REDIS_URL": "redis://127.0.0.1:9", "IGW_BASE_URL": "http://127.0.0.1:9", "LOG_LEVEL": "loud"}
     with tempfile.TemporaryFile() as file, Connection(os.dup(file.fileno()), readable=False) as output:
         process = ForkedProcess(run_in_a_template_with_a_setting, [COMMAND, "poll"], given, output)
@@ -41,7 +41,7 @@ def test_it_has_the_given_environment_alone() -> None:
     assert "WORKERS" not in refused
 
 
-def test_a_signal_ends_it_as_the_command_ends() -> None:
+def test_a_signal_ends_a_forked_process_with_the_commands_exit_code() -> None:
     with ForkedChild("handler", HANDLER, VARIABLES) as child:
         child.wait_for(lambda output: found[0] if (found := _READY.search(output)) else None)
         assert os.getsid(child.process.pid) == child.process.pid

@@ -51,7 +51,7 @@ async def test_every_post_reaches_the_function_with_an_execution_id_of_its_own(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_an_exception_of_the_function_is_the_framework_s_500(serve_with: ServeWith, method: str) -> None:
+async def test_an_exception_of_the_function_becomes_the_frameworks_500(serve_with: ServeWith, method: str) -> None:
     async def broken(_request: Request) -> Response:
         raise RuntimeError("a defect")
 
@@ -61,7 +61,7 @@ async def test_an_exception_of_the_function_is_the_framework_s_500(serve_with: S
     assert response.headers["x-google-status"] == "crash"
 
 
-async def test_other_methods_and_reserved_paths_are_the_router_s(serve_with: ServeWith) -> None:
+async def test_other_methods_and_reserved_paths_reach_the_router(serve_with: ServeWith) -> None:
     async with serve_with(_execution_id) as client:
         assert (await client.get("/readyz")).status_code == 200
         assert (await client.get("/favicon.ico")).status_code == 404

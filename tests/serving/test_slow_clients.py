@@ -219,9 +219,7 @@ async def test_five_hundred_slow_connections_leave_room_for_the_others(connect: 
         b"content-length: 5\r\na: b\rc: d\r\n",
     ],
 )
-async def test_f83_a_request_with_two_readings_is_refused_and_the_connection_closed(
-    connect: Connect, lines: bytes
-) -> None:
+async def test_f83_an_ambiguous_request_is_refused_and_the_connection_closed(connect: Connect, lines: bytes) -> None:
     client = await connect()
     with suppress(ConnectionError):
         await client.send(b"POST /read HTTP/1.1\r\nhost: x\r\n" + lines + b"\r\n0\r\n\r\n")
@@ -231,7 +229,7 @@ async def test_f83_a_request_with_two_readings_is_refused_and_the_connection_clo
 
 
 @pytest.mark.parametrize("framing", [b"content-length: 34", b"transfer-encoding: chunked"])
-async def test_f83_a_body_behind_an_upgrade_is_never_the_next_request(connect: Connect, framing: bytes) -> None:
+async def test_f83_a_body_after_an_upgrade_is_never_read_as_a_request(connect: Connect, framing: bytes) -> None:
     client = await connect()
     head = b"POST /read HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n"
     await client.send(head + framing + b"\r\n\r\n")
@@ -297,7 +295,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("name", ODD)
-async def test_a_request_that_a_proxy_may_read_in_another_way_is_refused(port: int, name: str) -> None:
+async def test_a_request_that_a_proxy_may_parse_differently_is_refused(port: int, name: str) -> None:
     async with asyncio.timeout(LIMIT_SECONDS):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(ODD[name])

@@ -90,7 +90,7 @@ pools:
     ("text", "field"),
     [("[{queue_name: q}]", "queues"), ("[{subscriber_id: s}]", "topics"), ("[{id: p}]", "pools")],
 )
-def test_a_bare_list_is_what_its_entries_say(text: str, field: str) -> None:
+def test_a_bare_list_is_recognised_by_its_entries(text: str, field: str) -> None:
     assert len(getattr(parse_config_file(text), field)) == 1
 
 

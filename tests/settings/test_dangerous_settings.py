@@ -22,7 +22,7 @@ NAMES = [name.upper() for name in Environment.__struct_fields__ if len(name) >= 
         ({"RESULT_QUEUE_NAME": "retry-sortedset"}, "RESULT_QUEUE_NAME", "RETRY_QUEUE_NAME"),
     ],
 )
-def test_one_name_for_two_keys_is_refused(variables: dict[str, str], setting: str, other: str) -> None:
+def test_equal_names_of_two_keys_are_refused(variables: dict[str, str], setting: str, other: str) -> None:
     with pytest.raises(InvalidSetting) as refused:
         load_settings(variables)
     assert (refused.value.setting, other in refused.value.accepted) == (setting, True)

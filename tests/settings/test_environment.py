@@ -72,7 +72,7 @@ def test_an_invalid_value_is_reported_with_the_accepted_values(name: str, value:
     name=st.sampled_from([name.upper() for name in Environment.__struct_fields__]),
     value=st.text(st.characters(exclude_categories=["Cs"]), max_size=100),
 )
-def test_any_text_is_a_setting_or_an_error_that_names_it(name: str, value: str) -> None:
+def test_every_text_is_a_valid_value_or_an_error_that_names_the_setting(name: str, value: str) -> None:
     try:
         read_environment({name: value})
     except InvalidSetting as error:

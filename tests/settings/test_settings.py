@@ -89,7 +89,7 @@ def test_a_gateway_is_an_http_url_with_a_host(name: str, url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://g?x=1", "http://g/#x", "http://g h", "http://g\rx"])
-def test_nothing_can_follow_the_base_that_a_path_is_joined_to(url: str) -> None:
+def test_a_base_url_with_a_query_a_fragment_or_spaces_is_refused(url: str) -> None:
     assert refused(IGW_BASE_URL=url).setting == "IGW_BASE_URL"
 
 
@@ -112,7 +112,7 @@ def test_every_form_of_a_redis_url_is_taken(url: str) -> None:
 
 @pytest.mark.parametrize("path", ["//evil", "/v1/../x", "http://evil", "/a b", "/%2e"])
 @pytest.mark.parametrize("name", ["REQUEST_PATH_URL", "ALLOWED_ENDPOINTS"])
-def test_a_path_is_a_plain_one(name: str, path: str) -> None:
+def test_a_path_that_is_not_plain_is_refused(name: str, path: str) -> None:
     assert refused(**{name: path}).setting == name
 
 
@@ -162,7 +162,7 @@ def test_a_token_of_the_environment_wins() -> None:
 
 
 @given(url=st.text(max_size=40) | st.from_regex(r"(redis|http)s?://[\[\]a-z0-9:@/?#%,.-]{0,20}", fullmatch=True))
-def test_any_text_is_a_url_or_an_error(url: str) -> None:
+def test_every_text_is_a_url_or_an_error(url: str) -> None:
     try:
         check_url("X", url, frozenset({"http", "https", "redis"}))
     except InvalidSetting as error:
@@ -171,7 +171,7 @@ def test_any_text_is_a_url_or_an_error(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["hunter2@h", "user:hunter2://@h", "redis://hunter2@@h", "://hunter2@h"])
-def test_a_password_is_masked_in_whatever_looks_like_a_url(url: str) -> None:
+def test_a_password_is_masked_in_any_text_that_looks_like_a_url(url: str) -> None:
     assert "hunter2" not in str(masked_url(url))
 
 
@@ -192,7 +192,7 @@ CARRIERS = [
 
 @pytest.mark.parametrize("carrier", CARRIERS)
 @pytest.mark.parametrize("name", Environment.__struct_fields__)
-def test_no_setting_shows_a_credential_whatever_its_name(name: str, carrier: str) -> None:
+def test_no_setting_of_any_name_shows_a_credential(name: str, carrier: str) -> None:
     """Also for settings that are added later, because the content is masked."""
     value = carrier.format("hunter2")
     env = msgspec.structs.replace(load_settings({}).env, **{name: value})

@@ -38,7 +38,7 @@ def test_separate_files_are_one_configuration(files: dict[str, Path]) -> None:
     assert [one.name for one in config.request_transforms] == ["gcs_uri_multipart"]
 
 
-def test_a_queue_may_use_a_pool_of_another_file_but_none_that_is_nowhere(files: dict[str, Path]) -> None:
+def test_a_queue_may_use_a_pool_of_another_file_but_no_unknown_pool(files: dict[str, Path]) -> None:
     with pytest.raises(InvalidSetting, match="worker_pool_id"):
         read(files["queues"])
 

@@ -41,7 +41,7 @@ def test_the_topology_of_a_transport_file_becomes_one_url(tmp_path: Path, fields
     assert loaded(tmp_path / "transport.json", fields).redis_url == url
 
 
-def test_the_topology_holds_for_the_environments_url_too(tmp_path: Path) -> None:
+def test_the_topology_applies_to_the_environments_url(tmp_path: Path) -> None:
     settings = loaded(tmp_path / "transport.json", '{"mode": "cluster"}', REDIS_URL="redis://h:1")
     assert settings.redis_url == "redis+cluster://h:1"
 

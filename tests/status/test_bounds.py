@@ -122,7 +122,7 @@ async def test_a_request_is_found_in_any_of_10000_queues(store: Redis, valkey: V
     assert sum(size == 0 for size in round_trips) < 100
 
 
-def test_only_some_views_are_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_beyond_the_limit_gets_503(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others get an answer at once, so that the server's threads stay free for health checks."""
     source = RedisSource(load_settings({}))
     entered, go = threading.Semaphore(0), threading.Event()

@@ -39,7 +39,7 @@ def test_a_watched_dependency_fails_from_the_first_failed_check() -> None:
     assert dependencies.names() == [GATES]
 
 
-def test_only_failing_dependencies_are_reported() -> None:
+def test_working_dependencies_are_not_reported_as_failing() -> None:
     dependencies = Dependencies()
     dependencies.add(MEMORY)
     for _ in range(3):

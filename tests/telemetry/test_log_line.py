@@ -64,7 +64,7 @@ def test_severities_are_those_of_cloud_logging(level: str, severity: str) -> Non
     assert line["severity"] == severity
 
 
-def test_below_the_least_level_nothing_is_built() -> None:
+def test_below_the_lowest_level_no_line_is_built() -> None:
     class Unwanted:
         def __str__(self) -> str:
             raise AssertionError("built for nobody")
@@ -119,12 +119,12 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_no_value_costs_the_event(kind: str) -> None:
+def test_an_unusual_value_does_not_lose_the_event(kind: str) -> None:
     (line,) = logged(JSON, ("answered", {"id": "a", "value": ODD[kind]}))
     assert (line["event"], line["id"]) == ("answered", "a")
 
 
-def test_a_value_that_holds_itself_costs_nothing_either() -> None:
+def test_a_value_that_contains_itself_does_not_lose_the_event() -> None:
     value: list[Any] = []
     value.append(value)
     (line,) = logged(JSON, ("answered", {"id": "a", "value": value}))
@@ -145,7 +145,7 @@ def test_long_text_is_cut_but_an_id_is_not() -> None:
     assert len(line["error"]) == LONGEST_TEXT + 1
 
 
-def test_a_line_has_an_end_whatever_is_in_it() -> None:
+def test_the_length_of_a_line_is_bounded() -> None:
     (line,) = logged(JSON, ("polling", {"queues": ["q" * 500] * 1_000, "exception": "x" * 10**6, "id": "i" * 10**6}))
     assert len(json.dumps(line)) < LONGEST_LINE
 
@@ -230,7 +230,7 @@ def test_a_terminal_gets_text_and_a_pipe_gets_json() -> None:
         assert out.getvalue().startswith("{") is is_json
 
 
-def test_other_handlers_can_read_our_records(caplog: pytest.LogCaptureFixture) -> None:
+def test_foreign_log_handlers_can_read_our_records(caplog: pytest.LogCaptureFixture) -> None:
     configure_logs(JSON, io.StringIO())
     logging.getLogger().addHandler(caplog.handler)
     get_logger("poller").warning("lease lost", queue="q")

@@ -85,7 +85,7 @@ VALUES = st.none() | st.booleans() | st.floats() | st.text() | st.binary() | st.
     fields=st.dictionaries(st.sampled_from(["id", "queue", "error", "x"]), VALUES),
     form=st.sampled_from(["json", "text"]),
 )
-def test_whatever_is_logged_is_one_line(fields: dict[str, Any], form: str) -> None:
+def test_any_logged_value_is_one_line(fields: dict[str, Any], form: str) -> None:
     out = logged(form, "answered", **fields)
     assert out.count("\n") == 1
     if form == "json":
@@ -103,18 +103,18 @@ def test_events_below_the_level_are_not_logged() -> None:
     assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["c", "d"]
 
 
-def test_auto_is_json_where_no_person_reads() -> None:
+def test_auto_is_json_without_a_terminal() -> None:
     assert logged("auto", "answered").startswith("{")
 
 
-def test_a_trace_is_linked_where_a_google_project_is_named() -> None:
+def test_a_trace_is_linked_if_a_google_project_is_set() -> None:
     line = json.loads(logged("json", "answered", "my-project", trace_id="abc"))
     assert line["logging.googleapis.com/trace"] == "projects/my-project/traces/abc"
     assert "logging.googleapis.com/trace" not in json.loads(logged("json", "answered", trace_id="abc"))
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_other_libraries_come_out_in_the_same_form(form: str) -> None:
+def test_lines_of_libraries_have_the_same_form(form: str) -> None:
     out = io.StringIO()
     configure_logs(LogOptions(form=form), out)
     logging.getLogger("uvicorn.error").warning("slow %s", "client")

@@ -77,7 +77,7 @@ def queue(metrics: Metrics) -> QueueMetrics:
     return metrics.of_queue(*OWNER)
 
 
-def test_every_metric_of_the_reference_is_there_with_its_type_and_labels(metrics: Metrics, queue: QueueMetrics) -> None:
+def test_every_metric_of_the_reference_exists_with_its_type_and_labels(metrics: Metrics, queue: QueueMetrics) -> None:
     queue.deadlines([0] * len(DEADLINE_BOUNDS_SECONDS), 0)
     queue.depth(0, 0, 0, 0, 0.0)
     metrics.pool("default", 64, 1.0)
@@ -122,7 +122,7 @@ def test_counters_begin_at_zero_so_that_the_first_event_is_seen(metrics: Metrics
     assert not any("created" in name for name, _ in page.samples)
 
 
-def test_the_way_of_a_request_is_counted(metrics: Metrics, queue: QueueMetrics) -> None:
+def test_every_step_of_a_request_is_counted(metrics: Metrics, queue: QueueMetrics) -> None:
     queue.started(0, 1.5)
     assert page_of(metrics).value("queue_depth", **QUEUE) == 1
     began_at = queue.sending()
@@ -354,7 +354,7 @@ def test_the_rule_that_replaces_a_reading_is_shown_until_the_reading_is_back(met
     assert page.value("gate_closed", **QUEUE, gate_type="prometheus-budget") is None
 
 
-def test_of_two_gates_on_one_pool_the_one_that_closes_most_is_shown(metrics: Metrics) -> None:
+def test_the_gate_with_the_lower_budget_is_shown_for_a_pool(metrics: Metrics) -> None:
     both = GateState("composite", budget=0.0, inner=(MISSING, SATURATION))
     metrics.watch_gate(*OWNER, lambda: both)
     gate = {**QUEUE, "inference_pool": "pool-a"}
@@ -408,7 +408,7 @@ def test_the_process_itself_is_shown(metrics: Metrics) -> None:
     assert b"process_cpu_seconds_total" in metrics.render()
 
 
-def test_two_of_them_do_not_know_each_other(metrics: Metrics, queue: QueueMetrics) -> None:
+def test_two_metrics_objects_are_independent(metrics: Metrics, queue: QueueMetrics) -> None:
     queue.reclaimed(1)
     other = Metrics()
     other.of_queue(*OWNER)

@@ -13,7 +13,7 @@ def test_the_page_is_that_of_the_code() -> None:
     assert PAGE.read_text() == metrics_page(), "python -m tests.telemetry.metrics_page > docs/metrics.md"
 
 
-def test_every_metric_of_the_reference_is_there_with_its_labels() -> None:
+def test_every_metric_of_the_reference_exists_with_its_labels() -> None:
     found = {name: set(labels) for name, (_, _, labels) in labels_by_name().items()}
     queue = {"queue_id", "queue_name", "pool_name"}
     band = {"pool_name", "band"}

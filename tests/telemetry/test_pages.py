@@ -46,7 +46,7 @@ async def test_a_page_returns_the_current_result_of_its_function(address: str) -
     assert b"process_cpu_seconds_total" in body
 
 
-async def test_there_is_nothing_else(address: str) -> None:
+async def test_other_paths_get_404_and_other_methods_405(address: str) -> None:
     assert (await asked(f"{address}/"))[0] == 404
     assert (await asked(f"{address}/healthz", "POST"))[0] == 405
     assert (await asked(f"{address}/healthz", "HEAD"))[:2] == (200, b"")
@@ -69,7 +69,7 @@ async def test_a_taken_port_is_an_error_at_the_start_and_can_be_cleaned_up() -> 
     await first.aclose()
 
 
-async def test_a_client_that_keeps_its_connection_does_not_hold_up_the_end() -> None:
+async def test_an_open_client_connection_does_not_delay_the_shutdown() -> None:
     server = PagesServer({"/healthz": lambda: Page(200, b"ok\n")}, "127.0.0.1", 0)
     port = server.listen()
     await server.serve()

@@ -26,7 +26,7 @@ CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
 
 
 REUSED = {
-    "a reason of nothing": b"HTTP/1.1 200\r\ncontent-length: 2\r\n\r\nok",
+    "a status line without a reason": b"HTTP/1.1 200\r\ncontent-length: 2\r\n\r\nok",
     "line breaks before it": b"\r\n\r\n" + WHOLE,
     "line breaks after it": WHOLE + b"\r\n\r\n",
     "an interim one with a length": b"HTTP/1.1 100 C\r\ncontent-length: 2\r\n\r\n" + WHOLE,
@@ -46,7 +46,7 @@ NOT_REUSED = {
 
 
 @pytest.mark.parametrize("name", [*REUSED, *NOT_REUSED])
-async def test_a_whole_response_is_read_and_its_connection_reused_only_where_the_next_response_is_ours(
+async def test_a_connection_is_reused_only_if_the_next_response_must_be_ours(
     transport: Transport, server: RawHttp, name: str
 ) -> None:
     server.reply(Answer({**REUSED, **NOT_REUSED}[name]), answer(200, b"next"))
@@ -59,7 +59,7 @@ async def test_a_whole_response_is_read_and_its_connection_reused_only_where_the
 @pytest.mark.parametrize(
     "body", [b"content-length: 2\r\n\r\nno", b"transfer-encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n"]
 )
-async def test_a_204_has_no_body_whatever_follows(transport: Transport, server: RawHttp, body: bytes) -> None:
+async def test_bytes_after_a_204_are_not_its_body(transport: Transport, server: RawHttp, body: bytes) -> None:
     server.reply(Answer(b"HTTP/1.1 204 N\r\n" + body), answer(200, b"next"))
     assert (await post(transport, server.url))[::2] == (204, b"")
     assert (await post(transport, server.url)).body == b"next"
@@ -114,7 +114,7 @@ FAILING = {
     "a body over the limit": OK + b"content-length: 1000001\r\n\r\n",
     "another protocol": b"HTTP/1.1 101 X\r\nupgrade: h2c\r\nconnection: upgrade\r\n\r\nabc",
     "an undecodable body": OK + b"content-encoding: gzip\r\ncontent-length: 2\r\n\r\nok",
-    "nothing in time": None,
+    "no response in time": None,
     "no connection": None,
 }
 
@@ -124,7 +124,7 @@ async def test_a_failed_request_is_freed_at_once(transport: Transport, server: R
     """A reference cycle would keep its body until the garbage collector runs, beyond the limit of bytes held."""
     data, until = FAILING[name], math.inf
     server.reply(Answer(data or b"", end=End.HANG if data is None else End.CLOSE))
-    if name == "nothing in time":
+    if name == "no response in time":
         until = asyncio.get_running_loop().time() + 0.1
     url = f"http://127.0.0.1:{free_port()}/" if name == "no connection" else server.url
     gc.disable()

@@ -67,7 +67,7 @@ async def test_the_time_limit_closes_the_connection(transport: Transport) -> Non
         await watched.gone.wait()
 
 
-async def test_one_timer_serves_the_later_limits_of_a_connection(transport: Transport) -> None:
+async def test_the_timer_of_a_connection_follows_each_requests_limit(transport: Transport) -> None:
     """The first request's limit is far off, the second's near, the third's far again."""
     released = asyncio.Event()
 
@@ -88,7 +88,7 @@ async def test_one_timer_serves_the_later_limits_of_a_connection(transport: Tran
         assert (await third).body == b"ok"
 
 
-async def test_nothing_is_written_once_the_time_is_over(transport: Transport, server: RawHttp) -> None:
+async def test_no_request_is_written_after_its_time_limit(transport: Transport, server: RawHttp) -> None:
     await post(transport, server.url)
     with pytest.raises(TimeoutError):
         await post(transport, server.url, until=loop_time())
@@ -243,7 +243,7 @@ async def test_a_repeatable_request_is_sent_again_once(server: RawHttp) -> None:
 
 
 @pytest.mark.parametrize("is_reset", [False, True])
-async def test_a_request_is_sent_again_where_a_closed_connection_proves_it_unread(
+async def test_a_request_is_sent_again_if_the_closed_connection_shows_that_it_was_unread(
     transport: Transport, monkeypatch: pytest.MonkeyPatch, is_reset: bool
 ) -> None:
     """The server closes between the check of the connection and the write. A reset alone proves nothing."""
@@ -508,7 +508,7 @@ async def test_a_caller_cancelled_while_connecting_leaves_nothing_behind(tmp_pat
         await wait_until_async(lambda: not client_sockets(server), "this side's sockets to be closed")
 
 
-async def test_only_the_head_is_waited_for_where_that_is_enough(server: RawHttp) -> None:
+async def test_a_head_only_request_does_not_wait_for_the_body(server: RawHttp) -> None:
     server.reply(Answer(OK + b"content-length: 50\r\n\r\nhalf", end=End.HANG))
     async with http_client(TransportOptions()) as client, asyncio.timeout(60):
         response = await client.post(server.url, content=b"{}", extensions={HEAD_ONLY: True})

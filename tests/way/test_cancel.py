@@ -73,7 +73,7 @@ def cancelled(client: Client, submission: Submission) -> float:
     return time.monotonic() - began
 
 
-def test_in_flight_the_connection_to_the_gateway_is_closed(busy_stack: Stack, client: Client) -> None:
+def test_cancelling_a_request_in_flight_closes_its_gateway_connection(busy_stack: Stack, client: Client) -> None:
     submission = client.submit(SLOW, deadline=HOUR, has_own_results=True)
     wait_until(lambda: gateway_is_busy(busy_stack), "the request at the gateway")
 
@@ -84,7 +84,7 @@ def test_in_flight_the_connection_to_the_gateway_is_closed(busy_stack: Stack, cl
     assert not client.cancel(submission), "an answered request is no longer live"
 
 
-def test_waiting_for_its_turn_it_is_answered_though_no_slot_is_free(busy_stack: Stack, client: Client) -> None:
+def test_a_cancelled_pending_request_is_answered_although_no_slot_is_free(busy_stack: Stack, client: Client) -> None:
     first = client.submit(SLOW, deadline=HOUR, has_own_results=True)
     wait_until(lambda: gateway_is_busy(busy_stack), "the request at the gateway")
     waiting = [client.submit({"prompt": "hi", "max_tokens": 1}, deadline=HOUR, has_own_results=True) for _ in range(9)]
@@ -97,7 +97,7 @@ def test_waiting_for_its_turn_it_is_answered_though_no_slot_is_free(busy_stack: 
     wait_until(lambda: keys_left(busy_stack) <= {"request-cancellations"}, "no key left")
 
 
-def test_waiting_for_a_retry_it_is_answered_long_before(busy_stack: Stack, client: Client) -> None:
+def test_a_cancelled_retry_is_answered_before_it_is_due(busy_stack: Stack, client: Client) -> None:
     submission = client.submit(REFUSED, deadline=HOUR, has_own_results=True)
     with redis.Redis.from_url(busy_stack.redis_url) as store:
         wait_until(lambda: store.zcard("retry-sortedset"), "the request among the retries")
@@ -130,7 +130,7 @@ def test_a_queued_request_is_cancelled_by_another_producers_marker(busy_stack: S
         assert not store.exists("request-cancel:foreign", "request-active:foreign")
 
 
-def test_another_submissions_marker_cancels_nothing(busy_stack: Stack, client: Client) -> None:
+def test_the_marker_of_another_submission_cancels_nothing(busy_stack: Stack, client: Client) -> None:
     with redis.Redis.from_url(busy_stack.redis_url) as store:
         submission = client.submit({"prompt": "hi"}, deadline=HOUR, has_own_results=True, id="again")
         store.set("request-cancel:again", "an-older-token", ex=60)
@@ -188,7 +188,9 @@ def test_our_client_cancels_requests_of_another_producer(busy_stack: Stack, clie
     cancelled(client, busy)
 
 
-def test_thousands_are_answered_at_once_though_no_slot_is_free(busy_stack: Stack, client: Client) -> None:
+def test_thousands_of_cancelled_requests_are_answered_although_no_slot_is_free(
+    busy_stack: Stack, client: Client
+) -> None:
     busy = client.submit(SLOW, deadline=HOUR, has_own_results=True)
     wait_until(lambda: gateway_is_busy(busy_stack), "the request at the gateway")
     requests = [NewRequest(payload={"n": n}, deadline=HOUR) for n in range(5_000)]

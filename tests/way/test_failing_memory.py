@@ -77,7 +77,7 @@ def full(memory: DedupServer) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [down, silent, read_only, full])
-async def test_pushes_are_answered_without_it_and_once_when_it_is_back(
+async def test_pushes_are_answered_without_the_dedup_store_and_deduplicated_when_it_is_back(
     rig: Rig, memory: DedupServer, fault: Fault
 ) -> None:
     assert (await rig.push(f"before-{fault.__name__}")).status_code == 204

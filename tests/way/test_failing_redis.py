@@ -125,7 +125,7 @@ def test_connections_that_are_cut_at_any_moment_cost_no_result_and_no_second_one
     rig.wait_for_results(ids)
 
 
-def test_a_slow_redis_is_slow_and_no_more(rig: Breakable) -> None:
+def test_a_slow_redis_loses_no_request(rig: Breakable) -> None:
     """F24: 200 ms in each direction."""
     rig.proxy.delay_seconds = 0.2
     ids = rig.queue(20)
@@ -136,7 +136,7 @@ def test_a_slow_redis_is_slow_and_no_more(rig: Breakable) -> None:
         rig.proxy.delay_seconds = 0.0
 
 
-def test_scripts_that_it_forgot_are_loaded_again(rig: Breakable) -> None:
+def test_scripts_are_loaded_again_after_redis_lost_them(rig: Breakable) -> None:
     """F26: SCRIPT FLUSH, as after a restart."""
     ids = rig.queue(100)
     for _ in range(5):
@@ -179,7 +179,7 @@ def test_a_poller_that_starts_without_redis_logs_one_line() -> None:
     assert [line["gateways"] for line in events if line["event"] == "polling"] == [["http://***@x"]]
 
 
-def test_a_promoted_replica_continues_where_its_master_died() -> None:
+def test_after_a_failover_the_promoted_replica_serves_the_queue() -> None:
     """F23, with a replica that has all submissions; lost claims are made again."""
     with Breakable() as own, Valkey(find_valkey()) as replica, redis.from_url(replica.url) as promoted:
         own.store.config_set("repl-diskless-sync-delay", "0")

@@ -74,7 +74,7 @@ async def test_a_cancelled_delivery_is_answered_and_the_gateway_is_free(rig: Rig
     await wait_until_async(lambda: rig.gateway.open_connections == 0, "the connection to be closed")
 
 
-async def test_of_two_concurrent_deliveries_one_is_answered_and_one_is_redelivered(rig: Rig) -> None:
+async def test_one_of_two_concurrent_deliveries_is_answered_and_the_other_redelivered(rig: Rig) -> None:
     rig.gateway.is_holding = True
     both = [asyncio.create_task(rig.push("twice")) for _ in range(2)]
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -84,9 +84,7 @@ async def test_of_two_concurrent_deliveries_one_is_answered_and_one_is_redeliver
     assert rig.asked() == 1
 
 
-async def test_during_a_long_answer_the_duplicate_is_redelivered_because_the_lease_is_renewed(
-    rig: Rig, store: Redis
-) -> None:
+async def test_a_duplicate_of_a_long_request_is_nacked_because_the_lease_is_renewed(rig: Rig, store: Redis) -> None:
     """F61."""
     first = await held_at_the_gateway(rig, "long")
     key = await record_of(store, "long")
@@ -124,7 +122,7 @@ async def test_a_delivery_of_a_killed_door_is_answered_by_another_when_its_lease
     assert rig.asked() == 2
 
 
-async def test_a_burst_of_deliveries_is_remembered_each_and_every_one(rig: Rig) -> None:
+async def test_every_delivery_of_a_burst_is_recorded(rig: Rig) -> None:
     """F60: more at once than there are connections to the dedup store."""
     names = [f"burst-{number}" for number in range(90)]
     first = await asyncio.gather(*(rig.push(name) for name in names))

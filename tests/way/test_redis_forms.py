@@ -149,7 +149,7 @@ def test_check_finds_no_fault(form: Form) -> None:
     assert any("composite" in one["what"] for one in found)
 
 
-def test_one_request_is_submitted_waited_for_and_not_run_twice(form: Form) -> None:
+def test_a_request_submitted_with_once_runs_once(form: Form) -> None:
     name = f"once-{time.time_ns()}"
     first = ["submit", "--prompt", "hi", "--model", "m", "--once", "1h", "--id", name]
     assert "choices" in form.run(*first, "--wait", "--timeout", "60s")

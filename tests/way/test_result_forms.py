@@ -70,7 +70,7 @@ def test_a_plain_producers_request_gets_its_own_list_and_details(stack: Stack, c
     assert result.usage.output_tokens > 0
 
 
-def test_an_event_of_another_source_is_answered_with_the_same_and_the_pollers_with_its_time_alone(
+def test_events_of_other_sources_get_all_details_and_those_of_the_poller_only_the_duration(
     stack: Stack,
 ) -> None:
     now = time.time()

@@ -67,7 +67,7 @@ def test_producer_poller_handler_and_gateway_call_are_one_trace(traced_stack: St
     assert not process.is_error
 
 
-def test_attempts_of_a_request_are_one_trace_and_linked_even_where_the_producer_gave_none(
+def test_attempts_are_one_linked_trace_even_without_a_producers_trace(
     traced_stack: Stack, receiver: OtlpReceiver
 ) -> None:
     submit(traced_stack, "t2", {}, {"simulate": {"key": "t2", "status": 503, "times": 1}})
@@ -112,7 +112,7 @@ def test_the_lines_about_a_request_name_its_trace(traced_stack: Stack, receiver:
     assert all(json.loads(line)["trace_id"] == TRACE[::-1] for line in lines)
 
 
-async def test_a_push_that_was_nacked_is_linked_to_the_attempt_before_where_a_redis_remembers(
+async def test_with_a_dedup_store_a_nacked_push_is_linked_to_its_previous_attempt(
     receiver: OtlpReceiver,
 ) -> None:
     with Valkey(find_valkey()) as memory:

@@ -93,18 +93,18 @@ def test_an_address_that_is_not_public_is_refused(url: str) -> None:
 @pytest.mark.parametrize(
     "addresses", [["127.0.0.1"], ["8.8.8.8", "10.1.2.3"], ["fe80::1%eth0"], ["64:ff9b::a00:1"], []]
 )
-def test_a_name_that_leads_inside_is_refused(addresses: list[str]) -> None:
+def test_a_name_with_a_private_address_is_refused(addresses: list[str]) -> None:
     with pytest.raises(OSError, match="not a public host"):
         check_public("evil.example", addresses)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "169.254.169.254", "::ffff:10.0.0.1", "fe80::1%lo"])
-def test_an_inner_address_is_refused_however_it_is_written(host: str) -> None:
+def test_a_private_address_is_refused_in_every_notation(host: str) -> None:
     with pytest.raises(OSError, match="not a public host"):
         check_public(host, [host])
 
 
-async def test_an_address_that_slipped_in_is_not_connected_to(receiver: RawHttp) -> None:
+async def test_a_private_address_is_not_connected_to(receiver: RawHttp) -> None:
     """As if the check of the setting and the resolver had both been passed: the socket itself refuses."""
     caller = Caller(allow_private=False, call_seconds=5.0)
     try:
@@ -115,7 +115,9 @@ async def test_an_address_that_slipped_in_is_not_connected_to(receiver: RawHttp)
     assert (message.status, receiver.connections) == (0, 0)
 
 
-async def test_a_name_that_leads_inside_is_not_connected_to(receiver: RawHttp, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_addresses_are_checked_again_at_each_connection(
+    receiver: RawHttp, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The addresses are checked that are connected to, at each connection: a name may lead elsewhere by then."""
     asked: list[str] = []
 
@@ -319,7 +321,7 @@ async def test_a_receiver_that_is_not_allowed_is_never_called_and_nothing_is_los
         assert "on the operator's list" in json.loads(one.body)["undelivered"]
 
 
-def test_without_leave_a_named_receiver_is_https_and_public() -> None:
+def test_without_allow_private_a_named_receiver_must_be_https_and_public() -> None:
     good = read_destination("good.example/hooks/", OTHERS, "x")
     for url in ("http://good.example/hooks/1", "https://evil.example/hooks/1"):
         with pytest.raises(DestinationRefused):

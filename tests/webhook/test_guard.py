@@ -49,7 +49,7 @@ def test_public_addresses_and_those_that_hold_one_are_public(address: str) -> No
         ),
     ],
 )
-def test_inner_and_special_addresses_are_not_public(address: str) -> None:
+def test_private_and_special_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 

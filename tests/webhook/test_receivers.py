@@ -145,7 +145,7 @@ def names(prefix: str, count: int) -> list[str]:
     return [f"{prefix}{number}" for number in range(count)]
 
 
-async def test_a_named_receiver_that_is_silent_with_many_results_holds_up_no_other(
+async def test_a_silent_named_receiver_with_many_results_does_not_delay_others(
     client: AsyncClient, own: RawHttp, other: RawHttp, third: RawHttp, store: Redis
 ) -> None:
     other.reply(SILENT)
@@ -159,7 +159,7 @@ async def test_a_named_receiver_that_is_silent_with_many_results_holds_up_no_oth
     await wait_until_async(partial(are_back, store, 40, b'"stuck'), "all held results to return")
 
 
-async def test_the_operators_own_receiver_that_is_down_holds_up_no_named_one(
+async def test_an_unavailable_operators_receiver_does_not_delay_named_ones(
     client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
 ) -> None:
     own.reply(answer(503))
@@ -186,7 +186,7 @@ async def test_below_one_entry_of_the_list_a_silent_receiver_takes_one_slot_at_m
         await wait_until_async(lambda: none_left(store), "every result to be acked")
 
 
-async def test_all_arrive_when_a_receiver_was_down_for_a_while(
+async def test_all_results_arrive_after_an_outage_of_a_receiver(
     client: AsyncClient, own: RawHttp, other: RawHttp, store: Redis
 ) -> None:
     other.reply(*[answer(503)] * 5, answer(204))
@@ -237,9 +237,7 @@ async def are_claimed(store: Redis, count: int) -> bool:
     return await store.hlen("result-list:result-claimed") == count
 
 
-async def test_results_that_a_receiver_refuses_do_not_hold_up_what_it_takes(
-    client: AsyncClient, own: RawHttp, store: Redis
-) -> None:
+async def test_refused_results_do_not_delay_accepted_ones(client: AsyncClient, own: RawHttp, store: Redis) -> None:
     """More of them than it has places in memory; each waits for itself, here for longer than the test lasts."""
     bad = 6 * AT_ONCE
     own.reply(*[answer(400)] * bad, answer(204))
@@ -295,7 +293,7 @@ def test_pauses_and_retry_after_have_an_end() -> None:
     assert receiver.rests_until == 50.0 + 3_600.0
 
 
-def test_memory_is_bounded_by_bytes_too_but_one_result_always_fits() -> None:
+def test_memory_is_also_bounded_by_bytes_but_one_result_always_fits() -> None:
     receiver = receiver_of()
     room = [receiver.has_room]
     receiver.enter(5_000)

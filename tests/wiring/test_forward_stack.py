@@ -99,7 +99,7 @@ def dispatched(metrics: Metrics) -> float:
     raise AssertionError("no such series")
 
 
-async def test_only_calls_to_the_gateway_count_as_dispatched(
+async def test_requests_held_by_gate_or_circuit_do_not_count_as_dispatched(
     poller_forward: tuple[Callable[..., Forward], Metrics],
 ) -> None:
     build, metrics = poller_forward

@@ -47,7 +47,9 @@ async def test_a_client_certificate_opens_a_gateway_that_asks_for_one(
         assert (await opened.send(f"{server.url}/v1/x", {}, b"{}")).status_code == 200
 
 
-async def test_without_it_or_with_another_nothing_is_served(asking: tuple[RawHttp, Path, Path], tmp_path: Path) -> None:
+async def test_a_missing_or_wrong_client_certificate_is_refused(
+    asking: tuple[RawHttp, Path, Path], tmp_path: Path
+) -> None:
     server, own, _ = asking
     other = self_signed(tmp_path, "127.0.0.3")
     for variables in ({}, {"GATEWAY_CERT_FILE": str(other)}):

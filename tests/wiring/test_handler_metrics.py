@@ -63,11 +63,11 @@ async def test_the_dispatch_token_does_not_open_the_page() -> None:
     assert (await asked(variables, "a-token-for-the-poller")).status_code == 401
 
 
-async def test_it_is_only_read() -> None:
+async def test_a_post_to_the_page_gets_405() -> None:
     assert (await asked({"METRICS_TOKEN": TOKEN}, TOKEN, "POST")).status_code == 405
 
 
-async def test_a_token_that_anybody_could_guess_stops_the_start() -> None:
+async def test_a_guessable_token_stops_the_start() -> None:
     with pytest.raises(InvalidSetting) as caught:
         Handler(load_settings({"METRICS_TOKEN": "short"}), "dispatch")
     assert caught.value.setting == "METRICS_TOKEN"

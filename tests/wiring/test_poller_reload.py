@@ -197,7 +197,7 @@ async def test_a_removed_queue_finishes_sent_requests_and_releases_the_others(re
         await wait_until_async(is_released, "the other requests to be pending again")
 
 
-async def test_another_redis_takes_the_place_of_the_first_whose_requests_finish_there(
+async def test_a_changed_redis_url_takes_effect_and_old_requests_finish_on_the_old_redis(
     store: Redis, valkey: Valkey, tmp_path: Path
 ) -> None:
     first = Redis.from_url(f"{valkey.url}/1", client_name="test")

@@ -71,6 +71,6 @@ async def test_without_a_token_none_is_sent() -> None:
 
 
 @pytest.mark.parametrize("setting", ["PROMETHEUS_TOKEN_FILE", "PROMETHEUS_CA_FILE"])
-def test_a_file_that_is_not_there_stops_the_start(setting: str, tmp_path: Path) -> None:
+def test_a_missing_file_stops_the_start(setting: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match=setting):
         gates_of("http://127.0.0.1:1", **{setting: str(tmp_path / "none")})

@@ -48,7 +48,7 @@ def push_settings(tmp_path: Path) -> Settings:
     return load_settings({"CONFIG_FILE": str(file), "METRICS_TOKEN": "a-token-for-prometheus", **variables})
 
 
-async def test_subscriptions_pools_and_gates_are_there_before_the_first_push(push_settings: Settings) -> None:
+async def test_subscriptions_pools_and_gates_are_shown_before_the_first_push(push_settings: Settings) -> None:
     async with running_broker() as broker:
         env = msgspec.structs.replace(push_settings.env, pubsub_emulator_host=broker.host)
         handler = Handler(msgspec.structs.replace(push_settings, env=env), "pubsub_push")

@@ -94,7 +94,7 @@ async def test_an_invalid_file_is_refused_until_a_valid_one_replaces_it(watched:
     following.cancel()
 
 
-async def test_a_defect_in_reading_is_a_refusal_and_not_the_end(
+async def test_an_unexpected_error_while_reading_refuses_the_file(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks(_variables: object) -> Settings:

@@ -61,7 +61,7 @@ MISTAKES = {
     "a base with the path's version": _queue(
         "igw_base_url", igw_base_url="http://g/v1", request_path_url="/v1/completions"
     ),
-    "one name for two keys": _variables("RESULT_QUEUE_NAME", RESULT_QUEUE_NAME="r", RETRY_QUEUE_NAME="r"),
+    "equal names of two keys": _variables("RESULT_QUEUE_NAME", RESULT_QUEUE_NAME="r", RETRY_QUEUE_NAME="r"),
     "the heartbeat": _variables("HEARTBEAT_SECONDS", HEARTBEAT_SECONDS="25", LEASE_SECONDS="30"),
     "the byte budget": _variables("MAX_IN_FLIGHT_BYTES", MAX_IN_FLIGHT_BYTES="1"),
     "the path": _variables("REQUEST_PATH_URL", REQUEST_PATH_URL="//x"),

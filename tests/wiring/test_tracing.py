@@ -38,7 +38,7 @@ assert "handlers.telemetry.tracing" not in sys.modules  # a library loads some o
 """
 
 
-def test_without_a_receiver_nothing_of_it_is_loaded() -> None:
+def test_without_a_receiver_no_tracing_module_is_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", BUILD], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
@@ -89,7 +89,7 @@ def _push(attributes: dict[str, str]) -> Request:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/json"])
-def test_another_protocol_than_http_with_protobuf_is_refused(protocol: str) -> None:
+def test_protocols_other_than_http_with_protobuf_are_refused(protocol: str) -> None:
     variables = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318",
         "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,

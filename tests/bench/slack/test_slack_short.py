@@ -14,7 +14,7 @@ from tests.bench.slack.setups import PRIORITIES, RECOMMENDED, SCRAPED_SHARE
 
 
 @pytest.mark.bench
-def test_the_recommended_gate_uses_much_more_than_a_share_and_is_refused_much_less_than_no_gate() -> None:
+def test_the_recommended_gate_uses_more_slots_than_share_and_gets_fewer_429s_than_no_gate() -> None:
     ungated = PRIORITIES[0]
     with ThreadPoolExecutor(3) as pool:
         records = list(pool.map(lambda setup: run(setup, SHORT, 1), (RECOMMENDED, SCRAPED_SHARE, ungated)))

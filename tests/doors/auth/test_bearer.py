@@ -44,12 +44,12 @@ def bearer(token: str) -> list[tuple[bytes, bytes]]:
     return [(b"authorization", f"Bearer {token}".encode())]
 
 
-async def test_the_token_is_let_in(door: DispatchToken) -> None:
+async def test_the_configured_token_is_accepted(door: DispatchToken) -> None:
     assert await door.check(bearer(OLD)) is None
 
 
 @pytest.mark.parametrize("token", [NEW, OLD[:-1], OLD + "x", OLD.upper(), OLD + "\n" + OLD, "é" * 20, "x" * 9_000])
-async def test_another_one_is_refused(door: DispatchToken, token: str) -> None:
+async def test_any_other_token_is_refused(door: DispatchToken, token: str) -> None:
     refusal = await door.check(bearer(token))
     assert refusal is not None
     assert refusal.status == 401

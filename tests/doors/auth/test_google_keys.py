@@ -123,7 +123,7 @@ async def test_a_rotation_is_noticed_by_the_unknown_key(keys: SigningKeys, serve
     assert await keys.key("one") is None, "withdrawn"
 
 
-async def test_forged_key_ids_do_not_make_us_flood_google(keys: SigningKeys, server: KeyServer, clock: Clock) -> None:
+async def test_unknown_key_ids_cause_few_fetches(keys: SigningKeys, server: KeyServer, clock: Clock) -> None:
     await keys.key("one")
     for number in range(100):
         assert await keys.key(f"forged-{number}") is None
@@ -165,7 +165,7 @@ async def test_an_unknown_key_during_an_outage_may_be_a_new_one(
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_what_holds_no_usable_key_is_an_outage(
+async def test_a_response_without_a_usable_key_counts_as_an_outage(
     keys: SigningKeys, server: KeyServer, status: int, body: bytes
 ) -> None:
     server.status, server.body = status, body
@@ -180,7 +180,7 @@ async def test_a_redirect_is_not_followed(keys: SigningKeys, server: KeyServer) 
     assert server.asked == 1
 
 
-async def test_a_server_that_is_not_there_is_an_outage(clock: Clock) -> None:
+async def test_an_unreachable_server_counts_as_an_outage(clock: Clock) -> None:
     keys = SigningKeys(SigningKeysOptions("http://127.0.0.1:1/certs"), clock)
     with pytest.raises(KeysUnavailable, match="ConnectError"):
         await keys.key("one")
@@ -196,7 +196,7 @@ async def test_a_caller_that_disconnects_does_not_end_the_fetch(keys: SigningKey
     assert server.asked == 1
 
 
-async def test_started_early_the_first_delivery_finds_them(keys: SigningKeys, server: KeyServer) -> None:
+async def test_keys_fetched_at_the_start_are_not_fetched_again(keys: SigningKeys, server: KeyServer) -> None:
     keys.start()
     await wait_until_async(lambda: server.asked == 1, "the fetch")
     assert is_key_one(await keys.key("one"))
@@ -231,7 +231,7 @@ def test_freshness_follows_the_server_within_bounds(headers: dict[str, str], sec
     assert fresh_seconds(headers) == seconds
 
 
-def test_one_odd_key_does_not_take_the_others_with_it() -> None:
+def test_an_invalid_key_does_not_discard_the_others() -> None:
     body = certificates("one")[:-1] + b', "odd": "-----BEGIN CERTIFICATE-----"}'
     assert set(decode_keys(body)) == {"one"}
 

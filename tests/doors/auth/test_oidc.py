@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[int, Callable[[], Headers]]] = {
     "expiry as text": (401, lambda: bearer(token(exp=str(NOW + 60)))),
     "another audience": (401, lambda: bearer(token(aud="https://other.example.com/"))),
     "audience in other letters": (401, lambda: bearer(token(aud=AUDIENCE.upper()))),
-    "audience with more behind it": (401, lambda: bearer(token(aud=AUDIENCE + "x"))),
+    "audience with a suffix": (401, lambda: bearer(token(aud=AUDIENCE + "x"))),
     "audience as a list": (401, lambda: bearer(token(aud=[AUDIENCE]))),
     "no audience": (401, lambda: bearer(token(aud=None))),
     "another issuer": (401, lambda: bearer(token(iss="https://accounts.google.com.evil.example"))),
@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[int, Callable[[], Headers]]] = {
     "account in other letters": (403, lambda: bearer(token(email=ACCOUNT.upper()))),
     "no e-mail": (403, lambda: bearer(token(email=None))),
     "e-mail not verified": (403, lambda: bearer(token(email_verified=False))),
-    "nothing said of the e-mail": (403, lambda: bearer(token(email_verified=None))),
+    "e-mail verification missing": (403, lambda: bearer(token(email_verified=None))),
     "e-mail verified as text": (401, lambda: bearer(token(email_verified="true"))),
     "a token for another of our services": (
         401,
@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[int, Callable[[], Headers]]] = {
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
-async def test_a_token_of_our_subscription_is_let_in(identity: PushIdentity, case: str) -> None:
+async def test_a_token_of_our_subscription_is_accepted(identity: PushIdentity, case: str) -> None:
     assert await identity.check(ACCEPTED[case]()) is None
 
 
@@ -232,7 +232,7 @@ class CountedKeys(SigningKeys):
         return await super().key(kid)
 
 
-async def test_only_the_newest_tokens_are_remembered(server: KeyServer, clock: Clock) -> None:
+async def test_a_bounded_number_of_verified_tokens_is_remembered(server: KeyServer, clock: Clock) -> None:
     keys = CountedKeys(SigningKeysOptions(server.url), clock)
     options = PushIdentityOptions(audience=AUDIENCE, service_account_email=ACCOUNT, most_remembered=3)
     identity = PushIdentity(options, keys, clock)
@@ -245,7 +245,7 @@ async def test_only_the_newest_tokens_are_remembered(server: KeyServer, clock: C
     await identity.close()
 
 
-async def test_without_keys_the_answer_is_503_never_open(server: KeyServer, clock: Clock) -> None:
+async def test_without_keys_every_caller_gets_503(server: KeyServer, clock: Clock) -> None:
     server.status = 500
     identity = identity_for(server.url, clock)
     assert await identity.check(bearer(token())) == Refusal(503, "signing keys could not be fetched: status 500")

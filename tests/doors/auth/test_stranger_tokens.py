@@ -78,5 +78,5 @@ def test_a_token_is_found_in_the_one_header_or_refused(headers: list[tuple[bytes
 
 
 @given(anything)
-def test_whatever_a_key_server_sends_is_keys_or_none(body: bytes) -> None:
+def test_arbitrary_bytes_decode_to_no_keys(body: bytes) -> None:
     assert decode_keys(body) == {}

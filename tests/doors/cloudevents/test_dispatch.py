@@ -134,7 +134,7 @@ async def test_results_of_two_sources_with_equal_ids_are_two_events() -> None:
     assert len(ids) == 2
 
 
-async def test_a_result_that_a_broker_brings_back_is_no_request() -> None:
+async def test_a_result_that_a_broker_delivers_as_a_request_is_refused() -> None:
     """A Trigger without a filter would have it answered indefinitely."""
     own = await walked(delivery(), Answered(answered_result("a", "", 200, b"{}")))
     back = Delivery([(n.encode(), v.encode()) for n, v in own.headers.items()], own.body)
@@ -162,7 +162,9 @@ class Kept:
 
 
 @pytest.mark.parametrize(("extensions", "status"), [({"queue": "q"}, 200), ({}, 202)])
-async def test_only_the_pollers_events_are_answered_past_the_sink(extensions: dict[str, str], status: int) -> None:
+async def test_results_go_to_the_sink_except_those_of_the_pollers_events(
+    extensions: dict[str, str], status: int
+) -> None:
     """Another source may use our type: its reply would be discarded, with the result."""
     kept = Kept()
     sink = EventSink(kept, SinkOptions("http://sink"), get_logger("test"))

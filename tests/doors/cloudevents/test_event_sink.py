@@ -63,12 +63,12 @@ async def test_a_sink_that_refuses_is_not_called_again(gateway: Gateway, server:
     assert len(server.received) == 1
 
 
-async def test_an_answer_that_is_too_large_was_an_answer(gateway: Gateway, server: RawHttp) -> None:
+async def test_a_2xx_response_with_a_large_body_is_accepted(gateway: Gateway, server: RawHttp) -> None:
     server.reply(answer(200, b"x" * 1_000))
     await sink(gateway, server).send(EVENT)
 
 
-async def test_a_sink_that_stays_away_is_given_up_in_time(gateway: Gateway, server: RawHttp) -> None:
+async def test_an_unavailable_sink_is_reported_at_the_time_limit(gateway: Gateway, server: RawHttp) -> None:
     server.reply(answer(503))
     with pytest.raises(SinkUnavailable):
         await sink(gateway, server, give_up_seconds=0.3).send(EVENT)

@@ -60,7 +60,7 @@ def test_a_structured_event_of_the_sdk_is_read_with_its_data_as_json(
 
 
 @given(event_id=WORD, extensions=EXTENSIONS, data=st.binary(min_size=1))
-def test_what_either_writes_the_sdk_reads(event_id: str, extensions: dict[str, str], data: bytes) -> None:
+def test_the_sdk_reads_events_written_by_either_encoder(event_id: str, extensions: dict[str, str], data: bytes) -> None:
     by_sdk, body = write_event(event_id, "/s", "t", extensions, data)
     assert body == data
     assert by_sdk == binary_headers(event_id, "/s", "t", extensions)
@@ -109,7 +109,7 @@ def test_a_missing_attribute_is_named(name: str) -> None:
     ),
     body=st.binary(max_size=30) | DATA.map(lambda value: json.dumps(value).encode()),
 )
-def test_any_message_is_an_event_or_an_invalid_one(headers: dict[bytes, bytes], body: bytes) -> None:
+def test_any_message_is_read_or_raises_invalid_event(headers: dict[bytes, bytes], body: bytes) -> None:
     try:
         found = read_event(list(headers.items()), body)
     except InvalidEvent:

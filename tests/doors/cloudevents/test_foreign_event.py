@@ -95,7 +95,7 @@ def test_a_payload_alone_takes_the_events_id() -> None:
 
 
 @given(data=JSON.map(text) | broken() | st.binary(max_size=30), is_payload=st.booleans())
-def test_no_data_breaks_it(data: bytes, is_payload: bool) -> None:
+def test_any_data_is_converted_without_an_error(data: bytes, is_payload: bool) -> None:
     fields = EventFields("id", "team", "due", 60.0, is_payload)
     whole = as_request(event(data, team="red"), Delivery([], data), fields, NOW)
     if is_payload:

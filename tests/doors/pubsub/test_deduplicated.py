@@ -64,7 +64,7 @@ async def begun(records: Records) -> AnswerLease:
     return turn
 
 
-async def test_renewing_ends_with_the_turn_also_where_the_cancellation_gets_lost(records: Records) -> None:
+async def test_renewing_ends_with_the_lease_also_if_the_cancellation_is_swallowed(records: Records) -> None:
     turn = await begun(records)
     records.is_hanging = True
     await records.reached.wait()
@@ -75,7 +75,7 @@ async def test_renewing_ends_with_the_turn_also_where_the_cancellation_gets_lost
     assert records.swallowed == 1
 
 
-async def test_a_turn_knows_the_span_of_the_turn_before(records: Records) -> None:
+async def test_a_lease_has_the_span_of_the_previous_attempt(records: Records) -> None:
     first = await begun(records)
     assert first.previous_traceparent == ""
     await first.abandon("00-trace-span-01")
@@ -93,7 +93,7 @@ async def test_the_same_bytes_of_another_subscription_are_another_delivery(recor
     await turn.abandon()
 
 
-async def test_renewing_ends_when_another_has_the_lease(records: Records, store: Redis) -> None:
+async def test_renewing_ends_when_another_owner_has_the_lease(records: Records, store: Redis) -> None:
     turn = await begun(records)
     key = delivery_key(REQUEST.id, REQUEST.request_token, BODY, REQUEST.queue)
 
@@ -104,7 +104,7 @@ async def test_renewing_ends_when_another_has_the_lease(records: Records, store:
     await turn.abandon()
 
 
-async def test_a_delivery_that_is_given_up_at_its_beginning_takes_no_turn(records: Records) -> None:
+async def test_a_delivery_cancelled_at_its_beginning_renews_no_lease(records: Records) -> None:
     records.is_hanging = True
     beginning = asyncio.create_task(Once(records, get_logger("test"), Dependency()).begin(REQUEST, BODY))
     await records.reached.wait()

@@ -190,7 +190,7 @@ async def test_the_topic_of_the_subscription_wins_over_the_one_that_a_request_na
 
 
 @pytest.mark.parametrize("name", ["projects/other/topics/mine", "a/b", "x", "1abc", "mine:publish", "mi\nne"])
-async def test_a_topic_of_another_project_or_of_no_such_name_is_an_invalid_request(
+async def test_a_topic_of_another_project_or_with_an_invalid_name_is_an_invalid_request(
     publisher: Publisher, broker: PubSubBroker, name: str
 ) -> None:
     door = Door(publisher)
@@ -210,7 +210,7 @@ async def test_a_topic_of_another_project_or_of_no_such_name_is_an_invalid_reque
         ("projects/project-1/topics/others", None),
     ],
 )
-async def test_with_a_list_of_topics_a_request_names_one_of_it_or_is_invalid(
+async def test_a_request_that_names_a_topic_not_in_allowed_results_is_invalid(
     publisher: Publisher, broker: PubSubBroker, name: str, takes: str | None
 ) -> None:
     """F75."""
@@ -224,7 +224,7 @@ async def test_with_a_list_of_topics_a_request_names_one_of_it_or_is_invalid(
 
 
 @pytest.mark.parametrize("status", ["INVALID_ARGUMENT", "PERMISSION_DENIED", "NOT_FOUND"])
-async def test_a_requests_own_topic_that_does_not_take_it_does_not_lose_the_result(
+async def test_a_result_refused_by_the_requests_topic_goes_to_the_subscriptions(
     publisher: Publisher, broker: PubSubBroker, status: str
 ) -> None:
     broker.fault = lambda _method, request: refusal(status) if b"nowhere" in request else None
@@ -233,7 +233,7 @@ async def test_a_requests_own_topic_that_does_not_take_it_does_not_lose_the_resu
     assert [topic for topic, _, _ in published(broker)] == ["nowhere", "results"]
 
 
-async def test_a_result_that_pubsub_does_not_take_is_a_final_error_and_not_paid_for_again(
+async def test_a_result_too_large_for_pubsub_is_a_final_error_without_a_retry(
     publisher: Publisher, broker: PubSubBroker
 ) -> None:
     large = Answered(answered_result("a", "", 200, b"x" * 10_500_000))
@@ -330,7 +330,7 @@ async def test_a_dead_letter_without_an_id_is_not_dead_lettered_again(
 
 @pytest.mark.parametrize("ahead_seconds", [7_200.0, -7_200.0, 2.0])
 @pytest.mark.parametrize("by", ["date", "publishTime"])
-async def test_a_deadline_counts_by_googles_clock_where_the_local_one_is_off(
+async def test_a_deadline_counts_by_googles_clock_if_the_local_one_is_wrong(
     publisher: Publisher, ahead_seconds: float, by: str
 ) -> None:
     """The request has a minute left by Google's clock."""

@@ -60,7 +60,7 @@ def test_both_spellings_of_the_id_are_read() -> None:
         (None, None),
     ],
 )
-def test_the_time_of_publication_is_read_where_it_is_one(published: Any, seconds: float | None) -> None:
+def test_the_publish_time_is_read_if_it_is_a_valid_time(published: Any, seconds: float | None) -> None:
     assert decode_push(pushed(wrapped(publishTime=published))).published_at == seconds
     assert decode_push(pushed(wrapped(publish_time=published))).published_at == seconds
 
@@ -115,11 +115,11 @@ def test_an_unwrapped_push_without_its_metadata_is_refused() -> None:
 
 
 @pytest.mark.parametrize("delivery", [pushed(BODY), pushed(wrapped(), (b"x-goog-pubsub-subscription-name", b"sub-a"))])
-def test_an_unwrapped_push_is_refused_where_wrapped_ones_are_expected(delivery: Delivery) -> None:
+def test_an_unwrapped_push_is_refused_if_wrapped_ones_are_expected(delivery: Delivery) -> None:
     assert refused(delivery).field == "push"
 
 
-def test_only_written_metadata_headers_identify_an_unwrapped_push() -> None:
+def test_other_headers_of_an_unwrapped_push_are_not_read_as_metadata() -> None:
     push = decode_push(
         pushed(
             BODY,
@@ -135,7 +135,7 @@ def test_only_written_metadata_headers_identify_an_unwrapped_push() -> None:
     assert push.published_at is None, "2027 is no time"
 
 
-def test_a_request_with_a_field_called_message_is_no_frame() -> None:
+def test_an_unwrapped_request_with_a_field_called_message_is_not_unwrapped() -> None:
     body = b'{"id":"a","deadline":5,"payload":{},"message":{"data":"e30="}}'
     assert decode_push(pushed(body), "unwrapped").body == body
 

@@ -83,7 +83,7 @@ def guarded(gateway: Gateway, breakers: GatewayBreakers | None = None) -> Breake
         (Retry(1.0, CIRCUIT_OPEN), True),
     ],
 )
-def test_which_outcomes_count_as_gateway_failures(outcome: Outcome, verdict: bool | None) -> None:
+def test_outcomes_count_as_gateway_failures_or_successes_or_neither(outcome: Outcome, verdict: bool | None) -> None:
     assert has_failed(outcome) is verdict
 
 
@@ -98,7 +98,7 @@ async def test_while_the_circuit_is_open_requests_are_retried_soon_and_no_attemp
     assert 1.0 <= last.delay_seconds <= 3.0
 
 
-async def test_one_gateways_trouble_is_not_anothers() -> None:
+async def test_the_circuit_of_one_gateway_does_not_affect_another() -> None:
     gateway = Gateway(DOWN)
     breakers = breakers_of()
     breaker = guarded(gateway, breakers)
@@ -148,7 +148,7 @@ async def test_a_retry_that_does_not_fit_before_the_deadline_is_final() -> None:
     assert outcome.result.error_code == ErrorCode.DEADLINE_EXCEEDED
 
 
-async def test_an_abandoned_publish_frees_its_place() -> None:
+async def test_cancelled_calls_do_not_open_the_circuit() -> None:
     async def for_ever(_request: Request, _options: AttemptOptions) -> Outcome:
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
@@ -163,7 +163,7 @@ async def test_an_abandoned_publish_frees_its_place() -> None:
     assert breakers.open_circuits() == 0
 
 
-async def test_what_takes_over_continues_with_the_same_breakers() -> None:
+async def test_breakers_outlive_a_reload() -> None:
     before, after, breakers = Gateway(DOWN), Gateway(), breakers_of()
     first = guarded(before, breakers)
     while breakers.open_circuits() == 0:

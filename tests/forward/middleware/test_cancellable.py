@@ -154,7 +154,7 @@ async def test_an_ending_task_is_cancelled_again_only_after_a_while(
     assert (code(outcome), still_cancelling) == (ErrorCode.CANCELLED, 0)
 
 
-async def test_all_continues_while_redis_is_down(bench: Bench) -> None:
+async def test_requests_are_answered_while_redis_is_down(bench: Bench) -> None:
     bench.is_down = True
     task = await bench.begin(request())
     await bench.forward.scan()

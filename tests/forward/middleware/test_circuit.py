@@ -55,7 +55,7 @@ def test_a_few_failures_alone_open_nothing() -> None:
     assert rig.states == []
 
 
-def test_half_of_failures_opens_it_and_most_calls_are_spared() -> None:
+def test_an_open_circuit_admits_one_call_per_second() -> None:
     rig = Rig()
     rig.open()
     went = 0
@@ -66,7 +66,7 @@ def test_half_of_failures_opens_it_and_most_calls_are_spared() -> None:
     assert went <= 60
 
 
-def test_a_death_after_busy_seconds_opens_it_as_soon_as_one_in_a_calm_time() -> None:
+def test_the_circuit_opens_after_the_same_failures_however_many_calls_succeeded() -> None:
     rig = Rig()
     for _ in range(5_000):
         assert rig.call(fails=False)
@@ -84,7 +84,7 @@ def test_retries_of_one_request_count_once() -> None:
     assert rig.states == []
 
 
-def test_retries_of_distinct_requests_open_it_later_than_first_attempts() -> None:
+def test_failed_retries_open_the_circuit_later_than_failed_first_attempts() -> None:
     rig = Rig()
     went = 0
     while rig.call(fails=True, is_retry=True):
@@ -102,7 +102,7 @@ def test_failures_among_successes_count_against_the_requests() -> None:
     assert rig.states == []
 
 
-def test_an_outage_among_such_failures_opens_it_too() -> None:
+def test_an_outage_of_an_unreliable_gateway_opens_the_circuit() -> None:
     rig = Rig()
     for number in range(500):
         rig.now += 0.01
@@ -125,7 +125,7 @@ def test_a_poller_claims_no_second_probe_while_the_first_is_on_its_way() -> None
     assert rig.circuit.claimable() == 1
 
 
-def test_it_reports_which_requests_have_just_failed() -> None:
+def test_the_circuit_knows_which_requests_have_just_failed() -> None:
     rig = Rig()
     assert rig.call(fails=True, request=1)
     assert rig.circuit.has_just_failed(1)
@@ -189,7 +189,7 @@ def test_a_slow_load_recovers_too() -> None:
     assert rig.circuit.state is CircuitState.CLOSED
 
 
-def test_a_gateway_that_falls_again_is_spared_again_at_once() -> None:
+def test_a_failure_during_recovery_opens_the_circuit_after_few_calls() -> None:
     rig = Rig()
     rig.open()
     for number in range(10):
@@ -200,7 +200,7 @@ def test_a_gateway_that_falls_again_is_spared_again_at_once() -> None:
         assert went <= OPTIONS.first_limit * min(number + 1, 3)
 
 
-def test_one_failure_among_successes_slows_the_return_but_does_not_end_it() -> None:
+def test_one_failure_slows_the_recovery_but_does_not_end_it() -> None:
     rig = Rig()
     rig.open()
     rig.now += 1.0
@@ -218,7 +218,7 @@ def test_one_failure_among_successes_slows_the_return_but_does_not_end_it() -> N
         max_size=120,
     )
 )
-def test_in_any_order_it_counts_right_and_never_locks_up(
+def test_any_order_of_calls_is_counted_and_ends_in_a_closed_circuit(
     steps: list[tuple[str, bool | None, float]],
 ) -> None:
     rig = Rig()

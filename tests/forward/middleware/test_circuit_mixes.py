@@ -115,7 +115,7 @@ class Simulation:
     latency=st.floats(0.001, 0.3),
     seed=st.integers(0, 1_000),
 )
-def test_requests_that_always_fail_do_not_hold_up_those_that_succeed(
+def test_requests_that_always_fail_do_not_delay_those_that_succeed(
     bad: int, bad_per_second: int, are_bad_ones_first: bool, latency: float, seed: int
 ) -> None:
     """Bad ones queued at once and more every second; five good ones a second, 95 % answered within 10 s."""
@@ -141,7 +141,7 @@ def test_requests_that_always_fail_do_not_hold_up_those_that_succeed(
 
 @settings(max_examples=10, deadline=None)
 @given(bad=st.integers(0, 200), latency=st.floats(0.001, 0.1), seed=st.integers(0, 1_000))
-def test_requests_that_always_fail_and_are_due_between_others_hold_up_few(bad: int, latency: float, seed: int) -> None:
+def test_requests_that_always_fail_and_are_due_between_others_delay_few(bad: int, latency: float, seed: int) -> None:
     """Bad ones queued at once; five good ones a second, whose deadlines are among those of the bad ones."""
     simulation = Simulation(latency=latency, seed=seed)
     simulation.queue(bad, 7_200.0, is_bad=True, spread=100.0)

@@ -48,7 +48,7 @@ async def test_an_answer_has_details() -> None:
     assert decode_result(encode_result(result)) == result
 
 
-async def test_an_answer_in_no_time_is_an_attempt_all_the_same() -> None:
+async def test_an_attempt_of_zero_seconds_counts() -> None:
     outcome = await attempted(answer(b"{}"), 0.0)
     assert isinstance(outcome, Answered)
     assert detailed(outcome.result, REQUEST, NOW).attempts == 3
@@ -62,7 +62,7 @@ async def test_an_answer_in_no_time_is_an_attempt_all_the_same() -> None:
     ],
     ids=["retry", "no answer"],
 )
-async def test_what_the_gateway_was_not_asked_for_has_no_duration(outcome: Outcome) -> None:
+async def test_an_outcome_without_a_gateway_call_has_no_duration(outcome: Outcome) -> None:
     assert await attempted(outcome, 2.5) == outcome
 
 
@@ -77,7 +77,7 @@ async def test_what_the_gateway_was_not_asked_for_has_no_duration(outcome: Outco
     ],
     ids=["cut off", "too large", "cut off in a handler"],
 )
-async def test_an_attempt_without_an_answer_is_an_attempt(outcome: Answered) -> None:
+async def test_an_attempt_without_a_response_counts(outcome: Answered) -> None:
     found = await attempted(outcome, 2.5)
     assert isinstance(found, Answered)
     result = detailed(found.result, REQUEST, NOW)

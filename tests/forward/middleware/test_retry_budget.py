@@ -17,7 +17,7 @@ class Time:
 
 
 @pytest.mark.parametrize(("error_share", "most_calls"), [(0.1, 1.2), (0.3, 1.3), (0.6, 1.3), (0.95, 1.3)])
-def test_calls_for_each_request_stay_few_whatever_fails(error_share: float, most_calls: float) -> None:
+def test_calls_for_each_request_stay_few_in_any_mix_of_failures(error_share: float, most_calls: float) -> None:
     time, chance = Time(), random.Random(1)
     budget = RetryBudget(0.25, time)
     requests, calls, waiting = 40_000, 0, 0
@@ -35,7 +35,7 @@ def test_calls_for_each_request_stay_few_whatever_fails(error_share: float, most
     assert calls / requests <= most_calls
 
 
-def test_where_nothing_is_answered_one_retry_a_second_is_left() -> None:
+def test_without_final_results_one_retry_per_second_is_allowed() -> None:
     time = Time()
     budget = RetryBudget(0.25, time)
     while budget.spend(1):

@@ -139,7 +139,7 @@ async def test_the_trace_is_current_until_the_requests_task_ends(tracing: Tracin
     assert found.trace_id == receiver.spans[0].trace_id
 
 
-async def test_a_receiver_that_is_down_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unavailable_receiver_of_traces_delays_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")  # shorter than the first pause before another try
     tracing = Tracing(TracingOptions("http://127.0.0.1:9", "service", "1"))
     await traced(tracing, ANSWERED)

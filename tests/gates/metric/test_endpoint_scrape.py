@@ -145,7 +145,7 @@ def test_inconsistent_settings_stop_the_start(params: dict[str, Any], named: str
     assert caught.value.setting == f"queues[0].gate_params.{named}"
 
 
-def test_only_the_metric_itself_is_read_off_a_page() -> None:
+def test_metrics_with_similar_names_are_not_read() -> None:
     page = b"\n".join(
         [
             b"# HELP m of a test",
@@ -164,13 +164,13 @@ def test_only_the_metric_itself_is_read_off_a_page() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_a_page_of_anything_is_a_value_or_an_error_that_is_expected(page: bytes) -> None:
+def test_arbitrary_bytes_are_samples_or_a_value_error(page: bytes) -> None:
     with contextlib.suppress(ValueError):
         assert isinstance(samples_of(b"m " + page, "m", {}), list)
 
 
 @pytest.mark.parametrize("length", [16_384, 16_385])
-def test_a_metrics_line_of_more_than_16_kib_is_refused_whatever_its_labels(length: int) -> None:
+def test_a_metrics_line_of_more_than_16_kib_is_refused_with_any_labels(length: int) -> None:
     start, end = b'm{a="', b'"} 1'
     line = start + b"x" * (length - len(start) - len(end)) + end
     page = b"other " + b"9" * 100_000 + b"\n" + line + b"\n"

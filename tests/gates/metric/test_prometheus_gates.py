@@ -61,7 +61,7 @@ async def fullest_replica_counts(from_prometheus: GateSources, routers: Routers,
         assert isinstance(await built.admit(request()), Go)
 
 
-async def test_the_new_name_wins_where_both_are_exported(
+async def test_the_new_name_wins_if_both_are_exported(
     from_prometheus: GateSources, routers: Routers, pool: str
 ) -> None:
     routers[0].set(OLD_SATURATION, 0.7, inference_pool=pool, namespace="a")
@@ -191,7 +191,7 @@ async def test_a_query_is_the_budget_clamped(from_prometheus: GateSources) -> No
             assert built.budget() == pytest.approx(budget), query
 
 
-async def test_of_several_samples_the_least_is_the_budget(from_prometheus: GateSources, routers: Routers) -> None:
+async def test_the_budget_is_the_smallest_of_several_samples(from_prometheus: GateSources, routers: Routers) -> None:
     name = f"share_{uuid.uuid4().hex[:8]}"
     routers[0].set(name, 0.9)
     routers[1].set(name, 0.4)
@@ -209,7 +209,7 @@ async def test_a_query_without_a_number_is_missing_with_its_reason(
             assert log.lines_of("gate source lost")[0]["reason"], query
 
 
-async def test_gates_that_ask_the_same_share_one_fetch(
+async def test_gates_with_the_same_query_share_one_fetch(
     from_prometheus: GateSources, routers: Routers, pool: str
 ) -> None:
     routers[0].set(NEW_SATURATION, 0.4, inference_pool=pool, namespace="a")
@@ -224,7 +224,7 @@ async def test_gates_that_ask_the_same_share_one_fetch(
     await gates[1].aclose()
 
 
-async def test_a_prometheus_that_is_down_stops_no_start() -> None:
+async def test_an_unavailable_prometheus_does_not_stop_the_start() -> None:
     given = sources(prometheus_url="http://127.0.0.1:1")
     async with started("prometheus-budget", {"pool": "p"}, given) as built:
         assert built.budget() == 0.0

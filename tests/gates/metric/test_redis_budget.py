@@ -26,7 +26,7 @@ async def test_the_number_is_the_budget_clamped(
         assert built.shares()[0].part == budget
 
 
-async def test_it_follows_the_key_it_is_given(redis: Redis, from_redis: GateSources) -> None:
+async def test_the_budget_follows_the_configured_key(redis: Redis, from_redis: GateSources) -> None:
     async with started("redis", {"address": "a", "budget_key": "mine"}, from_redis) as built:
         await until_budget(built, 1.0, "a missing key opens")
         await redis.set("mine", "0.4")

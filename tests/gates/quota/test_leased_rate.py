@@ -82,7 +82,7 @@ async def test_all_processes_share_one_bucket(redis: Redis, from_redis: GateSour
     assert sum(await asyncio.gather(*(admitted(built, 4) for built in gates))) == 3
 
 
-async def test_a_request_that_was_not_sent_puts_its_token_back(redis: Redis, from_redis: GateSources) -> None:
+async def test_a_request_that_was_not_sent_returns_its_token(redis: Redis, from_redis: GateSources) -> None:
     await lease(redis, "0.001")
     built = gate("redis-leased-rate", PARAMS, from_redis)
     for number in range(3):
@@ -121,7 +121,7 @@ async def test_returned_tokens_do_not_overfill_the_bucket(redis: Redis, from_red
         ("0", {}),
     ],
 )
-async def test_a_lease_that_does_not_hold_closes(
+async def test_an_invalid_lease_closes_the_gate(
     redis: Redis, from_redis: GateSources, rate: str, changes: dict[str, Any]
 ) -> None:
     await lease(redis, rate, **changes)
@@ -131,9 +131,7 @@ async def test_a_lease_that_does_not_hold_closes(
         assert built.state().why_closed
 
 
-async def test_without_a_lease_it_is_closed_and_opens_with_one_and_closes_at_its_end(
-    redis: Redis, from_redis: GateSources
-) -> None:
+async def test_the_gate_is_open_only_during_a_lease(redis: Redis, from_redis: GateSources) -> None:
     async with started("redis-leased-rate", PARAMS, from_redis) as built:
         assert built.budget() == 0.0
         assert built.state().why_closed == "no valid lease"
@@ -144,7 +142,7 @@ async def test_without_a_lease_it_is_closed_and_opens_with_one_and_closes_at_its
         assert isinstance(await built.admit(request()), Refuse)
 
 
-async def test_a_redis_that_does_not_answer_closes(
+async def test_an_unavailable_redis_closes_the_gate(
     redis: Redis, redis_server: RedisServer, from_redis: GateSources
 ) -> None:
     await lease(redis, "5")

@@ -21,7 +21,7 @@ def local(limit: int, mode: str = "classifying") -> LocalConcurrencyGate:
 
 
 @given(st.integers(1, 5), st.lists(st.booleans(), max_size=60))
-async def test_it_never_exceeds_its_limit(limit: int, is_entering: list[bool]) -> None:
+async def test_requests_in_flight_never_exceed_the_limit(limit: int, is_entering: list[bool]) -> None:
     built = local(limit)
     inside: list[Go] = []
     for enters in is_entering:
@@ -38,7 +38,7 @@ async def test_it_never_exceeds_its_limit(limit: int, is_entering: list[bool]) -
         assert built.room() == limit - len(inside)
 
 
-async def test_a_slot_is_freed_once_however_often_it_is_released() -> None:
+async def test_a_slot_that_is_released_twice_is_freed_once() -> None:
     built = local(2)
     first, second = await built.admit(request("a")), await built.admit(request("b"))
     assert isinstance(first, Go)

@@ -91,14 +91,14 @@ async def test_a_unit_is_free_again_after_the_window(redis: Redis, from_redis: G
     await go(built, "b")
 
 
-async def test_a_retried_request_does_not_pay_twice(redis: Redis, from_redis: GateSources) -> None:
+async def test_a_retried_request_takes_one_unit(redis: Redis, from_redis: GateSources) -> None:
     built = rate(from_redis)
     for _ in range(5):
         await (await go(built, "a")).reservation.release()
     assert await redis.zcard(KEY) == 1
 
 
-async def test_a_retry_after_the_window_does_not_pay_again(redis: Redis, from_redis: GateSources) -> None:
+async def test_a_retry_after_the_window_takes_no_second_unit(redis: Redis, from_redis: GateSources) -> None:
     built = rate(from_redis, limit=1)
     await (await go(built, "a")).reservation.release()
     await end_leases(redis, KEY)
@@ -123,7 +123,7 @@ async def test_a_retry_that_was_not_sent_keeps_the_unit_of_its_first_attempt(
     assert isinstance(await built.admit(request("b")), Refuse)
 
 
-async def test_a_later_submission_of_the_same_id_pays_again(from_redis: GateSources) -> None:
+async def test_a_later_submission_of_the_same_id_takes_another_unit(from_redis: GateSources) -> None:
     built = rate(from_redis, limit=1)
     await go(built, "a", token="first")
     assert isinstance(await built.admit(request("a", token="second")), Refuse)
@@ -207,7 +207,7 @@ async def test_a_long_tenant_makes_no_long_key(redis: Redis, from_redis: GateSou
     assert max(lives) <= 120, "no longer than the quota needs, whatever the deadline"
 
 
-async def test_those_that_wait_for_units_are_bounded() -> None:
+async def test_the_number_of_remembered_tenants_is_bounded() -> None:
     clock = Clock(1_000.0)
     spread = Spread(1.0, clock)
     assert spread.delay("first", 5.0) == 5.0
@@ -257,7 +257,7 @@ async def test_an_unavailable_redis_is_reported_and_on_missing_holds(
 # --- concurrency
 
 
-async def test_slots_are_counted_and_given_back_on_every_way_out(redis: Redis, from_redis: GateSources) -> None:
+async def test_slots_are_freed_however_a_request_ends(redis: Redis, from_redis: GateSources) -> None:
     built = concurrency(from_redis)
     first, second, third = [await go(built, name) for name in "abc"]
     assert isinstance(await built.admit(request("d")), Refuse)
@@ -357,7 +357,9 @@ async def test_a_request_of_a_crashed_owner_holds_one_slot_which_the_old_owner_c
     assert await redis.exists(KEY) == 0
 
 
-async def test_an_owner_that_slept_through_its_lease_is_counted_again(redis: Redis, from_redis: GateSources) -> None:
+async def test_a_slot_whose_lease_expired_is_counted_again_when_its_owner_renews(
+    redis: Redis, from_redis: GateSources
+) -> None:
     built = concurrency(from_redis, limit=1)
     other = concurrency(from_redis, limit=1)
     sleeper = await go(built, "a")

@@ -91,7 +91,7 @@ def _ack(claim: Claim, request_id: str, token: str, **fields: Any) -> Ack:
 
 
 @pytest.mark.parametrize("guarded", ["valkey", "redis"], indirect=True)
-async def test_the_whole_way_works_with_the_least_rights(guarded: Server, users: dict[Role, Redis]) -> None:
+async def test_the_whole_request_path_works_with_the_least_rights(guarded: Server, users: dict[Role, Redis]) -> None:
     poller = users[Role.POLLER]
     queue = RedisQueue(poller, QUEUE, QueueOptions(RETRIES, RESULTS))
     retries = Retries(poller, RETRIES, QUEUE)

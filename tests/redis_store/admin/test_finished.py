@@ -44,7 +44,7 @@ async def test_the_oldest_records_beyond_the_number_are_dropped(bench: Bench) ->
     assert await bench.redis.hlen(FINISHED) == await bench.redis.zcard(f"{FINISHED}-idx") == 3
 
 
-async def test_records_stay_within_their_bytes_whatever_is_replaced(bench: Bench) -> None:
+async def test_records_stay_within_their_bytes_when_they_are_replaced(bench: Bench) -> None:
     records = FinishedRecords(bench.redis, FinishedLimits(1_000, 2_000, 3_600))
     for number in range(60):
         await records.write([(f"id-{number % 45}" + "x" * number, record("E" * (number % 7)))])

@@ -140,7 +140,7 @@ async def test_an_ack_sent_twice_has_one_result_and_a_stale_owners_none(bench: C
 
 
 @pytest.mark.parametrize("dies_before", ["delivery", "forgetting", "removal"])
-async def test_another_poller_delivers_the_outbox_of_a_crashed_poller_once(
+async def test_the_outbox_of_a_crashed_poller_is_delivered_once_by_another_poller(
     bench: ClusterBench, monkeypatch: pytest.MonkeyPatch, dies_before: str
 ) -> None:
     method = {"delivery": "_delivered", "forgetting": "_forget", "removal": "_remove"}[dies_before]
@@ -199,7 +199,7 @@ async def test_a_retry_waits_in_another_slot_and_returns_once_with_its_score(
     assert await bench.queue.claim(10) == [], "it was delivered already"
 
 
-async def test_a_cancelled_request_is_claimed_by_its_name_wherever_it_waits(bench: ClusterBench) -> None:
+async def test_a_cancelled_pending_or_retried_request_is_claimed_by_its_claim_key(bench: ClusterBench) -> None:
     async with bench.client() as client:
         now = time.time()
         requests = [NewRequest(id=f"{bench.name}-{n}", payload={"n": n}, deadline=now + 600 + n) for n in range(3)]

@@ -118,7 +118,7 @@ AFTER_THE_MARKER = 5
 @pytest.mark.parametrize("has_sent", [False, True], ids=["unsent", "unanswered"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("is_finished", [False, True], ids=["live", "finished"])
-async def test_wherever_a_producer_dies_the_next_one_queues_the_id_once(
+async def test_after_a_producers_crash_at_any_step_the_next_one_queues_the_id_once(
     queue: Queue, step: int, has_sent: bool, is_finished: bool
 ) -> None:
     name = f"r-{uuid.uuid4().hex}"
@@ -155,7 +155,7 @@ async def test_wherever_a_producer_dies_the_next_one_queues_the_id_once(
     assert len(await queue.tokens()) == (0 if is_finished and was_queued else 1)
 
 
-async def test_every_step_was_died_at(queue: Queue) -> None:
+async def test_the_crash_tests_cover_every_step(queue: Queue) -> None:
     with pytest.MonkeyPatch.context() as patch:
         calls = _dies_at(patch, 0, has_sent=False)
         await queue.submit(queue.part(f"r-{uuid.uuid4().hex}", payload=b"{}"))
@@ -271,7 +271,7 @@ async def test_a_live_submission_without_a_window_wins_over_an_older_finished_on
     assert await queue.tokens() == []
 
 
-async def test_one_call_may_name_an_id_twice(queue: Queue) -> None:
+async def test_an_id_may_occur_twice_in_one_call(queue: Queue) -> None:
     name = f"r-{uuid.uuid4().hex}"
     first, second = await queue.submit(queue.part(name), queue.part(name))
     assert (first.is_new, second.is_new, second.token) == (True, False, first.token)

@@ -61,7 +61,7 @@ async def test_the_first_delivery_runs_and_an_overlapping_one_learns_the_remaini
     assert 0 < second.seconds_left <= 30
 
 
-async def test_of_many_that_begin_at_once_one_runs(records: DeliveryRecords, key: str) -> None:
+async def test_one_of_many_concurrent_deliveries_runs(records: DeliveryRecords, key: str) -> None:
     outcomes = await asyncio.gather(*(records.begin(key, str(n)) for n in range(50)))
     assert sum(isinstance(outcome, Fresh) for outcome in outcomes) == 1
 
@@ -143,7 +143,7 @@ def test_a_later_request_with_the_same_id_is_another_delivery() -> None:
 
 
 @given(st.tuples(st.text(), st.text(min_size=1)), st.tuples(st.text(), st.text(min_size=1)))
-def test_no_two_requests_share_a_key_whatever_they_are_called(one: tuple[str, str], other: tuple[str, str]) -> None:
+def test_no_two_requests_share_a_key_for_any_ids(one: tuple[str, str], other: tuple[str, str]) -> None:
     assert (delivery_key(*one, b"") == delivery_key(*other, b"")) == (one == other)
     assert delivery_key(*one, b"").startswith(DELIVERY_PREFIX)
 
@@ -162,7 +162,7 @@ STEPS = st.lists(
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-async def test_any_order_of_calls_agrees_with_a_plain_model(
+async def test_delivery_records_agree_with_a_model_for_any_order_of_calls(
     redis: Redis, records: DeliveryRecords, steps: list[tuple[str, str]]
 ) -> None:
     key = delivery_key(uuid.uuid4().hex, "", b"")

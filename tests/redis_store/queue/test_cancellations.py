@@ -78,7 +78,7 @@ def test_requests_of_other_clients_are_searched_in_the_seconds_of_their_deadline
     ]
 
 
-def test_however_many_there_are_one_call_has_few() -> None:
+def test_cancellations_are_split_into_bounded_searches() -> None:
     ours = [Cancellation(f"r\0t-{n}".encode(), 50) for n in range(1_201)]
     others = [Cancellation(f"r\0t{n}".encode(), 50 + n // 100) for n in range(1_201)]
     sizes = [len(search.names) for search in searches([*ours, *others])]
@@ -114,9 +114,7 @@ async def test_a_long_list_is_read_in_pages(store: Redis, monkeypatch: pytest.Mo
     assert (await store.info("commandstats"))["cmdstat_evalsha"]["calls"] == 5
 
 
-async def test_of_a_list_that_is_too_long_the_rest_is_read_next_time(
-    store: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_rest_of_a_long_list_is_read_next_time(store: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("handlers.redis_store.queue.cancellations.MOST_NEW_BYTES", 50)
     monkeypatch.setattr("handlers.redis_store.queue.cancellations.PAGE_ENTRIES", 2)
     entries = [b"%d\0r-%02d\0t" % (DEADLINE, number) for number in range(11)]
@@ -189,7 +187,7 @@ async def test_an_entry_with_a_time_in_the_future_hides_no_later_one(store: Redi
     assert b"b\0t" in [one.key for one in await cancellations.due()]
 
 
-async def test_of_an_id_that_is_used_again_each_cancelled_submission_is_claimed(bench: Bench) -> None:
+async def test_each_cancelled_submission_of_a_reused_id_is_claimed(bench: Bench) -> None:
     """`request-cancel:<id>` has room for one token alone: the first one's is gone with the second."""
     await submitted(bench, "r", "t-1", DEADLINE + 1 / 2**21)
     await cancelled(bench, "r")
@@ -205,7 +203,9 @@ async def test_of_an_id_that_is_used_again_each_cancelled_submission_is_claimed(
 
 
 @pytest.mark.parametrize(("token", "count"), [("t-700", AT_ONCE - 1), ("5f2c", 3 * AT_ONCE)])
-async def test_it_is_found_among_many_of_one_score(bench: Bench, token: str, count: int) -> None:
+async def test_a_cancelled_request_is_found_among_many_with_the_same_score(
+    bench: Bench, token: str, count: int
+) -> None:
     score = DEADLINE + 700 / 2**21
     await bench.redis.zadd(bench.queue_name, {envelope(f"a{n:04}", f"other-{n}"): score for n in range(count)})
     await submitted(bench, "z", token, score)
@@ -217,7 +217,7 @@ async def test_it_is_found_among_many_of_one_score(bench: Bench, token: str, cou
     assert await bench.redis.zcard(bench.queue_name) == count
 
 
-async def test_of_many_other_producers_requests_each_cancelled_one_is_claimed(bench: Bench) -> None:
+async def test_each_cancelled_request_of_other_producers_is_claimed(bench: Bench) -> None:
     """No request is skipped when earlier ones are removed."""
     ids = [f"r-{n}" for n in range(2_500)]
     for number, request_id in enumerate(ids):
@@ -230,7 +230,7 @@ async def test_of_many_other_producers_requests_each_cancelled_one_is_claimed(be
     assert await bench.redis.zcard(bench.queue_name) == 1_250
 
 
-async def test_thousands_are_claimed_with_their_scores(bench: Bench) -> None:
+async def test_thousands_of_cancelled_requests_are_claimed_with_their_scores(bench: Bench) -> None:
     ids = [f"r-{n}" for n in range(1, 3_001)]
     for number, request_id in enumerate(ids, 1):
         await submitted(bench, request_id, f"t-{number}", DEADLINE + number / 2**21)
@@ -266,7 +266,7 @@ async def test_a_request_that_moves_during_a_search_is_found_by_a_later_one(benc
     assert await bench.redis.zcard(bench.retries) == 0
 
 
-async def test_a_retry_that_names_no_queue_of_requests_is_not_lost(bench: Bench) -> None:
+async def test_a_retry_that_names_a_key_of_another_type_is_not_lost(bench: Bench) -> None:
     for name in (bench.retries, bench.keys.index):
         member = envelope(name, "t", request_queue_name=name)
         await bench.redis.set(active_key(name), "t", exat=DEADLINE)

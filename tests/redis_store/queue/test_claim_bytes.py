@@ -52,7 +52,9 @@ def losing(bench: Bench) -> LosingRedis:
     return LosingRedis(bench.redis)
 
 
-async def test_claims_of_a_lost_reply_are_claimed_again_without_a_death(bench: Bench, losing: LosingRedis) -> None:
+async def test_claims_of_a_lost_reply_are_claimed_again_without_a_delivery_count(
+    bench: Bench, losing: LosingRedis
+) -> None:
     other = await bench.claimed(envelope("other", "t"), 0)
     for n in range(3):
         await bench.put(envelope(f"r-{n}", "t"), n + 1)
@@ -71,7 +73,7 @@ async def test_claims_of_a_lost_reply_are_claimed_again_without_a_death(bench: B
     assert await bench.queue.renew([other]) == [], "the claims of others stay theirs"
 
 
-async def test_a_scan_takes_lost_claims_back_before_it_counts_deaths(bench: Bench, losing: LosingRedis) -> None:
+async def test_reclaim_returns_lost_claims_without_counting_a_crash(bench: Bench, losing: LosingRedis) -> None:
     await bench.put(_large("r", SCRIPT_BYTES))
     await bench.put(_large("s", SCRIPT_BYTES))
     poller = bench.owner(losing)
@@ -83,7 +85,7 @@ async def test_a_scan_takes_lost_claims_back_before_it_counts_deaths(bench: Benc
     assert len(await bench.pending()) == 2
 
 
-async def test_a_claim_and_a_scan_take_the_same_lost_claims_back_at_once(
+async def test_claim_and_reclaim_may_return_the_same_lost_claims_at_once(
     bench: Bench, losing: LosingRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both forget an old loss; neither fails."""

@@ -64,7 +64,7 @@ def reference(key: str = KEY) -> bytes:
     return b'{"id":"r","status_code":200,"payload_ref":"' + key.encode() + b'"}'
 
 
-async def test_an_answer_is_there_with_its_result_and_expires(bench: Bench) -> None:
+async def test_an_offloaded_payload_is_stored_with_its_result_and_expires(bench: Bench) -> None:
     claim = await bench.claimed(envelope("r"))
     stored = StoredPayload(KEY, b"\xff large", 60)
     assert await bench.queue.ack([bench.ack_of(claim, reference(), stored=stored)]) == [True]
@@ -72,7 +72,7 @@ async def test_an_answer_is_there_with_its_result_and_expires(bench: Bench) -> N
     assert 0 < await bench.redis.ttl(KEY) <= 60
 
 
-async def test_an_answer_of_a_stale_owner_is_not_kept(bench: Bench) -> None:
+async def test_an_offloaded_payload_of_a_stale_owner_is_not_kept(bench: Bench) -> None:
     claim, other = await bench.claimed(envelope("r")), await bench.claimed(envelope("s"))
     await bench.queue.release([claim])
     acks = [
@@ -93,7 +93,7 @@ async def test_results_are_whole_for_their_readers(store: Redis) -> None:
 
 
 @pytest.mark.parametrize("size", [1_000, -1, 0])
-async def test_of_a_payload_that_a_client_has_replaced_only_the_named_size_is_read(
+async def test_no_more_than_the_named_size_of_a_payload_is_read(
     store: Redis, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("handlers.redis_store.queue.payloads.LARGEST_PAYLOAD", 2_000)
@@ -111,7 +111,7 @@ async def test_a_payload_of_another_type_does_not_hide_later_results(store: Redi
     assert found[1:] == [WholeResult(b"no json")]
 
 
-async def test_a_result_can_make_its_reader_touch_no_other_key(store: Redis) -> None:
+async def test_a_reader_touches_no_other_key_that_a_result_names(store: Redis) -> None:
     await store.set("secret", b"large")
     (found,) = await whole_results(store, [reference("secret")])
     assert found == WholeResult(reference("secret"))

@@ -12,7 +12,7 @@ async def _retry(bench: Bench, member: bytes, due: float = 1) -> bytes:
     return member
 
 
-async def test_only_retries_due_by_the_servers_clock_return(bench: Bench) -> None:
+async def test_retries_are_due_by_the_servers_clock(bench: Bench) -> None:
     now = await bench.now()
     due = await _retry(bench, envelope("due"), now - 1)
     later = await _retry(bench, envelope("later"), now + 60)

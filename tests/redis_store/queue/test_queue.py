@@ -95,7 +95,7 @@ async def test_the_claim_key_is_the_references(bench: Bench) -> None:
     assert len(set(keys)) == len(members)
 
 
-async def test_one_id_twice_without_a_token_is_two_claims_and_two_results(bench: Bench) -> None:
+async def test_an_id_queued_twice_without_a_token_has_two_claims_and_two_results(bench: Bench) -> None:
     await bench.put(body("same", n=1), 1)
     await bench.put(body("same", n=2), 2)
 
@@ -161,7 +161,7 @@ async def test_f25_an_ack_repeated_after_a_lost_reply_gets_the_same_answer(bench
     assert await bench.all_keys() == {bench.results}
 
 
-async def test_f25_another_batch_does_not_get_that_answer(bench: Bench) -> None:
+async def test_f25_the_answer_of_a_batch_is_not_given_to_another_batch(bench: Bench) -> None:
     ack = bench.ack_of(await bench.claimed(body("r")))
     assert await bench.queue.ack([ack]) == [True]
 
@@ -224,7 +224,7 @@ async def test_an_ack_deletes_the_requests_own_payload_and_no_other_key(
     assert await bench.all_keys() == {bench.results} | (set() if is_deleted else {reference})
 
 
-async def test_a_result_list_expires_only_where_asked(bench: Bench) -> None:
+async def test_a_result_list_expires_only_if_an_expiry_is_set(bench: Bench) -> None:
     claim = await bench.claimed(body("r"))
     await bench.queue.ack([bench.ack_of(claim)])
     assert await bench.redis.ttl(bench.results) == -1
@@ -272,7 +272,7 @@ async def test_a_list_that_the_acl_refuses_delays_no_other_result(bench: Bench) 
     await bench.redis.acl_deluser("poller")
 
 
-async def test_where_the_acl_has_no_keys_for_them_large_answers_stay_in_their_results(bench: Bench) -> None:
+async def test_results_keep_their_payloads_if_the_acl_refuses_the_payload_keys(bench: Bench) -> None:
     own = [f"{bench.queue_name}*", bench.results, "request-[acp]*"]
     await bench.redis.acl_setuser("poller", enabled=True, passwords=["+p"], keys=own, categories=["+@all"])
     server = bench.redis.connection_pool.connection_kwargs
@@ -358,7 +358,7 @@ async def test_released_requests_are_pending_as_they_were(bench: Bench, score: f
     assert await bench.all_keys() == {bench.queue_name}
 
 
-async def test_a_server_that_forgot_its_scripts_learns_them_again(bench: Bench) -> None:
+async def test_scripts_are_loaded_again_after_the_server_lost_them(bench: Bench) -> None:
     for request_id in ("r", "s"):
         await bench.redis.script_flush()
         claim = await bench.claimed(body(request_id))

@@ -74,7 +74,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(300)  # thousands of calls, each of which may wait for a core
-def test_any_order_of_operations_keeps_every_request_and_answers_it_once(each_server: Valkey) -> None:
+def test_every_request_is_answered_once_for_any_order_of_operations(each_server: Valkey) -> None:
     class Machine(QueueMachine):
         url = each_server.url
 

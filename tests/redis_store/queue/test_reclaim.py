@@ -121,7 +121,7 @@ async def test_a_limit_takes_the_oldest_first(bench: Bench) -> None:
     assert [member for member, _ in await bench.pending()] == [body("r-1"), body("r-2")]
 
 
-async def test_i14_a_request_that_kills_its_owners_is_the_scanners_in_the_end(bench: Bench) -> None:
+async def test_i14_a_request_over_the_redelivery_limit_is_claimed_by_reclaim(bench: Bench) -> None:
     member = await bench.put(envelope("poison", "t"), 5)
     for deaths in range(2):
         assert [claim.delivery_count for claim in await bench.owner().claim(1)] == [deaths]
@@ -141,7 +141,7 @@ async def test_i14_a_request_that_kills_its_owners_is_the_scanners_in_the_end(be
     assert await bench.all_keys() == {bench.results, bench.keys.dead}
 
 
-async def test_i14_a_scanner_that_dies_with_poison_in_hand_loses_nothing(bench: Bench) -> None:
+async def test_i14_a_crash_of_the_reclaiming_poller_does_not_lose_the_request(bench: Bench) -> None:
     await bench.claimed(body("poison"))
     await bench.end_leases()
     assert len((await bench.queue.reclaim(10, max_deliveries=1)).dead) == 1
@@ -188,7 +188,7 @@ async def test_a_claim_without_an_index_entry_is_indexed_again(bench: Bench) -> 
     assert await bench.pending() == [(claim.member, DEADLINE)]
 
 
-async def test_one_missing_entry_among_thousands_is_added(bench: Bench) -> None:
+async def test_missing_index_entries_among_thousands_are_added(bench: Bench) -> None:
     await bench.redis.zadd(bench.queue_name, {body(f"r-{n}"): n for n in range(5_000)})
     claims = await bench.queue.claim(5_000)
     lost = [claim.claim_key for claim in claims[::500]]

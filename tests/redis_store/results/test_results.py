@@ -37,7 +37,7 @@ async def test_a_read_is_bounded_by_bytes_and_one_result_always_passes(
     assert await oldest_results(store, "results", 100) == []
 
 
-async def test_it_skips_seen_results_and_returns_at_most_the_requested_number(store: Redis) -> None:
+async def test_oldest_results_skips_seen_results_and_returns_at_most_the_requested_number(store: Redis) -> None:
     for number in range(9):
         await store.lpush("results", str(number))
     assert await oldest_results(store, "results", 3, skipped=2) == [b"2", b"3", b"4"]
