@@ -67,7 +67,7 @@ def test_a_finite_number_is_read_as_it_was_written(number: float) -> None:
 
 
 @given(st.text() | st.binary())
-def test_invalid_text_gives_none_and_no_error(text: str | bytes) -> None:
+def test_invalid_text_returns_none_and_raises_no_error(text: str | bytes) -> None:
     digits = text.decode("latin-1") if isinstance(text, bytes) else text
     is_whole = bool(digits) and set(digits) <= set("0123456789") and len(digits) <= 18
     assert (whole(text) is not None) is is_whole
