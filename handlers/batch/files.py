@@ -82,7 +82,7 @@ def open_private(path: Path, mode: str = "rb") -> IO[bytes]:
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise BatchConflict(f"{path}: expected a regular file, got another kind")
+        raise BatchConflict(f"{path}: expected a regular file, got a folder, a pipe or a device")
     if mode == "wb":
         os.ftruncate(descriptor, 0)
     return os.fdopen(descriptor, mode)
@@ -115,7 +115,7 @@ class BatchFiles:
             return not kept.read(1)
 
     def changed_input(self, source: str) -> BatchConflict:
-        """The error for other requests than those of the earlier run."""
+        """The error for requests that differ from those of the earlier run."""
         return BatchConflict(
             f"{source}: expected the unchanged input of {self.state}, got other requests; give another --out, or "
             f"delete {self.state}, {self.out} and {self.errors} to start again"
@@ -156,7 +156,7 @@ class BatchFiles:
         open_private(self.cancel, "ab").close()
 
     def request_cancel_of(self, numbers: Sequence[int]) -> None:
-        """Ask the process that runs the batch to cancel lines, also later."""
+        """Record lines to cancel, for the process that runs the batch."""
         with open_private(self.cancel_lines, "ab") as file:
             file.write("".join(f"{number}\n" for number in numbers).encode())
             file.flush()

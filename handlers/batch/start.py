@@ -84,7 +84,7 @@ def _check_same(
     ]
     if faults:
         faults.append("A batch keeps its settings: leave these flags out, or give another --out for a new batch")
-        raise BatchConflict("\n  ".join([f"{files.state}: other settings than in the first run", *faults]))
+        raise BatchConflict("\n  ".join([f"{files.state}: settings differ from those of the first run", *faults]))
 
 
 def _deadline_text(deadline: Deadline) -> str:

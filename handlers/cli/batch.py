@@ -168,11 +168,11 @@ def _check_outputs(source: Path, outputs: dict[str, Path | None]) -> None:
         if path is not None and not path.parent.is_dir():
             raise InvalidSetting(flag, found=str(path), accepted="a file in an existing folder")
         if path is not None and path.exists() and source.exists() and path.samefile(source):
-            raise InvalidSetting(flag, found=str(path), accepted="another file than the input")
+            raise InvalidSetting(flag, found=str(path), accepted="a file that is not the input")
 
 
 def _chosen() -> set[str]:
-    """The flags given on the command line or by variables."""
+    """The flags that are set on the command line or by variables."""
     context = click.get_current_context()
     chosen = {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     return chosen | ({"queue"} if "queue_name" in chosen else set())
@@ -180,9 +180,9 @@ def _chosen() -> set[str]:
 
 @contextlib.contextmanager
 def _spooled(files: BatchFiles, source: Path) -> Iterator[Path]:
-    """The file with the requests; those of stdin are stored in one first.
+    """The file with the requests. Requests from stdin are first stored in a file.
 
-    An empty one of stdin is removed, and one that is incomplete or not checked yet when a signal ends the command.
+    That file is removed if it is empty, or if a signal ends the command before it is complete and checked.
     """
     from handlers.batch.files import open_private
     from handlers.batch.start import EmptyInput
@@ -341,7 +341,8 @@ def cancel(*, out: Path, custom_ids: tuple[str, ...], queue: QueueFlags) -> Exit
 
     OUT is the batch's output file. CUSTOM_IDs name the lines; without any, the whole batch is cancelled. Each cancelled
     line gets an error line, which the process that runs the batch writes. If no process runs it, this command writes
-    the error lines of a whole batch; those of single lines are written by the next `batch run`.
+    the error lines of a whole batch; those of single lines are written by the next `batch run`. With CUSTOM_IDs, the
+    exit code is 0 if all these lines were cancelled, else 1.
     """
     files, state = _known_batch(out)
     if custom_ids:

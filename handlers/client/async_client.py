@@ -154,7 +154,7 @@ _SUBMISSION: Final = "a Submission, or an id as text"
 
 
 def seconds_of(name: str, value: timedelta | float | None) -> float | None:
-    """The duration in seconds; None for none."""
+    """The duration in seconds; None stays None."""
     if value is None:
         return None
     seconds = value.total_seconds() if isinstance(value, timedelta) else value

@@ -76,7 +76,7 @@ class Broker(Protocol):
         ...
 
     async def where(self, submission: Submission | str) -> Whereabouts:
-        """Find a request wherever it may be."""
+        """Find a request: in queue, retries, dead letters, records or results."""
         ...
 
     async def look_up(self, submission: Submission | str) -> RequestState:

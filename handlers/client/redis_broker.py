@@ -174,7 +174,7 @@ class RedisBroker:
         ]
 
     async def _now(self) -> float:
-        """Unix seconds of Redis; local ones if it does not tell the time."""
+        """Unix seconds of Redis; those of the local clock if Redis does not report its time."""
         started_at = self._clock.started()
         if started_at - self._asked_at >= _ASK_SECONDS:
             with contextlib.suppress(*STORE_FAILURES):
@@ -242,7 +242,10 @@ class RedisBroker:
             raise NoResultYet(request_id, timeout_seconds or 0.0) from None
 
     async def _possible_result(self, request_id: str, list_name: str, token: str) -> Result:
-        """Wait for a result that may go to another list; regularly check that it has not."""
+        """Wait for a result that may go to another list.
+
+        Every `CHECK_SECONDS` it checks whether the result can still arrive here.
+        """
         while True:
             await self._check_known(request_id, list_name)
             with contextlib.suppress(TimeoutError):
@@ -252,8 +255,8 @@ class RedisBroker:
     async def _check_known(self, request_id: str, list_name: str) -> None:
         """Raise `NoOwnResults` or `UnknownRequest` if no result can arrive in `list_name`.
 
-        That is if the request is not live, is not queued, and has no such list. Other producers do not write the keys
-        that mark a request as live, so the queue is searched too.
+        No result can arrive if the request is not live and not queued, and the list does not exist. Other producers do
+        not write the keys that mark a request as live, so the queue is searched too.
         """
         state = await self.look_up(request_id)
         if state not in (RequestState.UNKNOWN, RequestState.FINISHED, RequestState.CANCELLED):
@@ -321,7 +324,7 @@ class RedisBroker:
             seen += len(texts)
 
     async def where(self, submission: Submission | str) -> Whereabouts:
-        """Find a request wherever it may be."""
+        """Find a request: in queue, retries, dead letters, records or results."""
         request_id, _ = _names(submission)
         options = self._options
         queue = submission.queue if isinstance(submission, Submission) else options.queue

@@ -235,7 +235,8 @@ def _ttl(body: bytes, wire: _Body, seconds: int | None) -> int | None:
     if seconds is None or 0 <= seconds <= LONGEST_TTL_SECONDS:
         return seconds
     accepted = f"seconds from 0 to {LONGEST_TTL_SECONDS}"
-    raise _invalid(body, "result_ttl_seconds", "a number out of range", accepted, wire.id)
+    found = "a negative number" if seconds < 0 else "a larger number"
+    raise _invalid(body, "result_ttl_seconds", found, accepted, wire.id)
 
 
 def _seconds(value: float | str | None) -> float | None:

@@ -23,7 +23,7 @@ class NoValkey(AsyncProcessorError):
 
 
 def find_valkey(search_path: str | None = None) -> str:
-    """Path of the server. Raises `NoValkey`, which says how to install one."""
+    """Path of the server. Raises `NoValkey`, whose message explains how to install one."""
     for name in _NAMES:
         if found := shutil.which(name, path=search_path):
             return found

@@ -11,6 +11,7 @@ import msgspec
 
 from handlers.contract.accepted import about
 from handlers.contract.errors import InvalidRequest, InvalidSetting, SettingFaults
+from handlers.contract.json_limits import shape_of
 from handlers.contract.request import Request
 from handlers.number_text import whole
 
@@ -68,13 +69,13 @@ class GcsUriMultipart(msgspec.Struct, frozen=True):
             return None
         url = _string(uri)
         if url is None:
-            raise _invalid(request, _URI, "another type", "the URI as a string")
+            raise _invalid(request, _URI, shape_of(uri), "the URI as a string")
         if fields.pop(_FILE, _NULL) not in _EMPTY:
             raise _invalid(request, _FILE, "a file and a gcs_uri", "only one of them")
         expires_at = _expires_at(request, url)
         if expires_at is not None and expires_at <= request.deadline:
             accepted = "a signed URL that expires after the deadline"
-            raise _invalid(request, _URI, "one that expires earlier", accepted)
+            raise _invalid(request, _URI, "a signed URL that expires earlier", accepted)
         fields.pop(_URL, None)  # with two `url` fields, the gateway might fetch the unchecked one
         return _form({_URL: url.encode(), **{name: _field(value) for name, value in fields.items()}})
 
@@ -121,7 +122,7 @@ def _expires_at(request: Request, uri: str) -> float | None:
             return signed.timestamp() + _seconds(query["X-Goog-Expires"])
         return _seconds(query["Expires"]) if "Expires" in query else None
     except ValueError:
-        raise _invalid(request, _URI, "an invalid expiry", "a valid signed URL") from None
+        raise _invalid(request, _URI, "a signed URL with an invalid expiry", "a valid signed URL") from None
 
 
 def _invalid(request: Request, field: str, found: str, accepted: str) -> InvalidRequest:

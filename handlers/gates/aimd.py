@@ -369,7 +369,7 @@ def _why_closed(band: Band, now: float) -> str:
 
 
 class Sign(Enum):
-    """What a response says about the gateway's capacity."""
+    """What a response shows about the gateway's capacity."""
 
     ACCEPTED = "accepted"
     NO_CAPACITY = "no capacity"

@@ -140,8 +140,8 @@ class Allowance:
             return max(0.0, min(ours.of(total), total - ours.elsewhere)) if total else 0.0
         held, least = self._low_water.at(share.at, share.lag_seconds)
         change = ours.of(share.headroom * self.slots)
-        # A positive headroom is added to the lowest use, which the metric has certainly counted. A negative one is
-        # subtracted from the use at the reading. Between the two, slots in use stay allowed.
+        # A positive headroom is added to the lowest use, which the metric has certainly counted; the use at the reading
+        # stays allowed in any case. A negative headroom is subtracted from the use at the reading.
         allowed = held + change if change < 0 else max(float(held), least + change)
         return min(self._full(ours), max(0.0, max(ours.of(total), allowed) - share.fewer))
 

@@ -1,4 +1,4 @@
-"""The order in which gates are asked, and admission by several gates.
+"""The order in which gates are called, and admission by several gates.
 
 Pools, queues and subscriptions may each name a gate. A request meets them in this order:
 

@@ -121,7 +121,7 @@ InnerParams = Annotated[dict[str, Any], read_by(json_of, "a JSON object")]
 
 
 class CompositeParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Inner gates, in the order in which they are asked. Put cheap ones first."""
+    """Inner gates, in the order in which they are called. Put cheap ones first."""
 
     gates: Annotated[
         InnerGates,

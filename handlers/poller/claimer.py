@@ -36,8 +36,7 @@ _EXPIRE_SECONDS: Final = 1.0
 
 
 _ONLY_RETRIES_SECONDS: Final = 1.0
-"""After an open circuit's claim has found only retries, it looks for other requests again after this long. Each such
-search may read 1,000 members."""
+"""Pause after a claim with an open circuit found only retries, since each search for others may read 1,000 members."""
 
 
 class ClaimedQueue:

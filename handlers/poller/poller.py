@@ -148,7 +148,7 @@ class Poller:
 
     async def _drain(self) -> None:
         self._log.info("draining", in_flight=self.in_flight, grace_seconds=self._grace_seconds)
-        # A closed gate may stay closed for hours: another poller, or the next one, waits for it.
+        # A gate may stay closed for hours, so requests that wait at it are returned for other pollers.
         handed_back = sum(worker.hand_back_unsent() for worker in self._queues)
         work = self.work()
         if work:

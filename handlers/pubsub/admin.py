@@ -346,7 +346,7 @@ async def _create(channel: PubSubChannel, resource: Any) -> None:
 class Grant(msgspec.Struct, frozen=True):
     """A role that `member` needs on `resource` (a full name).
 
-    `reason` says what fails without it.
+    `reason` names what fails without it.
     """
 
     resource: str

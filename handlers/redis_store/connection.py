@@ -476,7 +476,7 @@ def limit_silence(pool: ConnectionPool | ClusterNode) -> None:
 class WaitingPool(BlockingConnectionPool):
     """Connections to a server; callers wait if all are busy.
 
-    Without its own way to a free connection, half of a small call's CPU would be the library's locks and events.
+    It takes a free connection without the library's locks and events, which would cost half of a small call's CPU.
     """
 
     _waiting = 0

@@ -46,7 +46,7 @@ _NO_RIGHT: Final = "the ACL user lacks a right that docs/redis.md lists"
 _NO_RIGHT_IN_SCRIPT: Final = ("ACL failure", "The user executing the script")
 """Texts of refusals inside a script; `_run.lua` has the same ones."""
 
-_WRONG_TYPE: Final = "a key has another type than docs/redis.md lists: rename or delete it"
+_WRONG_TYPE: Final = "a key's type differs from that in docs/redis.md: rename or delete it"
 
 NO_FIRST_REPLY: Final = (
     "the server closed the connection before its first reply; if it requires TLS, the URL must begin with rediss"

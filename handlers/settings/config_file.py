@@ -46,7 +46,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ),
     ] = ""
     inference_objective: Annotated[
-        str, about("Objective header of this queue's requests; default: `INFERENCE_OBJECTIVE`.", "batch")
+        str, about("Inference objective of this queue's requests; default: `INFERENCE_OBJECTIVE`.", "batch")
     ] = ""
     result_queue_name: Annotated[
         str,
@@ -105,7 +105,7 @@ class TopicEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         str, about("Path joined to the base URL; default: `REQUEST_PATH_URL`.", "/v1/completions")
     ] = ""
     inference_objective: Annotated[
-        str, about("Objective header of these requests; default: `INFERENCE_OBJECTIVE`.", "batch")
+        str, about("Inference objective of these requests; default: `INFERENCE_OBJECTIVE`.", "batch")
     ] = ""
     result_topic_id: Annotated[
         str,
@@ -160,7 +160,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = None
     lane_objectives: Annotated[
-        dict[str, str], about("Objective header by lane.", "{reserved-interactive: high, overflow-batch: low}")
+        dict[str, str], about("Inference objective by lane.", "{reserved-interactive: high, overflow-batch: low}")
     ] = msgspec.field(default_factory=dict)
     priority_header: Annotated[bool, about("Send the lane's priority to the gateway as a header.", "true")] = False
     shared: Annotated[
@@ -461,11 +461,11 @@ class MergeParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     ] = ""
     priority_header: Annotated[str, about("Header that carries the lane's priority; unset: not sent.")] = ""
     objective_header: Annotated[
-        str, about("Header that carries the objective. Default: `INFERENCE_OBJECTIVE_HEADER`.")
+        str, about("Header that carries the inference objective. Default: `INFERENCE_OBJECTIVE_HEADER`.")
     ] = ""
-    lane_objectives: Annotated[dict[str, str], about("Objective by lane; a pool's own `lane_objectives` win.")] = (
-        msgspec.field(default_factory=dict)
-    )
+    lane_objectives: Annotated[
+        dict[str, str], about("Inference objective by lane; a pool's own `lane_objectives` win.")
+    ] = msgspec.field(default_factory=dict)
     tier_label: Annotated[str, about("Label that holds a queue's tier. Default: `tier`.")] = ""
 
 

@@ -34,7 +34,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     )
     inference_objective: Annotated[str, about("Inference objective of requests whose queue does not set one.")] = ""
     inference_objective_header: Annotated[
-        str, about("Header for the objective; older gateways use `x-gateway-inference-objective`.")
+        str, about("Header that carries the inference objective; older gateways use `x-gateway-inference-objective`.")
     ] = OBJECTIVE_HEADER
     fairness_header: Annotated[str, about("Header that carries the tenant.")] = FAIRNESS_HEADER
     fairness_disabled: Annotated[bool, about("Send no fairness header.")] = False

@@ -324,7 +324,7 @@ class Metrics(Families):
 
 
 OUTCOMES: Final = ("answered", "retry", "not_recorded", "no_room")
-"""Outcomes of a delivery: `not_recorded` could not store its result, `no_room` found no memory; both are repeated."""
+"""Outcomes of a delivery: `not_recorded` could not store its result, `no_room` had no room; both are redelivered."""
 
 
 class DoorMetrics:

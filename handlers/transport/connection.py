@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
         if not self.is_open:
             self._fail(ConnectionLost("the connection was closed before the request", may_resend=True))
         elif self._loop.time() >= until:
-            self._fail(TimeoutError("the time for the request is over"))
+            self._fail(TimeoutError("the request timed out"))
         elif len(body) <= _JOINED_BYTES:
             self._write(head + body)
         else:
@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol):
         """Write pieces until the socket is full or the time is over."""
         while self._unsent is not None and not self._is_paused:
             if self._loop.time() >= self._request.until:
-                self._fail(TimeoutError("the time for the request is over"))
+                self._fail(TimeoutError("the request timed out"))
                 return
             piece, rest = self._unsent[:_PIECE_BYTES], self._unsent[_PIECE_BYTES:]
             self._unsent = rest if rest else None
@@ -318,7 +318,7 @@ class Connection(asyncio.Protocol):
         if self._waiter is None or self._has_no_room:
             return
         if self._loop.time() >= self._until:
-            self._fail(TimeoutError("the time for the request is over"))
+            self._fail(TimeoutError("the request timed out"))
         else:  # the timer belonged to an earlier request, or to a time before a pause
             self._watch_time()
 

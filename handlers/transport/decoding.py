@@ -29,7 +29,7 @@ Decoder = Callable[[bytes, int], bytes]
 
 
 class _Undecodable(Exception):
-    """The body does not match its coding; the text says why."""
+    """The body does not match its coding; the text gives the reason."""
 
 
 def decoded(body: bytes, encoding: str, limit: int, status_code: int = 0) -> bytes:

@@ -106,8 +106,8 @@ class Dialer:
         try:
             _, made = await loop.create_connection(lambda: protocol(sock), sock=sock, **tls)
         except BaseException:
-            # Ends the connection at once. Its transport closes the socket: closed here, the next socket would get its
-            # number while the loop still watches it.
+            # This ends the connection at once; its transport closes the socket later. If the socket were closed here,
+            # the next socket would get its number while the loop still watches it.
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
             raise
@@ -284,7 +284,7 @@ class Transport(httpx.AsyncBaseTransport):
     async def _connected(self, origin: Origin, until: float) -> Connection:
         left = until - asyncio.get_running_loop().time()
         if left <= 0:
-            raise TimeoutError("the time for the request is over")
+            raise TimeoutError("the request timed out")
         limit = self._options.max_response_bytes
         try:
             connection = await self._dialer.connect(
@@ -294,7 +294,7 @@ class Transport(httpx.AsyncBaseTransport):
             )
         except httpx.ConnectTimeout:
             if left <= self._options.connect_seconds:
-                raise TimeoutError("the time for the request is over") from None
+                raise TimeoutError("the request timed out") from None
             raise
         if connection.is_open:
             self._open[connection] = origin
@@ -373,7 +373,7 @@ def target_of(url: str) -> Target:
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError):  # the original text may contain a password, so it is not repeated
-        raise httpx.LocalProtocolError("the URL cannot be read") from None
+        raise httpx.LocalProtocolError("the URL is invalid") from None
     origin = origin_of(parsed)
     fixed = f"host: {parsed.netloc.decode('ascii')}\r\n"
     if parsed.userinfo:
@@ -410,5 +410,5 @@ def request_head(request: httpx.Request) -> bytes:
 
 def _encoded(text: str, lines: int, encoding: str = "utf-8") -> bytes:
     if text.count("\n") != lines or text.count("\r") != lines or "\0" in text:
-        raise httpx.LocalProtocolError("a header holds a line break")
+        raise httpx.LocalProtocolError("a header contains a line break")
     return text.encode(encoding)

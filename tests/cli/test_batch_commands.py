@@ -215,7 +215,7 @@ def test_an_output_that_is_the_input_or_in_a_missing_folder_is_refused(shell: Sh
         given = {"--out": str(tmp_path / "out.jsonl"), flag: source}
         done = shell.run("batch", "run", source, *(part for pair in given.items() for part in pair))
         assert (done.exit_code, done.stderr) == (
-            2, f"error: {flag}: expected another file than the input, got {source}\n"
+            2, f"error: {flag}: expected a file that is not the input, got {source}\n"
         )  # fmt: skip
     done = shell.run("batch", "run", source, "--out", "/nowhere/out.jsonl")
     assert (done.exit_code, done.stderr) == (

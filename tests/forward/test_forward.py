@@ -227,7 +227,7 @@ class Faulty:
 
 
 OWN = [
-    httpx.LocalProtocolError("a header holds a line break"),
+    httpx.LocalProtocolError("a header contains a line break"),
     httpx.UnsupportedProtocol("ftp"),
     httpx.InvalidURL("no URL"),
     UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),

@@ -126,5 +126,6 @@ def _checked(setting: str, where: str, tokens: tuple[bytes, ...]) -> tuple[bytes
         if not _SHORTEST_BYTES <= len(token) <= MAX_TOKEN_BYTES:
             raise InvalidSetting(setting, found=f"{where}a token of {counted(len(token), 'byte')}", accepted=accepted)
         if not all(0x21 <= byte <= 0x7E for byte in token):
-            raise InvalidSetting(setting, found=f"{where}a token with other characters", accepted=accepted)
+            found = f"{where}a token with spaces, control or non-ASCII characters"
+            raise InvalidSetting(setting, found=found, accepted=accepted)
     return tokens

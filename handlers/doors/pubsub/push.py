@@ -317,7 +317,7 @@ class PubSubPushDoor:
             extra_metadata=push.attributes,
             max_bytes=self._options.max_request_bytes,
         )
-        # `created` is made exact, to tell a cancelled request from its resubmission within the same second.
+        # `created` is made exact, to distinguish a cancelled request from its resubmission within the same second.
         return msgspec.structs.replace(
             request,
             created=push.created(request.created),

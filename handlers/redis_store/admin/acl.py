@@ -151,7 +151,7 @@ async def refused_commands(
 ) -> list[str] | None:
     """Commands and keys (`HSET queue:claimed`) that the server would refuse.
 
-    None if the server cannot tell (before Redis 7). Raises one of `STORE_FAILURES`.
+    None if the server cannot check rights (before Redis 7). Raises one of `STORE_FAILURES`.
     """
     keys = queue_keys(queue, cluster=cluster)
     needed = [

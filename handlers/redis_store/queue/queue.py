@@ -244,10 +244,10 @@ class RedisQueue:
         effects = await self._recorded(acks)
         id_records = [ack.id_record for ack, effect in zip(acks, effects, strict=True) if ack.id_record and effect]
         if id_records:
-            with contextlib.suppress(*STORE_REFUSALS):  # without the right, no record was written before either
+            with contextlib.suppress(*STORE_REFUSALS):  # without this right, the record was never written
                 await finish_id_record(self._redis, id_records)
         unused = [ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect]
-        with contextlib.suppress(*STORE_REFUSALS):  # unused payloads expire
+        with contextlib.suppress(*STORE_REFUSALS):  # unused payloads expire by themselves
             await delete_payloads(self._redis, unused)
         return effects
 

@@ -109,8 +109,8 @@ async def test_a_file_that_breaks_later_changes_nothing_and_is_warned_of(
         (b"\n \n", "0 tokens"),
         (b"secret", "a token of 6 bytes"),
         (b"x" * 9_000, "a token of 9,000 bytes"),
-        (b"\xff" * 32, "with other characters"),
-        (b"x" * 32 + b"\n" + b"\x01" * 32, "with other characters"),
+        (b"\xff" * 32, "with spaces, control or non-ASCII characters"),
+        (b"x" * 32 + b"\n" + b"\x01" * 32, "with spaces, control or non-ASCII characters"),
         (b" ".join([b"x" * 32] * 9), "9 tokens"),
     ],
 )
