@@ -73,6 +73,15 @@ def test_no_file_is_too_long_to_read() -> None:
     assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
 
+def test_no_line_of_lua_is_longer_than_one_of_python() -> None:
+    scripts = tracked("handlers/*.lua")
+    assert len(scripts) > 50
+    lines = [
+        f"{path}:{n}" for path in scripts for n, line in enumerate(text_of(path).splitlines(), 1) if len(line) > 120
+    ]
+    assert lines == []
+
+
 def test_every_module_has_a_docstring() -> None:
     assert [str(path) for path in SOURCES if not ast.get_docstring(tree_of(path))] == []
 

@@ -11,7 +11,7 @@ import msgspec
 
 from handlers.contract.accepted import about
 from handlers.contract.errors import InvalidRequest, InvalidSetting, SettingFaults
-from handlers.contract.json_limits import shape_of
+from handlers.contract.lenient_json import shape_of
 from handlers.contract.request import Request
 from handlers.number_text import whole
 

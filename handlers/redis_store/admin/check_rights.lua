@@ -1,5 +1,5 @@
--- check_rights: check whether this user may run a poller's commands on these keys. Writes nothing; sending it twice does
--- no harm. Servers before Redis 7 cannot check this.
+-- check_rights: check whether this user may run a poller's commands on these keys. Writes nothing; sending it twice
+-- does no harm. Servers before Redis 7 cannot check this.
 -- KEYS[1..] keys of any type, one for each command
 -- ARGV three for each: command, its second argument (empty: none), its third (empty: none)
 -- Returns `<command> <key>` for each that is not allowed, or false if the server cannot check.

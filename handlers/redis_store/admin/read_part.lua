@@ -4,10 +4,10 @@
 -- ARGV[4] most bytes (the entry that exceeds them is the last)  ARGV[5] longest entry that is returned
 -- ARGV[6…] texts; only entries that contain one of them are returned (none given: all)
 -- Returns {next cursor or rank, '0' at the end; entries read; bytes read; {name, value or score, bytes of both; …}}.
--- An entry longer than ARGV[5] is returned empty with its size, in a zset with its score too, in a hash with the first
--- 256 bytes of its name. Entries are read one by one, since each may have ten megabytes: of a hash, first the names of
--- one bucket, then their values. Servers that cannot return names alone (before Redis 7.4 and Valkey 8) return a bucket
--- with its values.
+-- An entry longer than ARGV[5] is returned empty with its size; an entry of a zset also has its score, one of a hash
+-- the first 256 bytes of its name. Entries are read one by one, since each may have ten megabytes. In a hash, the names
+-- of one bucket are read first, then their values. Servers that cannot return names alone (before Redis 7.4 and
+-- Valkey 8) return a bucket with its values.
 local kind, cursor = ARGV[1], ARGV[2]
 local most, most_bytes, longest = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local entries, bytes, steps, rows = 0, 0, 0, {}
@@ -36,8 +36,8 @@ local function is_full()
   return entries >= most or bytes >= most_bytes
 end
 
--- A cursor inside a bucket ends with the digest of the name that was read last. Entries before it may be read again if
--- that one is removed, as with the server's own cursors.
+-- A cursor inside a bucket ends with the digest of the name that was read last. If that entry is removed, the entries
+-- before it may be read again, as with the server's own cursors.
 local function read_bucket()
   local bucket, last = string.match(cursor, '^(%d+):?(%x*)$')
   local page = redis.pcall('HSCAN', KEYS[1], bucket, 'COUNT', 1, 'NOVALUES')

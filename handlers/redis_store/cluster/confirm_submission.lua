@@ -1,6 +1,7 @@
 -- confirm_submission: reduce the marker of an id or idempotency key to its final form, since the submission is queued.
 -- Sending it twice does no harm: the second finds the final form.
--- KEYS[1] request-submitted:<id>  string  the whole submission until it is queued, then its token (and key record); expires
+-- KEYS[1] request-submitted:<id>  string  the whole submission until it is queued, then its token (and key record);
+--                                         expires
 -- ARGV[1] the submission, as `submissions.py` wrote it   ARGV[2] its token, followed by its key record if it has one
 -- Returns 1, or 0 if the marker has changed (then nothing was changed).
 -- include _bounded

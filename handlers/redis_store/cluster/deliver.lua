@@ -1,8 +1,9 @@
 -- deliver: write items of an outbox, or requests of a producer, to their target once. Sending it twice does no harm:
 -- the ids of delivered items are kept for an hour, those of requests with a window until an hour after the window.
 -- KEYS[1] result list, queue or retry set  list or zset  results, newest first; or members with their scores
--- KEYS[2] {<KEYS[1]>}:delivered            zset          id, score = delivery time or end of the window, Unix seconds of
---                                                        this server; kept an hour longer; ignored if of another type
+-- KEYS[2] {<KEYS[1]>}:delivered            zset          id, score = delivery time or end of the window, Unix seconds
+--                                                        of this server; kept an hour longer; ignored if of another
+--                                                        type
 -- ARGV[1] list or zset   ARGV[2] seconds until KEYS[1] expires (empty: never)
 -- ARGV[3] idempotency window, seconds after the deadline in the score (empty: none)
 -- ARGV[3n + 1] id   ARGV[3n + 2] result or member   ARGV[3n + 3] score (of a zset)

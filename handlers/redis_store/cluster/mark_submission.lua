@@ -1,6 +1,7 @@
 -- mark_submission: record this submission for its id or idempotency key, if none is recorded.
 -- Sending it twice does no harm: the second call finds its own record.
--- KEYS[1] request-submitted:<id>  string  the whole submission until it is queued, then its token (and key record); expires
+-- KEYS[1] request-submitted:<id>  string  the whole submission until it is queued, then its token (and key record);
+--                                         expires
 -- ARGV[1] this submission, as `submissions.py` writes it   ARGV[2] when its record expires, Unix milliseconds
 -- ARGV[3] a value that it may replace (empty: none)
 -- Returns the recorded value: ARGV[1], or the earlier one.

@@ -1,5 +1,5 @@
--- overdue_posts: return overdue records of an outbox, left by a crashed poller, for the caller to deliver. Their time is
--- set to now, so that no other poller takes them meanwhile. Sending it twice does no harm: the second finds fewer.
+-- overdue_posts: return overdue records of an outbox, left by a crashed poller, for the caller to deliver. Their time
+-- is set to now, so that no other poller takes them meanwhile. Sending it twice does no harm: the second finds fewer.
 -- KEYS[1] {<queue or retry set>}:outbox      hash  id -> record to deliver
 -- KEYS[2] {<queue or retry set>}:outbox-idx  zset  id, score = time of the record, Unix seconds of this server
 -- ARGV[1] age of an overdue record, seconds   ARGV[2] most records

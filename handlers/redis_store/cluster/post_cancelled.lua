@@ -1,5 +1,5 @@
--- post_cancelled: move cancelled retries from one part of the retry set into its outbox, to be delivered to their queues,
--- where they are recalled (Redis Cluster). Sending it twice does no harm.
+-- post_cancelled: move cancelled retries from one part of the retry set into its outbox (Redis Cluster). They are then
+-- delivered to their queues, where recall.lua claims them. Sending it twice does no harm.
 -- KEYS[1] <retry set>               zset  envelope, score = due time, Unix seconds of this server
 -- KEYS[2] {<retry set>}:outbox      hash  id -> record to deliver
 -- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = time of the record, Unix seconds of this server

@@ -1,4 +1,5 @@
--- acknowledge_key: let an idempotency key expire after its window, because the result of its submission was acknowledged.
+-- acknowledge_key: let an idempotency key expire after its window, because the result of its submission was
+-- acknowledged.
 -- Repeating it changes nothing: an expiry is only moved to an earlier time.
 -- KEYS[1] request-submitted:<NUL><digest>  string  token, window in seconds and JSON of the key record; expires
 -- ARGV[1] token of the result

@@ -4,7 +4,7 @@
 -- KEYS[2] {<KEYS[1]>}:held               zset    submission, score = lease end, Unix seconds of this server
 -- KEYS[3] {<KEYS[1]>}:held-by            hash    submission -> owner token
 -- ARGV[1] owner   ARGV[2] lease, seconds   ARGV[3] lifetime of the keys, seconds   ARGV[4..] submissions
--- Returns how many of these this owner holds now; slots of other owners are not changed.
+-- Returns how many of these submissions this owner holds a slot for now; slots of other owners are not changed.
 -- include _run
 local clock = redis.call('TIME')
 local lease_end = string.format('%.6f', tonumber(clock[1]) + tonumber(clock[2]) / 1000000 + tonumber(ARGV[2]))

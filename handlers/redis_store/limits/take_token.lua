@@ -2,8 +2,8 @@
 -- KEYS[1] <control>        hash  api_version, pool_id, max_admission_rps, valid_until_unix_ms, decision_id
 -- KEYS[2] <control>:state  hash  tokens, last_ms (Unix milliseconds of this server); the reference's format
 -- ARGV[1] api version   ARGV[2] pool id   ARGV[3] burst, seconds of the rate   ARGV[4] 1: take, 0: only read the lease
--- Returns 1 if one was taken, else 0; 1 if the lease is valid, else 0; tokens per second and the seconds until a token is
--- available (both as text).
+-- Returns 1 if one was taken, else 0; 1 if the lease is valid, else 0; tokens per second and the seconds until a token
+-- is available (both as text).
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local command = redis.call(

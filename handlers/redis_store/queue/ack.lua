@@ -20,7 +20,8 @@
 local answer = {}
 begin_settling(KEYS[6])
 for n = 1, #ARGV / 10 do
-  local key, owner, result, list, expire_seconds, dead, token, active, cancel, payload = unpack(ARGV, 10 * n - 9, 10 * n)
+  local key, owner, result, list, expire_seconds = unpack(ARGV, 10 * n - 9, 10 * n - 5)
+  local dead, token, active, cancel, payload = unpack(ARGV, 10 * n - 4, 10 * n)
   answer[n] = settle(n, key, owner, KEYS[4], function()
     with_letter(redis.sha1hex(key .. owner), dead, function()
       if result ~= '' then

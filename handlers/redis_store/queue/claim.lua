@@ -1,6 +1,6 @@
 -- claim: take pending requests, lowest score first, under a lease, each completely or not at all.
--- Sending it twice takes more. If a reply was lost, take_back.lua returns its claims, or reclaim.lua when their lease has
--- ended.
+-- Sending it twice takes more. If a reply was lost, take_back.lua returns its claims, or reclaim.lua when their lease
+-- has ended.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
@@ -10,9 +10,9 @@
 -- ARGV[4] 1: only requests whose score (deadline) has passed, else 0
 -- ARGV[5] 1: check whether they were cancelled (request-cancel:<id> holds their token; key not declared), else 0
 -- ARGV[6] most bytes of members; the first is taken whatever its size
--- ARGV[7] most retries while other requests wait   ARGV[8] where to begin: 0 at the head, 1 at the end, else by rank
--- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, crashed owners, and 1 if it
--- was cancelled, else 0.
+-- ARGV[7] most retries while other requests wait   ARGV[8] where to begin, as a fraction of the queue: 0 head, 1 end
+-- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, crashed owners, and 1
+-- if it was cancelled, else 0.
 -- include _run
 -- include _remove_at
 -- include _bounded

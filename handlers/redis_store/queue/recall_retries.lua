@@ -17,7 +17,8 @@ local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local brought = 0
 probe_removal()
-local low, passed = scan_named(ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), 6, function(member, rank)
+local most, most_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
+local low, passed = scan_named(ARGV[2], tonumber(ARGV[3]), most, most_bytes, 6, function(member, rank)
   local is_moved = requeue(member, rank, ARGV[1], now)
   brought = brought + (is_moved and 1 or 0)
   return is_moved

@@ -1,5 +1,5 @@
--- reclaim: return requests whose lease has ended to pending, or claim them for the caller if too many owners have crashed.
--- Also adds claims that are missing in the index. Sending it twice does no harm.
+-- reclaim: return requests whose lease has ended to pending, or claim them for the caller if too many owners have
+-- crashed. Also adds claims that are missing in the index. Sending it twice does no harm.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token

@@ -1,5 +1,5 @@
--- requeue_dead: put a dead letter back into its queue. Its count of crashed owners was deleted when it was dead-lettered.
--- Sending it twice does no harm: the second finds no dead letter.
+-- requeue_dead: put a dead letter back into its queue. Its count of crashed owners was deleted when it was
+-- dead-lettered. Sending it twice does no harm: the second finds no dead letter.
 -- KEYS[1] <queue>:dead  hash  dead letter id -> record
 -- KEYS[2] <queue>       zset  member, score = deadline (+ sequence)
 -- ARGV[1] dead letter id   ARGV[2] member   ARGV[3] score

@@ -1,5 +1,5 @@
--- take_back: return claims of a lost reply to pending. Their poller never received them, so no crashed owner is counted.
--- Sending it twice does no harm.
+-- take_back: return claims of a lost reply to pending. Their poller never received them, so no crashed owner is
+-- counted. Sending it twice does no harm.
 -- KEYS[1] <queue>               zset  member, score = deadline (+ sequence)
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token

@@ -28,7 +28,7 @@ local function is_full()
   return #answer / 2 >= tonumber(ARGV[3]) or room <= 0 and #answer > 0
 end
 
--- Whether the answer has room for the result, which was read to say so.
+-- Whether the answer has room for this result. The result has been read, so its size counts in any case.
 local function has_room(result)
   room = room - #result
   return room >= 0 or #answer == 0
@@ -40,7 +40,7 @@ local function add(key, result)
   answer[#answer + 1] = result
 end
 
--- Leased again where they are: returning them to the list would copy each result five times.
+-- Results whose lease has ended are leased again without returning them to the list, which would copy each five times.
 for _, key in ipairs(run('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, 1000)) do
   if is_full() then
     break

@@ -1,7 +1,8 @@
--- Included by scripts that look for one submission in a queue. Writes nothing.
+-- Included by scripts that search for one submission in a queue. Writes nothing.
 -- is_pending(queue, score, token): 1 if a member with that score contains the token, 0 if none does, 2 if there are too
 -- many of them to read, or if the token is too long. Members are read one by one, since each may have ten megabytes.
--- Producers write the token at the beginning of a member; a search in all of it may block the server.
+-- Only the beginning of a member is searched, where producers write the token; a search in all of it may block the
+-- server.
 local MOST_READ, MOST_READ_BYTES, LONGEST_TOKEN, SEARCHED_BYTES = 100, 2000000, 1024, 65536
 
 local function is_pending(queue, score, token)

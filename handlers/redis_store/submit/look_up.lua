@@ -31,8 +31,8 @@ local seq = string.match(token, '%-(%d+)$')
 if not seq then
   return { 'queued', token }
 end
--- KEYS[1] expires at the deadline, so its expiry and the token's sequence give the score. Less than half a second passes
--- between the two readings, and deadlines are whole seconds, so rounding gives the deadline.
+-- KEYS[1] expires at the deadline, so its expiry and the token's sequence give the score. Less than half a second
+-- passes between the two readings, and deadlines are whole seconds, so rounding gives the deadline.
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local deadline = math.floor(now + redis.call('PTTL', KEYS[1]) / 1000 + 0.5)

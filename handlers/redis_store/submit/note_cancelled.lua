@@ -1,6 +1,6 @@
 -- note_cancelled: add cancelled requests to the list that pollers read. In Redis Cluster it is the last step of a
--- cancellation, whose keys are in several slots. It also completes cancellations of producers that do not know the list.
--- Sending it twice does no harm.
+-- cancellation, whose keys are in several slots. It also completes cancellations of producers that do not know the
+-- list. Sending it twice does no harm.
 -- KEYS[1] request-cancellations  zset  deadline (Unix seconds) NUL id NUL token; score = time of the cancellation, Unix
 --                                      seconds of this server; removed after an hour
 -- ARGV[1] 1: skip requests that are listed already, else 0

@@ -81,6 +81,7 @@ for n = 1, (#KEYS - 2) / 4 do
 end
 if #answer > 0 then
   redis.call('SET', KEYS[2], cjson.encode(answer), 'EX', 120)
-  try('PUBLISH', '{async-processor}:wake', KEYS[1]) -- wakes idle pollers; a user without the right to publish may still queue
+  -- Wakes idle pollers. `try`, because a user without the right to publish may still queue.
+  try('PUBLISH', '{async-processor}:wake', KEYS[1])
 end
 return answer

@@ -1,13 +1,14 @@
 -- Included after _run by scripts that claim. Reads KEYS[1] of its script and writes nothing.
 -- choose(count, most_bytes, most_retries, position, latest):
--- up to `count` members of KEYS[1], each followed by its score and rank. They have at most `most_bytes` together, but at
--- least one is chosen. At most `most_retries` are retries while other requests wait. `position` is where to begin: 0 at
--- the queue's head, 1 at its end, in between by rank. From there it reads to the end, then back to the head. With
+-- up to `count` members of KEYS[1], each followed by its score and rank. They have at most `most_bytes` together, but
+-- at least one is chosen. At most `most_retries` are retries while other requests wait. It begins at `position`, a
+-- fraction of the queue: 0 is the head, 1 the end. From there it reads to the end, then back to the head. With
 -- `latest`, members with a higher score are skipped.
 -- It reads at most 1,000 members or 2 MB, so requests after more retries than that are not found.
 local MOST_MEMBERS, MOST_BYTES = 1000, 2000000
 
--- Whether a member was attempted before, according to `internal`, which precedes `data` in members that processors queue.
+-- Whether a member was attempted before, according to `internal`, which precedes `data` in members that processors
+-- queue.
 local function is_retry(member)
   local head = string.sub(member, 1, 4096)
   local data = string.find(head, '"data"%s*:')

@@ -1,10 +1,11 @@
--- Included after _run, _remove_at and _same_submission by scripts that claim. Writes KEYS[1] to KEYS[4] and reads KEYS[5]
--- of its script, which are described there.
+-- Included after _run, _remove_at and _same_submission by scripts that claim. Writes KEYS[1] to KEYS[4] and reads
+-- KEYS[5] of its script, which are described there.
 -- probe_claims(): fails if a later command would fail.
 -- hold(member, rank, owner, lease_end): claim the pending member of this rank for `owner`: write the claim, then remove
 -- the member.
 -- Returns the claim key and the number of owners that crashed holding it. Returns nothing for a duplicate of a request
--- that one of our pollers has claimed: the duplicate is dropped, because that poller will ack, nack or release the claim.
+-- that one of our pollers has claimed. The duplicate is dropped, because that poller will ack, nack or release the
+-- claim.
 local function probe_claims()
   probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
   probe('ZREM', KEYS[4], NO_NAME)

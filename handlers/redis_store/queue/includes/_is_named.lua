@@ -1,4 +1,4 @@
--- Included after _member and _claim_key by scripts that search some requests among many. Reads no key and writes none.
+-- Included after _member and _claim_key by scripts that search for requests by claim key. Reads no key and writes none.
 -- is_named(member, wanted, tokens): whether a member's claim key is in `wanted`; `tokens` are the tokens of those keys.
 -- Most members are skipped by their token without decoding, which would block the server if the set is long.
 local function is_named(member, wanted, tokens)

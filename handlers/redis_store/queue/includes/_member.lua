@@ -1,9 +1,9 @@
 -- Included by scripts that read members. Reads no key and writes none.
 -- read_member(member): the fields of a member as a table, or nil; and whether all of `internal` was read.
--- A small member is decoded. Of a larger one, only the first 4 KB are read, and of these at most 150 signs (brackets,
--- commas, colons, quotes). So the cost does not grow with its size: a claim reads up to 64 members, and a sign costs
--- about a microsecond. The result then has the fields of the member, of `internal` and of `data`, without deeper objects
--- and lists.
+-- A small member is decoded. Of a larger one, only the first 4 KB are read, and of these at most 150 signs of syntax
+-- (brackets, commas, colons, quotes). So the cost does not grow with the member's size: a claim reads up to 64 members,
+-- and each sign costs about a microsecond. The result then has the fields of the member, of `internal` and of `data`,
+-- without deeper objects and lists.
 local SMALL, HEAD, MOST_SIGNS = 1024, 4096, 150
 
 -- The position of the quote that closes the string opened at `at`, or nil; and the number of escapes in the string.
@@ -63,7 +63,8 @@ local function read_head(text)
     elseif sign == ':' then
       key[depth], value_at = name, at
     elseif sign == '{' or sign == '[' then
-      local is_kept = sign == '{' and (depth == 0 or depth == 1 and opened[1] and (key[1] == 'internal' or key[1] == 'data'))
+      local is_known = key[1] == 'internal' or key[1] == 'data'
+      local is_kept = sign == '{' and (depth == 0 or depth == 1 and opened[1] and is_known)
       local fields = is_kept and (depth == 0 and root or {})
       if depth > 0 then
         keep(is_kept and fields or {})

@@ -1,8 +1,8 @@
--- Included after _run, _remove_at, _member and _queued_under by scripts that send retries back to queues in other slots.
--- Writes KEYS[1] to KEYS[3] of its script, which are described there.
+-- Included after _run, _remove_at, _member and _queued_under by scripts that send retries back to queues in other
+-- slots. Writes KEYS[1] to KEYS[3] of its script, which are described there.
 -- probe_posts(): fails if a later command of post_retry would fail.
--- post_retry(member, rank, id, default_queue, now): move the retry of this rank into the outbox and return its record. Its
--- score is the one that its producer gave it, else `now`.
+-- post_retry(member, rank, id, default_queue, now): move the retry of this rank into the outbox and return its record.
+-- Its score is the one that its producer gave it, else `now`.
 local MOST_RETURNED = 1000000 -- more bytes would be copied twice more for the reply
 
 local function probe_posts()

@@ -1,6 +1,6 @@
 -- Included after _member by scripts that queue a member again. Reads no key and writes none.
--- queued_under(member): the queue that it names, and its score: `original_score`, or else deadline and sequence. Each is
--- nil if absent or invalid.
+-- queued_under(member): the queue that the member names, and its score: `original_score`, or else deadline and
+-- sequence. Each is nil if absent or invalid.
 local function queued_under(member)
   local fields = read_member(member) or {}
   local internal = type(fields['internal']) == 'table' and fields['internal'] or {}

@@ -1,7 +1,8 @@
 -- Included after _run, _remove_at, _member and _queued_under by scripts that send retries back to their queues. Writes
 -- KEYS[1], the retry set, and the queues that members name.
 -- requeue(member, rank, default_queue, now): queue a member again with the score that it had, then remove it from the
--- retry set, where it has this rank. Returns whether it was moved; it stays if its queue and the default queue refuse it.
+-- retry set, where it has this rank. Returns whether it was moved; it stays if its queue and the default queue refuse
+-- it.
 local function requeue(member, rank, default_queue, now)
   local queue, score = queued_under(member)
   score = string.format('%.17g', score or now)

@@ -1,10 +1,10 @@
--- Included by scripts that change more than one key. A script that fails must not lose a request, result or dead letter.
--- So each script first reads, then calls `probe`, then writes the copy, and removes the original last.
+-- Included by scripts that change more than one key. A script that fails must not lose a request, result or dead
+-- letter. So each script first reads, then calls `probe`, then writes the copy, and removes the original last.
 -- run(command, [key, ...]): as redis.call; its error names the command and the key.
 -- try(command, key, ...): as redis.call, but nil if the server refuses the command; for changes that are not essential.
--- probe(command, key, ...): as `run`; called with arguments that change nothing, it fails if the command would fail later.
--- If memory is full, the first probe decides: ZADD and SET are refused, which fails the script; ZREM and HDEL are allowed,
--- and so are all commands after them.
+-- probe(command, key, ...): as `run`; called with arguments that change nothing, it fails if the command would fail
+-- later. If memory is full, the first probe decides: ZADD and SET are refused, which fails the script; ZREM and HDEL
+-- are allowed, and so are all commands after them.
 local NO_NAME = '\0nobody' -- not the name of any member, claim key or field
 
 local function refused(answer, command, key)

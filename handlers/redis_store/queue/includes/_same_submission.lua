@@ -1,4 +1,5 @@
--- Included after _claim_key by scripts that find an existing claim with the same claim key. Reads no key and writes none.
+-- Included after _claim_key by scripts that find an existing claim with the same claim key. Reads no key and writes
+-- none.
 -- is_same_submission(owner, held, member): whether `member` belongs to the submission that `owner` claimed as `held`.
 -- The reference keeps its claim on a request that it puts into the retry set, and takes the claim over when the request
 -- returns. We must do the same, or the kept claim would expire and answer the request a second time.
@@ -23,8 +24,8 @@ local function is_equal(one, other)
   return true
 end
 
--- The text from the first "payload" of a large member on, without the closing brackets. Of those, at most 64 are skipped:
--- a member may end with ten megabytes of spaces.
+-- The text from the first "payload" of a large member on, without the closing brackets. At most 64 of them are skipped,
+-- because a member may end with ten megabytes of spaces.
 local function payload_of(member)
   local from = string.find(string.sub(member, 1, HEAD), '"payload"', 1, true)
   local to, least = #member, #member - 64

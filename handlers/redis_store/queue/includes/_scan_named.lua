@@ -1,8 +1,9 @@
--- Included after _run and _is_named by scripts that search some requests in a retry set, KEYS[1].
+-- Included after _run and _is_named by scripts that search for requests in a retry set, KEYS[1].
 -- scan_named(low, passed, count, room, first, move): call move(member, rank) for the members whose claim keys are in
--- ARGV[first..], in order of due time, from the score `low` on, without the first `passed` members of that score. `move`
--- returns whether it has removed the member. It reads up to `count` members one by one, since each may have ten
--- megabytes, until they have `room` bytes. Returns the `low` and `passed` to continue with; `low` is empty at the end.
+-- ARGV[first..], in order of due time, from the score `low` on, without the first `passed` members of that score.
+-- `move` returns whether it has removed the member. Members are read one by one, since each may have ten megabytes, up
+-- to `count` members and until they have `room` bytes. Returns the `low` and `passed` to continue with; `low` is empty
+-- at the end.
 local function scan_named(low, passed, count, room, first, move)
   local wanted, tokens = named(first)
   passed = math.min(passed, run('ZCOUNT', KEYS[1], low, low)) -- some may have been removed

@@ -2,9 +2,9 @@
 -- and index.
 -- begin_settling(memory): fails if a later command would fail; reads the outcome of an earlier call with the same
 -- batch.
--- settle(n, key, owner, deaths, write): if the owner still holds the n-th claim, call `write`, then drop the claim and its
--- count of crashed owners in the hash `deaths` (nil: keep the count). Returns 1, 0 if the claim was lost, or the error
--- text if `write` failed (then the claim is unchanged).
+-- settle(n, key, owner, deaths, write): if the owner still holds the n-th claim, call `write`, then drop the claim and
+-- its count of crashed owners in the hash `deaths` (nil: keep the count). Returns 1, 0 if the claim was lost, or the
+-- error text if `write` failed (then the claim is unchanged).
 -- with_letter(letter, dead, write): write the dead letter `dead` (empty: none) to KEYS[5], call `write`, and remove the
 -- dead letter again if that fails.
 -- end_settling(memory, answer): remember the outcomes for a minute.
