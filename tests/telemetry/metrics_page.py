@@ -9,7 +9,7 @@ import sys
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlers.telemetry.dependencies import GateState
+from handlers.telemetry.dependencies import GATEWAY, Dependencies, GateState
 from handlers.telemetry.families import DEADLINE_BOUNDS_SECONDS, METRIC_PREFIX
 from handlers.telemetry.metrics import DoorMetrics, Metrics
 
@@ -78,6 +78,9 @@ def populated() -> Metrics:
     metrics.watch_connections("gateway", lambda: 0)
     metrics.watch_circuits(lambda: 0)
     metrics.watch_ready(lambda: True)
+    dependencies = Dependencies()
+    dependencies.add(GATEWAY)
+    metrics.watch_dependencies(dependencies)
     DoorMetrics(metrics, "dispatch")
     figures = {"aimd_window": 8.0, "aimd_ssthresh": 16.0, "aimd_inflight": 3.0}
     band = GateState("aimd", label="reserved-interactive", figures=figures)

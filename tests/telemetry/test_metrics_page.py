@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.telemetry.metrics_page import OF_THE_REFERENCE, labels_by_name, metrics_page
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.telemetry.metrics_page import OF_THE_REFERENCE, labels_by_name, metrics_page, populated
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
 
@@ -29,6 +31,11 @@ def test_every_metric_of_the_reference_exists_with_its_labels() -> None:
     assert {name: found.get(name) for name in OF_THE_REFERENCE} == {
         name: others.get(name, queue) for name in OF_THE_REFERENCE
     }
+
+
+def test_every_metric_has_a_sample_which_shows_its_labels() -> None:
+    families = text_string_to_metric_families(populated().render().decode())
+    assert [family.name for family in families if not family.samples] == []
 
 
 def test_every_metric_has_a_description() -> None:
