@@ -218,7 +218,7 @@ def test_a_draw_from_the_shared_random_is_found(source: str, is_found: bool) -> 
 
 def test_every_exception_to_a_tool_has_its_reason() -> None:
     without = re.compile(r"#\s*(?:noqa|type:\s*ignore)(?:\[[^\]]*\]|:[ A-Z0-9,]+)?[ \t]*$", re.M)
-    assert [str(path) for path in SOURCES if without.search(text_of(path))] == [], "say why, on the line"
+    assert [str(path) for path in SOURCES if without.search(text_of(path))] == [], "give the reason on the line"
 
 
 def test_no_source_has_a_to_do_comment() -> None:

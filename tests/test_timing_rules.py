@@ -225,7 +225,7 @@ def reads_after_another_wait(text: str, tree: ast.AST) -> Iterator[int]:
 
 
 def is_denial(test: ast.expr) -> bool:
-    """Whether an assertion says that something is not so."""
+    """Whether an assertion is about the absence of something."""
     return (isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)) or (
         isinstance(test, ast.Compare) and isinstance(test.ops[0], ast.NotIn)
     )

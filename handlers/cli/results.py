@@ -27,7 +27,7 @@ PRINTED_PAYLOAD_CHARACTERS = 120
 Examples:
   async-processor results                    follow, until Ctrl-C
   async-processor results -n 10 > ten.jsonl
-  async-processor results --for 0s           read what is there, then stop
+  async-processor results --for 0s           read the results in the list, then stop
   async-processor results --peek -n 5        show the five oldest without removing them (Redis)
   async-processor results --from pubsub --project p --subscription results-sub
 

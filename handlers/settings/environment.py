@@ -209,7 +209,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
 
     event_data: Annotated[
         Literal["request", "payload"],
-        about("Data of events from other sources than the poller: a request, or only its payload."),
+        about("Data of events from sources other than the poller: a request, or only its payload."),
     ] = "request"
     event_id_from: Annotated[
         str, about("CloudEvent attribute, or `header:<name>`, that has the id if the data has none.")

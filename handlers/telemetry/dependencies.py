@@ -82,7 +82,7 @@ class GateState(msgspec.Struct, frozen=True):
     """Snapshot of a gate for metrics, logs and the status page.
 
     `value` is the reading, and `threshold` the value at which the gate closes; both are None for a gate without a
-    metric. `on_missing` is the rule in force while the source is missing, and `why_missing` says why it is missing;
+    metric. `on_missing` is the rule in force while the source is missing, and `why_missing` is the reason;
     else both are empty. `why_closed` is empty while the gate is open. `figures` are the gate's own gauges, by name.
     """
 

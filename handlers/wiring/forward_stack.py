@@ -119,7 +119,7 @@ def event_stack(settings: Settings, parts: Parts) -> Forward:
     send = forwarder_of(settings, sender).forward
     of_pollers = ForwardStack(
         attempts=_attempts(parts),
-        details=timed if has_details else None,  # a duration tells the poller that the gateway was called
+        details=timed if has_details else None,  # a duration shows the poller that the gateway was called
         health=_health(parts),
         calls=_calls(parts),
         tracing=tracing,

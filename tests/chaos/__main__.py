@@ -88,7 +88,7 @@ def _reported(name: str, part: Callable[[Path], str]) -> tuple[bool, str]:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
         text = part(folder)
-    except Exception as error:  # noqa: BLE001  # whatever a part fails with, the summary says it
+    except Exception as error:  # noqa: BLE001  # the summary reports any failure of a part
         traceback.print_exc()
         return False, f"{type(error).__name__}: {error}\nseen in {folder}"
     shutil.rmtree(folder)

@@ -107,7 +107,9 @@ def verdict(seed: int, reported: History, executions: list[Execution]) -> Verdic
     judge_results(reported.queued, reported.results, executions, late_seconds, faults)
     duplicates = judge_published(set(reported.pushed), reported.published)
     assert duplicates <= faults.in_flight, "doubled on Pub/Sub only where a fault met a delivery"
-    assert {one.key for one in executions} <= {*reported.queued, *reported.pushed}, "nobody else asked the gateway"
+    assert {one.key for one in executions} <= {*reported.queued, *reported.pushed}, (
+        "no other program called the gateway"
+    )
     again = executed_again(executions)
     assert 0 < again <= faults.in_flight, "some met a fault, and no more than were in flight at one"
     spaced = judge_spacing(executions, reported.queued, faults)

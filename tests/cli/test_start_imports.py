@@ -118,6 +118,6 @@ def test_garbage_is_collected_once_a_command_has_started(command: str, valkey: V
 
 
 def test_a_poller_loads_the_server_of_its_pages_after_its_first_claim(tmp_path: Path) -> None:
-    """The claim fails, which is logged; the pages are served all the same."""
+    """The claim fails, which is logged; the pages are served nevertheless."""
     output = output_until("uvicorn.config\n", "poll", [], f"redis://127.0.0.1:{free_port()}", tmp_path)
     assert "work paused" in output

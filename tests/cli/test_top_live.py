@@ -25,7 +25,7 @@ NEVER = ("--interval", "3600")
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A queue whose poller is running; its gateway is not there, so that each request fails and is tried again."""
+    """A queue whose poller is running; its gateway does not exist, so that each request fails and is retried."""
     with Valkey(find_valkey()) as server:
         gateway = f"http://127.0.0.1:{free_port()}"
         variables = {"REDIS_URL": server.url, "IGW_BASE_URL": gateway, "METRICS_PORT": "0"}

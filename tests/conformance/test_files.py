@@ -160,7 +160,7 @@ def test_the_guide_names_every_value_of_the_references_chart() -> None:
     groups = {name.removesuffix("*") for name in reported if name.endswith(".*")}
     assert {name for name in known - reported if not name.startswith(tuple(groups))} == set()
     misspelt = {name for name in reported - known if name.removesuffix("*") not in groups}
-    assert misspelt == set(), "a misspelt value helps nobody"
+    assert misspelt == set(), "the guide names a value that does not exist"
     assert all(any(name.startswith(group) for name in known) for group in groups)
 
 
@@ -168,7 +168,7 @@ def test_the_guide_names_every_flag_of_the_reference() -> None:
     reported = {flag.lstrip("-") for flags, _ in rows() for flag in re.findall(r"`(-[^`]+)`", flags)}
     known = set(json.loads((FILES / "flags.json").read_text()))
     assert known - reported == set()
-    assert reported - known == {"v", "redis.ss.retry-queue-name"}, "a misspelt flag helps nobody"
+    assert reported - known == {"v", "redis.ss.retry-queue-name"}, "the guide names a flag that does not exist"
 
 
 def test_the_settings_that_the_guide_names_exist() -> None:

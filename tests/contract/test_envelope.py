@@ -184,7 +184,7 @@ def test_binary_members_never_reach_the_retry_set(internal: dict[str, Any], junk
 def test_equal_deadlines_keep_their_order_of_submission(sequence: list[int]) -> None:
     scores = {seq: score_of(1_999_999_999.0, seq) for seq in sequence}
     assert sorted(sequence, key=lambda seq: scores[seq]) == sorted(sequence)
-    assert len(set(scores.values())) == len(sequence), "a double tells them apart"
+    assert len(set(scores.values())) == len(sequence), "the scores differ as floats"
 
 
 @pytest.mark.parametrize(("seq", "score"), [(-1, 7.0), (0, 7.0), (SEQ_STEPS, 8 - 1 / SEQ_STEPS)])

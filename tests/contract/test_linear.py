@@ -259,4 +259,4 @@ def test_every_reader_ends_for_every_unfinished_form(reader: str, form: str) -> 
         try:
             READERS[reader](open_forms(size)[form])
         except REFUSALS as error:
-            assert str(error), "a refusal says what is wrong"
+            assert str(error), "a refusal names the fault"

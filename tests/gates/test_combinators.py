@@ -60,7 +60,7 @@ class Reserved:
 
 
 async def never(until_at: float) -> bool:
-    raise AssertionError("nobody waits here")
+    raise AssertionError("no request waits here")
 
 
 async def test_later_gates_see_labels_of_earlier_ones_and_release_in_reverse() -> None:

@@ -152,7 +152,7 @@ async def test_a_gate_does_not_tell_the_query_of_its_address() -> None:
     built = build_gate("endpoint-scrape", given, from_there, "queues[0]")
     await built.start()
     try:
-        assert reported.lines, "it says what it reads"
+        assert reported.lines, "the log names the source"
         assert "hunter2" not in str(reported.lines)
     finally:
         await built.aclose()

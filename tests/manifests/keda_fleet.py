@@ -101,7 +101,7 @@ def rehearse(scaler: Autoscaler, fleet: Fleet, redis: Redis, *, until: Callable[
         if until(history):
             return history
         if any(values.values()):
-            what = f"another length than {values} of the keys; replicas {history}"
+            what = f"the lengths of the keys to differ from {values}; replicas {history}"
             try:
                 wait_until(partial(differs, values), what)
             except NotInTime as error:

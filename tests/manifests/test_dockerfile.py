@@ -114,7 +114,7 @@ def test_the_application_stage_makes_a_command_that_runs(stages: list[Stage], tm
     """Its own RUN lines with /opt moved, and the dependencies of this interpreter."""
     for name in ("pyproject.toml", "README.md", "LICENSE", "requirements-build.txt"):
         if not (ROOT / name).exists():
-            pytest.skip(f"{name} is not there yet")
+            pytest.skip(f"{name} does not exist yet")
         shutil.copy(ROOT / name, tmp_path / name)
     for name in ("async_processor", "handlers"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -118,7 +118,7 @@ def test_every_overlay_is_in_the_guide(folder: str) -> None:
 
 @pytest.mark.parametrize("number", ["WORKERS", "maxReplicaCount", "listLength", "pollingInterval"])
 def test_numbers_in_the_guide_are_those_of_the_manifest(number: str) -> None:
-    """The table of the section Scale tells the numbers that are deployed."""
+    """The table of the section Scale has the numbers that are deployed."""
     text = (ROOT / "keda/README.md").read_text()
     (row,) = [line for line in text.splitlines() if line.startswith("| `") and f"`{number}`" in line.split("|")[1]]
     objects = render(ROOT / "keda")

@@ -23,7 +23,7 @@ from tests.manifests.rendering import (
 FOLDERS = [pytest.param(folder, id=str(folder.relative_to(ROOT))) for folder in kustomizations()]
 every_output = pytest.mark.parametrize("objects", FOLDERS, indirect=True)
 
-# Secrets that a component expects to exist already (its header says how to make them).
+# Secrets that a component expects to exist already (its header describes how to create them).
 FROM_OUTSIDE = {
     "async-processor-redis",
     "async-processor-redis-keda",

@@ -162,7 +162,7 @@ def test_keda_meets_a_key_of_another_type(
 
 
 def test_retries_and_claims_keep_one_poller_until_their_deadlines(server: Valkey, tmp_path: Path) -> None:
-    """The gateway is not there, so the request goes from claim to retry until its deadline."""
+    """The gateway does not exist, so the request goes from claim to retry until its deadline."""
     (manifest,) = of_kind(render(ROOT / "keda"), "ScaledObject")
     scaling = Scaling.read(manifest)
     deadline = int(time.time()) + 8

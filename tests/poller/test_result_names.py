@@ -102,7 +102,7 @@ def taken(route: ResultRoute, named: str, *, is_resolved: bool = False) -> str |
         route.check(request)
     except InvalidRequest as error:
         assert (error.field, error.request_id) == ("result_queue_name", "a")
-        assert named not in str(error), "what a request says is not repeated"
+        assert named not in str(error), "the error does not repeat text of the request"
         return None
     return route.name(request.result_queue_name, "a", is_resolved=is_resolved)
 

@@ -123,12 +123,12 @@ async def test_quotas_are_counted_and_returned(redis: Store, name: str) -> None:
     store = RedisGateStore(redis)
     slots = [HeldSlot(f"quota:userid:{name}", f"m{n}") for n in range(3)]
     terms = {"limit": 2, "lease_seconds": 60.0, "counter_seconds": 60.0}
-    held = [await store.hold_slot(slot, "me", **terms) for slot in slots]  # type: ignore[arg-type]  # as their names say
+    held = [await store.hold_slot(slot, "me", **terms) for slot in slots]  # type: ignore[arg-type]  # of several types
     assert held == [True, True, False]
     assert await store.free_slot(slots[0], "me", counter_seconds=60)
-    assert await store.hold_slot(slots[2], "me", **terms)  # type: ignore[arg-type]  # as their names say
+    assert await store.hold_slot(slots[2], "me", **terms)  # type: ignore[arg-type]  # of several types
     rate = {"limit": 1, "window_seconds": 60.0, "remember_seconds": 60.0}
-    paid = [await store.pay_rate(f"quota:rate:{name}", f"m{n}", **rate) for n in range(2)]  # type: ignore[arg-type]  # as their names say
+    paid = [await store.pay_rate(f"quota:rate:{name}", f"m{n}", **rate) for n in range(2)]  # type: ignore[arg-type]  # of several types
     assert [may_go for may_go, _, _ in paid] == [True, False]
 
 

@@ -43,7 +43,7 @@ def answer(
     declared: int | None = None,
     end: End = End.KEEP,
 ) -> Answer:
-    """A well-formed answer; `declared` is another length than the body's."""
+    """A well-formed answer; `declared` is a content-length that differs from the body's length."""
     length = len(body) if declared is None else declared
     lines = [f"HTTP/1.1 {status} Scripted", f"content-length: {length}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]

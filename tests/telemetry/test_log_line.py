@@ -67,7 +67,7 @@ def test_severities_are_those_of_cloud_logging(level: str, severity: str) -> Non
 def test_below_the_lowest_level_no_line_is_built() -> None:
     class Unwanted:
         def __str__(self) -> str:
-            raise AssertionError("built for nobody")
+            raise AssertionError("built although it is not logged")
 
     assert text_of(LogOptions(level="warning", form="json"), ("answered", {"value": Unwanted()})) == ""
 

@@ -1,4 +1,4 @@
-"""Responses that break a rule, or use one that few servers use: each is read, refused or given up as the rule says."""
+"""Responses that break a rule, or use one that few servers use: each is read, refused or abandoned by the rule."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ async def test_while_the_redis_of_its_gates_fails_nothing_is_lost(
             return answer.status_code == 200 and "failing: gates for" in answer.text
 
         first = [asyncio.create_task(rig.push(f"first-{number}", userid="a")) for number in range(3)]
-        await wait_until_async(is_reported, "the door to say so")
+        await wait_until_async(is_reported, "the door to report it")
         # Only now, because requests may still pass by the gate's last answer.
         pushes = [asyncio.create_task(rig.push(f"r{number}", userid="a")) for number in range(20)]
         assert not any(one.done() and one.result().status_code == 204 for one in pushes), "closed, not open"

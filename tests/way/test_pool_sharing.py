@@ -68,7 +68,7 @@ class Fleet:
         return all(f"pollers={len(pollers)}" in line for line in reported)
 
     def queue(self, first: int, count: int) -> None:
-        """Queue all in one command, so none is served before all wait; deadlines in another order than the ids."""
+        """Queue all in one command, so none is served before all wait. Deadlines and ids have different orders."""
         members: dict[bytes, int] = {}
         for number in range(first, first + count):
             deadline = 1_999_900_000 + number * 37 % 1_000

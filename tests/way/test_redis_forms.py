@@ -217,7 +217,7 @@ def test_results_go_to_a_webhook(form: Form, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}/hook"
     flags = ["--secret-file", str(secret), "--allow-private", "--for", "1s", "--give-up", "1s"]
     reported = form.run("webhook", url, *flags)
-    assert "0 delivered, 1 given up" in reported, "nobody listens there, and the command says so"
+    assert "0 delivered, 1 given up" in reported, "no server listens there, and the command reports it"
     assert sent.id in reported
 
 

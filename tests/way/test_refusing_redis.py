@@ -126,7 +126,7 @@ class Rig(Breakable):
 
     @contextlib.contextmanager
     def of_another_type(self, pattern: str, kind: str) -> Iterator[None]:
-        """Context: the keys of this pattern have another type than `kind`; afterwards they are restored."""
+        """Context: the keys of this pattern have a type that differs from `kind`; afterwards they are restored."""
         keys = [key.decode() for key in self._run("KEYS", pattern)] if "*" in pattern else [pattern]
         for key in keys:
             self._at_once(["RENAME", key, f"aside:{key}"], ["RPUSH" if kind == "string" else "SET", key, "x"])

@@ -151,7 +151,7 @@ def test_an_invalid_file_is_refused_and_reported_and_the_next_valid_one_is_appli
 
 
 def state_of(stack: Stack) -> dict[str, Any]:
-    """What the simulated gateway says of itself."""
+    """The state that the simulated gateway reports."""
     with urlopen(f"{stack.gateway_url}/simulate/state", timeout=60) as answer:
         state: dict[str, Any] = json.loads(answer.read())
         return state

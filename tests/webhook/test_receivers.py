@@ -300,7 +300,7 @@ def test_memory_is_also_bounded_by_bytes_but_one_result_always_fits() -> None:
     room.append(receiver.has_room)
     receiver.park(b"a")
     receiver.park(b"b")
-    assert receiver.leave(5_000) == [b"a", b"b"], "nobody would be left to bring the second back"
+    assert receiver.leave(5_000) == [b"a", b"b"], "both, since no later result would release the second"
     room.append(receiver.has_room)
     assert room == [True, False, True]
 

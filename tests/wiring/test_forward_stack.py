@@ -55,10 +55,10 @@ async def test_layers_are_passed_in_the_order_of_their_declaration() -> None:
         ("cancellation", "admission", "a held request can be cancelled"),
         ("admission", "lane", "a gate may choose the lane"),
         ("admission", "breaker", "a request that no gate admits takes no probe"),
-        ("breaker", "details", "a call that was spared took no time"),
-        ("breaker", "health", "a call that was spared tells nothing of the gateway"),
-        ("breaker", "calls", "a call that was spared was not made"),
-        ("breaker", "tracing", "a call that was spared has no span"),
+        ("breaker", "details", "a refused call took no time"),
+        ("breaker", "health", "a refused call shows nothing about the gateway"),
+        ("breaker", "calls", "a refused call was not made"),
+        ("breaker", "tracing", "a refused call has no span"),
     ],
 )
 def test_a_layer_is_outside_another_for_a_reason(outer: str, inner: str, reason: str) -> None:

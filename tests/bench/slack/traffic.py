@@ -95,7 +95,7 @@ async def submit_urgent(redis: Redis, first: int, until_at: float) -> None:
 async def change_capacity(
     session: aiohttp.ClientSession, gateway_url: str, profile: Profile, started_at: float
 ) -> None:
-    """Remove slots from the pool and add them again, as the phases say."""
+    """Remove slots from the pool and add them again, as the phases require."""
     for begins, phase in zip(profile.starts(), profile.phases, strict=True):
         await elapse_async(started_at + begins - time.time(), "the phases are timed")
         wanted = {"capacity": round(profile.slots * phase.capacity)}

@@ -81,7 +81,7 @@ async def test_stale_keys_are_used_while_new_keys_are_fetched(
     await keys.key("one")
     clock.now += HOUR
     server.open.clear()
-    assert is_key_one(await keys.key("one")), "not held up by a fetch that hangs"
+    assert is_key_one(await keys.key("one")), "not delayed by a fetch that hangs"
     server.body = certificates("one", "two")
     server.open.set()
     await wait_until_async(lambda: keys.key("two"), "the new key")

@@ -205,7 +205,7 @@ async def test_a_known_token_is_refused_once_it_has_expired(identity: PushIdenti
 async def test_a_long_lived_token_is_verified_again_every_hour(
     identity: PushIdentity, server: KeyServer, clock: Clock
 ) -> None:
-    """A key that Google has withdrawn must not stay valid for as long as a token says."""
+    """A key that Google has withdrawn must not stay valid until the token expires."""
     good = bearer(token(exp=NOW + 315_360_000))
     assert await identity.check(good) is None
     server.body = server.body.replace(b'"one"', b'"withdrawn"')

@@ -154,7 +154,7 @@ async def test_the_outbox_of_a_crashed_poller_is_delivered_once_by_another_polle
         patch.setattr(cluster_queue.Outbox, method, dies)
         with pytest.raises(ConnectionResetError):
             await bench.queue.ack([bench.ack_of(claim, request_id="d", request_token="t")])
-    assert not await bench.redis.exists(bench.keys.claimed), "nobody may run it again"
+    assert not await bench.redis.exists(bench.keys.claimed), "no poller may run it again"
     other = ClusterQueue(bench.redis, bench.requests, bench.options)
     await other.reclaim(100, 5)
     await bench.make_overdue()

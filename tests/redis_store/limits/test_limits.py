@@ -17,7 +17,7 @@ async def test_each_poller_gets_its_index_and_the_slots_of_others(bench: Bench) 
     assert await c.share(2) == PoolIndex(1, 2, 5)
     assert await b.share(0) == PoolIndex(1, 3, 7)
     assert await c.share(3) == PoolIndex(2, 3, 5)
-    assert await c.share(3) == PoolIndex(2, 3, 5), "sent twice is said once"
+    assert await c.share(3) == PoolIndex(2, 3, 5), "a call that is sent twice counts once"
     assert await poller(bench, "x", pool="other").share(1) == PoolIndex(0, 1, 0)
     assert await leaked_keys(bench.redis, [], []) == []
 

@@ -330,7 +330,7 @@ async def test_cancellations_of_other_producers_are_put_into_the_list(store: Red
 
     reported = await Cancellations(store).due()
     (found,) = [one for one in reported if one.key == b"r\0t"]
-    assert found.deadline == pytest.approx(expires_ms / 1000, abs=60), "as the sweep's own clock tells it"
+    assert found.deadline == pytest.approx(expires_ms / 1000, abs=60), "by the clock of the sweep"
     assert not {b"s\0new", b"s\0old", b"over\0t"} & {one.key for one in reported}
 
 
