@@ -395,7 +395,7 @@ def _split(member: bytes) -> Fields | None:
     except Malformed:
         if not salvage(member, _READABLE):
             return None
-        raise _invalid_frame(member, "invalid JSON, or too many levels of nesting") from None
+        raise unread(member, "invalid JSON, or too many levels of nesting") from None
 
 
 def _decode_frame(member: bytes, fields: Fields) -> tuple[Internal, bytes] | None:
@@ -406,7 +406,7 @@ def _decode_frame(member: bytes, fields: Fields) -> tuple[Internal, bytes] | Non
         parts = canonical_fields(member, _FRAME, structs=_STRUCTS, fields=fields)
         return (_decode_internal(parts), bytes(parts["data"])) if _is_framed(parts) else None
     except (Malformed, *MALFORMED) as error:
-        raise _invalid_frame(member, _found(member, error)) from None
+        raise unread(member, _found(member, error)) from None
 
 
 def _is_framed(parts: Fields) -> bool:
@@ -433,10 +433,6 @@ def _found(member: bytes, error: Exception) -> str:
 
 def unread(member: bytes, found: str) -> InvalidRequest:
     """An `InvalidRequest` for a member, without decoding it; takes bounded time."""
-    return _invalid_frame(member, found)
-
-
-def _invalid_frame(member: bytes, found: str) -> InvalidRequest:
     read = salvage(member, _READABLE | {("id",)})
     return InvalidRequest(
         "envelope",

@@ -45,15 +45,58 @@ GENTLE: Final = 0.9
 """Decrease factor for early signs of congestion: expiry in the gateway's queue, or long queueing."""
 
 
-class WindowOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds and steps of the windows, as in `AimdParameters`."""
+_FULL_RETRY_SECONDS: Final = 1.0
+_LONGEST_CLOSE_SECONDS: Final = 300.0  # a Retry-After of a day must not close the pool for a day
 
-    min_window: float = 1.0
-    max_window: float = 256.0
-    increase: float = 1.0
-    decrease_factor: float = 0.5
-    hold_seconds: float = 1.0
-    queue_target_seconds: float = 0.0
+
+class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds and steps of the congestion windows."""
+
+    min_window: Annotated[
+        float, about("Lowest value of the window, the limit on requests in flight.", ge=1, le=100000)
+    ] = 1.0
+    max_window: Annotated[float, about("Highest value of the window.", ge=1, le=100000)] = 256.0
+    increase: Annotated[
+        float,
+        about(
+            "Slots added to the window for each success in slow start, after that for each full window of successes.",
+            gt=0,
+            le=1000,
+        ),
+    ] = 1.0
+    decrease_factor: Annotated[
+        float, about("Factor applied to the window when the gateway rejects, between 0 and 1.", gt=0, lt=1)
+    ] = 0.5
+    hold_duration: Annotated[
+        float,
+        DURATION,
+        about(
+            "After a rejection, the windows of requests of higher priority do not grow for this many seconds. "
+            "They may grow earlier if a request of lower priority succeeds.",
+            ge=0,
+            le=3600,
+        ),
+    ] = 1.0
+    tier_label: Annotated[Text, about("Label that holds a request's tier.")] = TIER
+    queue_duration_target: Annotated[
+        float,
+        DURATION,
+        about(
+            "If a request waited this many seconds in the gateway's queue, the window stops growing; at "
+            "twice as many it shrinks. 0: disabled.",
+            ge=0,
+            le=3600,
+        ),
+    ] = 0.0
+    pool: Annotated[str, about("Inference pool, for logs and metrics.")] = ""
+
+    def __post_init__(self) -> None:
+        if self.max_window < self.min_window:
+            raise InconsistentParameters(
+                "max_window",
+                found=f"{self.max_window:g}",
+                accepted=f"at least min_window, {self.min_window:g}",
+            )
 
 
 class Band(msgspec.Struct):
@@ -72,7 +115,7 @@ class Band(msgspec.Struct):
 class Windows:
     """Windows of all bands, by number (`handlers.gates.gate.BANDS`). Callers pass the time."""
 
-    def __init__(self, options: WindowOptions) -> None:
+    def __init__(self, options: AimdParameters) -> None:
         self._options = options
         self.bands = [Band(options.min_window, options.max_window) for _ in BANDS]
 
@@ -92,7 +135,7 @@ class Windows:
             if sent_at > above.held_since:
                 above.held_until = 0.0
         found = self.bands[band]
-        target = self._options.queue_target_seconds
+        target = self._options.queue_duration_target
         if target > 0 and queue_seconds is not None and queue_seconds >= target:
             if queue_seconds >= 2 * target:
                 self._shrink(found, GENTLE, sent_at, now)
@@ -151,62 +194,8 @@ class Windows:
 
     def _hold_above(self, band: int, now: float) -> None:
         for above in self.bands[:band]:
-            above.held_until = max(above.held_until, now + self._options.hold_seconds)
+            above.held_until = max(above.held_until, now + self._options.hold_duration)
             above.held_since = now
-
-
-_FULL_RETRY_SECONDS: Final = 1.0
-_LONGEST_CLOSE_SECONDS: Final = 300.0  # a Retry-After of a day must not close the pool for a day
-
-
-class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds and steps of the congestion windows."""
-
-    min_window: Annotated[
-        float, about("Lowest value of the window, the limit on requests in flight.", ge=1, le=100000)
-    ] = 1.0
-    max_window: Annotated[float, about("Highest value of the window.", ge=1, le=100000)] = 256.0
-    increase: Annotated[
-        float,
-        about(
-            "Slots added to the window for each success in slow start, after that for each full window of successes.",
-            gt=0,
-            le=1000,
-        ),
-    ] = 1.0
-    decrease_factor: Annotated[
-        float, about("Factor applied to the window when the gateway rejects, between 0 and 1.", gt=0, lt=1)
-    ] = 0.5
-    hold_duration: Annotated[
-        float,
-        DURATION,
-        about(
-            "After a rejection, the windows of requests of higher priority do not grow for this many seconds. "
-            "They may grow earlier if a request of lower priority succeeds.",
-            ge=0,
-            le=3600,
-        ),
-    ] = 1.0
-    tier_label: Annotated[Text, about("Label that holds a request's tier.")] = TIER
-    queue_duration_target: Annotated[
-        float,
-        DURATION,
-        about(
-            "If a request waited this many seconds in the gateway's queue, the window stops growing; at "
-            "twice as many it shrinks. 0: disabled.",
-            ge=0,
-            le=3600,
-        ),
-    ] = 0.0
-    pool: Annotated[str, about("Inference pool, for logs and metrics.")] = ""
-
-    def __post_init__(self) -> None:
-        if self.max_window < self.min_window:
-            raise InconsistentParameters(
-                "max_window",
-                found=f"{self.max_window:g}",
-                accepted=f"at least min_window, {self.min_window:g}",
-            )
 
 
 class _Flight(msgspec.Struct, frozen=True):
@@ -221,16 +210,7 @@ class AimdGate(Gate):
 
     def __init__(self, parameters: AimdParameters, sources: GateSources) -> None:
         self._parameters = parameters
-        self._windows = Windows(
-            WindowOptions(
-                min_window=parameters.min_window,
-                max_window=parameters.max_window,
-                increase=parameters.increase,
-                decrease_factor=parameters.decrease_factor,
-                hold_seconds=parameters.hold_duration,
-                queue_target_seconds=parameters.queue_duration_target,
-            )
-        )
+        self._windows = Windows(parameters)
         self._clock = sources.clock
         self._jitter = sources.jitter
         self._log = sources.log

@@ -49,7 +49,7 @@ class _Waiting(msgspec.Struct, order=True):
 class WaitingRoom:
     """Slots and gates of one pool or subscription, and its waiting requests.
 
-    At most `most_held` requests wait at a time; further ones are refused at once. Times are Unix seconds of `clock`.
+    At most `most_held` requests wait at a time; further ones are refused at once. Times are Unix seconds.
     """
 
     def __init__(
@@ -58,12 +58,10 @@ class WaitingRoom:
         *,
         slots: int,
         most_held: int = MOST_HELD,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._gates = gates
         self._most_held = most_held
-        self._clock = clock
-        self._allowance = Allowance(slots, all_shares(gates), clock=clock)
+        self._allowance = Allowance(slots, all_shares(gates))
         self._waiting: list[_Waiting] = []
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
@@ -149,7 +147,7 @@ class WaitingRoom:
             case Refuse(reason="no room"):
                 return True
             case Refuse(delay_seconds=delay_seconds):
-                if self._clock() + delay_seconds >= until_at:
+                if time.time() + delay_seconds >= until_at:
                     return False
                 await asyncio.sleep(delay_seconds)
                 return True
@@ -174,7 +172,7 @@ class WaitingRoom:
         self._changed.set()
 
     async def _is_granted(self, request: Request, until_at: float) -> bool:
-        left = until_at - self._clock()
+        left = until_at - time.time()
         if left <= 0:
             return False
         one = _Waiting(request.deadline, next(self._numbers), asyncio.get_running_loop().create_future())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from handlers.forward.middleware.breaker import Circuit, CircuitState
 from handlers.gates.allowance import Allowance, ProcessShare, all_shares, whole_pool
 from handlers.gates.gate import NO_LABELS, Gate, band_of
 from handlers.poller.priority import Candidate, Merge, RandomRobin
-from handlers.poller.queue_watch import QueueWatch, Waiter
+from handlers.poller.queue_watch import QueueWatch, Waiter, wait_at_most
 from handlers.poller.worker import Worker
 from handlers.redis_store.connection import STORE_FAILURES
 from handlers.redis_store.faults import StoreBackoff
@@ -218,7 +217,7 @@ class Claimer:
                 await self._tick()
             except (*STORE_FAILURES, MemoryError) as error:  # the reply was too large for memory: try again
                 end_if_cancelled()
-                await self._rest(self._backoff.failed(error))
+                await wait_at_most(self._stopped, self._backoff.failed(error))
             else:
                 self._backoff.reset()
                 end_if_cancelled()
@@ -239,7 +238,7 @@ class Claimer:
                 self._options.watch.active()
             await asyncio.sleep(_COALESCE_SECONDS)
         elif names:
-            await self._rest(self._options.poll_interval_seconds)
+            await wait_at_most(self._stopped, self._options.poll_interval_seconds)
 
     async def _filled_queues(self) -> list[str]:
         """Queues to claim from: all if few and active, else non-empty ones."""
@@ -360,13 +359,5 @@ class Claimer:
     async def _wait_for_slot(self, timeout_seconds: float) -> None:
         """Wait for a slot, at most until the timeout."""
         self._freed.clear()
-        if self._room() > 0:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                await self._freed.wait()
-
-    async def _rest(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopped.wait()
+        if self._room() <= 0:
+            await wait_at_most(self._freed, timeout_seconds)

@@ -51,7 +51,7 @@ class Waiter:
         if timeout_seconds is None:
             await self._ended.wait()
         else:
-            await _wait(self._ended, timeout_seconds)
+            await wait_at_most(self._ended, timeout_seconds)
         return self._found
 
 
@@ -81,7 +81,7 @@ class QueueWatch:
         self._promote = promote
         self._signals = signals
         self._clock = clock
-        self._wait = pause or _wait
+        self._wait = pause or wait_at_most
         self._waiters: set[Waiter] = set()
         self._wake = asyncio.Event()
         self._active_at = clock()
@@ -206,7 +206,7 @@ class QueueWatch:
             await asyncio.sleep(RESUBSCRIBE_SECONDS)
 
 
-async def _wait(event: asyncio.Event, seconds: float) -> None:
+async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
     """Wait for the event, at most `seconds`."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
@@ -26,6 +26,23 @@ A script copies each member about ten times (reply, Lua string, arguments, store
 
 _KEY_REFUSED: Final = "permissions to access"
 _INCLUDE: Final = re.compile(r"^-- include (_\w+)\n", re.MULTILINE)
+
+
+T = TypeVar("T")
+
+
+def in_batches(items: Iterable[T], size_of: Callable[[T], int], most_bytes: int) -> Iterator[list[T]]:
+    """Split items into batches of at most `most_bytes`, or one larger item."""
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        if batch and size + size_of(item) > most_bytes:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += size_of(item)
+    if batch:
+        yield batch
 
 
 class Script(AsyncScript):

@@ -193,7 +193,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "contract.events.decode_event": lambda text: decode_event(STRUCTURED, text),
     "contract.events.decode_event with the place of its data": structured_at,
     "contract.events.from_header": lambda text: from_header("a", text),
-    "doors.pubsub.push_body.decode_push": lambda text: decode_push(Delivery([], text)),
+    "doors.pubsub.push.decode_push": lambda text: decode_push(Delivery([], text)),
     "doors.cloudevents.foreign_event.read_event": lambda text: read_event(STRUCTURED, text),
     "doors.cloudevents.foreign_event.as_request": lambda text: foreign_request(text, is_payload=False),
     "doors.cloudevents.foreign_event.as_request of a payload": lambda text: foreign_request(text, is_payload=True),

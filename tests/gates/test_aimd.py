@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.gates.aimd import AimdGate, Sign, WindowOptions, Windows, sign_of
+from handlers.gates.aimd import AimdGate, AimdParameters, Sign, Windows, sign_of
 from handlers.gates.gate import BANDS, Feedback, Go, Hold, Refuse, band_of
 from tests.gates.building import Clock, gate, request, sources
 
@@ -57,8 +58,8 @@ def test_the_band_of_a_request(labels: dict[str, str], band: int) -> None:
     assert band_of(labels) == band
 
 
-def windows(**options: float) -> Windows:
-    return Windows(WindowOptions(**options))
+def windows(**options: Any) -> Windows:
+    return Windows(AimdParameters(**options))
 
 
 def test_slow_start_doubles_with_each_full_window_and_then_adds_one() -> None:
@@ -96,7 +97,7 @@ def test_a_request_sent_before_a_decrease_does_not_grow_the_window() -> None:
 
 
 def test_a_rejection_shrinks_the_bands_below_and_holds_those_above() -> None:
-    found = windows(hold_seconds=1)
+    found = windows(hold_duration=1)
     for band in found.bands:
         band.window = 10
     found.rejected(3, sent_at=5, now=6, retry_after_seconds=None)
@@ -108,7 +109,7 @@ def test_a_rejection_shrinks_the_bands_below_and_holds_those_above() -> None:
 
 
 def test_an_answer_below_ends_the_hold_above_if_it_was_sent_after_it() -> None:
-    found = windows(hold_seconds=100)
+    found = windows(hold_duration=100)
     found.rejected(5, sent_at=5, now=6, retry_after_seconds=None)
     found.accepted(4, sent_at=5.5, now=7, queue_seconds=None)
     assert found.bands[0].held_until == 106
@@ -138,7 +139,7 @@ def test_expiry_in_the_gateways_queue_is_a_gentle_decrease() -> None:
 
 @pytest.mark.parametrize(("queued", "window"), [(0.4, 11), (0.5, 10), (0.9, 10), (1.0, 9), (None, 11)])
 def test_long_queueing_holds_and_then_shrinks_the_window(queued: float | None, window: float) -> None:
-    found = windows(queue_target_seconds=0.5)
+    found = windows(queue_duration_target=0.5)
     found.bands[2].window = 10
     found.accepted(2, sent_at=5, now=6, queue_seconds=queued)
     assert found.bands[2].window == pytest.approx(window)

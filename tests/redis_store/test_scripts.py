@@ -231,7 +231,7 @@ async def _use_every_script(bench: Bench) -> None:
         retries = [Nack(c, encode_retry(c.member, queue=c.queue, attempt=1, score=c.score), 0) for c in claims]
         await owner.nack(retries)
         await bench.make_due()
-        assert await queue.promote(bench.redis, bench.retries, bench.queue_name, 10) == size
+        assert await bench.promote(10) == size
         await owner.reclaim(10, 5)
         await _cancel(bench, size)
         assert await recalled(bench.redis, bench.owner()) == []

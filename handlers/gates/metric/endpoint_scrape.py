@@ -125,19 +125,11 @@ class ScrapedValue:
         self._parameters = parameters
         self._page = page_feed(parameters.url, sources)
         self._pods_page = page_feed(parameters.pods_url, sources) if parameters.pods_url else None
-        self._reading: Reading[MetricSample] | None = None
-        self._failure = NOT_READ_YET
+        self.reading: Reading[MetricSample] | None = None
+        self.failure = NOT_READ_YET
         self.full = parameters.max_count_per_pod or 1.0
         """The capacity of the last reading, which corresponds to a saturation of 1."""
         self._listeners: list[Callable[[], None]] = []
-
-    @property
-    def reading(self) -> Reading[MetricSample] | None:
-        return self._reading
-
-    @property
-    def failure(self) -> str:
-        return self._failure
 
     async def start(self) -> None:
         for page in self._pages():
@@ -170,19 +162,19 @@ class ScrapedValue:
         failures = [page.failure for page in self._pages() if page.failure]
         page = self._page.reading
         if failures or page is None:
-            self._failure = failures[0] if failures else NOT_READ_YET
+            self.failure = failures[0] if failures else NOT_READ_YET
             return
         wanted = self._parameters
         try:
             full = self._full()
             values = samples_of(page.value, wanted.metric, wanted.labels or {})
         except ValueError as error:
-            self._failure = str(error) or "the page is not in the Prometheus text format"
+            self.failure = str(error) or "the page is not in the Prometheus text format"
             return
         value = self._combined(values)
-        self._failure = ""
+        self.failure = ""
         self.full = full
-        self._reading = Reading(MetricSample(None if value is None else value / full), page.at)
+        self.reading = Reading(MetricSample(None if value is None else value / full), page.at)
 
     def _combined(self, values: list[float]) -> float | None:
         """Combine several series: add counts, take the smallest budget or largest saturation."""

@@ -21,16 +21,22 @@ from handlers.redis_store.scripts import lua_script
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """One dead letter; `member` holds the queued bytes."""
+    """One dead letter; in Redis, `dead_id` is the field of its record."""
 
-    dead_id: str
+    dead_id: str = ""
     reason: str = ""
     message: str = ""
     at: float = 0.0
     delivery_count: int = msgspec.field(default=0, name="deaths")
     queue: str = ""
     score: float = 0.0
-    member: bytes = b""
+    member_text: str = msgspec.field(default="", name="member")
+    member_base64: str = ""
+
+    @property
+    def member(self) -> bytes:
+        """The queued bytes."""
+        return base64.b64decode(self.member_base64) if self.member_base64 else self.member_text.encode()
 
     @property
     def request_id(self) -> str:
@@ -41,22 +47,11 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
             return error.request_id
 
 
-class _Record(msgspec.Struct):
-    reason: str = ""
-    message: str = ""
-    at: float = 0.0
-    delivery_count: int = msgspec.field(default=0, name="deaths")
-    queue: str = ""
-    score: float = 0.0
-    member: str = ""
-    member_base64: str = ""
-
-
 _AT_ONCE: Final = 500
 _LONGEST: Final = 1 << 40
 """Larger than any record, so that each is returned complete."""
 
-_decoder = msgspec.json.Decoder(_Record)
+_decoder = msgspec.json.Decoder(DeadLetter)
 
 
 class DeadLetters:
@@ -112,15 +107,4 @@ def _as_bytes(value: bytes | str) -> bytes:
 
 def read_dead_letter(dead_id: bytes, text: bytes) -> DeadLetter:
     """Decode a record of the hash."""
-    record = _decoder.decode(text)
-    member = base64.b64decode(record.member_base64) if record.member_base64 else record.member.encode()
-    return DeadLetter(
-        dead_id=dead_id.decode(),
-        reason=record.reason,
-        message=record.message,
-        at=record.at,
-        delivery_count=record.delivery_count,
-        queue=record.queue,
-        score=record.score,
-        member=member,
-    )
+    return msgspec.structs.replace(_decoder.decode(text), dead_id=dead_id.decode())

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -37,7 +37,7 @@ from handlers.redis_store.queue.queue import (
     batch_digest,
     settled_effects,
 )
-from handlers.redis_store.scripts import BATCH_BYTES, SCRIPT_BYTES, Replication, lua_script
+from handlers.redis_store.scripts import BATCH_BYTES, SCRIPT_BYTES, Replication, in_batches, lua_script
 
 OVERDUE_SECONDS: Final = 5.0
 """Age at which other pollers deliver a record: longer than a delivery takes, shorter than a lease."""
@@ -99,7 +99,7 @@ class Outbox:
                 target = (head.kind, head.key, head.fallback, head.expire_seconds)
                 targets[target].append((post_id, value, head.score))
         for (kind, key, fallback, expire_seconds), values in targets.items():
-            for batch in _batches(values):
+            for batch in in_batches(values, lambda row: len(row[1]), BATCH_BYTES):
                 arguments = [kind, expire_seconds or "", "", *(part for row in batch for part in row)]
                 is_delivered = await self._delivered(key, arguments) or (
                     fallback and await self._delivered(fallback, arguments)
@@ -155,20 +155,6 @@ class Outbox:
 def pairs(answer: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
     """Pair the alternating ids and records of a script's answer."""
     return list(zip(answer[::2], answer[1::2], strict=True))
-
-
-def _batches(values: Sequence[tuple[bytes, bytes, str]]) -> Iterator[list[tuple[bytes, bytes, str]]]:
-    """Split rows into calls of at most `BATCH_BYTES`, or one larger row."""
-    batch: list[tuple[bytes, bytes, str]] = []
-    size = 0
-    for row in values:
-        size += len(row[1])
-        if batch and size > BATCH_BYTES:
-            yield batch
-            batch, size = [], len(row[1])
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 class ClusterQueue(RedisQueue):

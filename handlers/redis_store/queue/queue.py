@@ -32,7 +32,7 @@ from handlers.redis_store.keys import (
 )
 from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellation, CancelSearch, searches
 from handlers.redis_store.queue.payloads import StoredPayload, delete_payloads, store_payloads
-from handlers.redis_store.scripts import SCRIPT_BYTES, Replication, lua_script
+from handlers.redis_store.scripts import SCRIPT_BYTES, Replication, in_batches, lua_script
 
 SCAN_COUNT: Final = 500
 _RETRIED = re.compile(rb'"internal"\s*:.*?"retry_count"\s*:\s*[1-9]', re.DOTALL)
@@ -247,8 +247,9 @@ class RedisQueue:
             with contextlib.suppress(*STORE_REFUSALS):  # without this right, the record was never written
                 await finish_id_record(self._redis, id_records)
         unused = [ack.stored.key for ack, effect in zip(acks, effects, strict=True) if ack.stored and not effect]
-        with contextlib.suppress(*STORE_REFUSALS):  # unused payloads expire by themselves
-            await delete_payloads(self._redis, unused)
+        if unused:
+            with contextlib.suppress(*STORE_REFUSALS):  # unused payloads expire by themselves
+                await delete_payloads(self._redis, unused)
         return effects
 
     async def _with_offloaded_payloads(self, acks: Sequence[Ack]) -> Sequence[Ack]:
@@ -299,7 +300,7 @@ class RedisQueue:
         """Return claims to pending unchanged. False if the lease was lost."""
         keys = self._keys
         effects: list[int] = []
-        for some in _in_batches(claims):
+        for some in in_batches(claims, lambda claim: len(claim.member), SCRIPT_BYTES):
             rows = [(claim.claim_key, claim.owner_token, repr(claim.score)) for claim in some]
             effects += await self._release(keys=[keys.pending, keys.claimed, keys.owners, keys.index], args=flat(rows))
         return [effect == 1 for effect in effects]
@@ -379,20 +380,6 @@ class RedisQueue:
         ]
 
 
-def _in_batches(claims: Sequence[Claim]) -> Iterator[list[Claim]]:
-    """Split claims into batches of at most `SCRIPT_BYTES`, or one larger claim."""
-    batch: list[Claim] = []
-    size = 0
-    for claim in claims:
-        if batch and size + len(claim.member) > SCRIPT_BYTES:
-            yield batch
-            batch, size = [], 0
-        batch.append(claim)
-        size += len(claim.member)
-    if batch:
-        yield batch
-
-
 def batch_digest(operation: str, claims: Sequence[Claim]) -> str:
     """A name for this batch: a digest of its unique owner tokens."""
     tokens = b"\0".join(claim.owner_token for claim in claims)
@@ -434,21 +421,11 @@ def _ack_row(ack: Ack) -> tuple[Any, ...]:
     )
 
 
-async def promote(redis: Store, retry_queue_name: str, default_queue: str, limit: int) -> int:
-    """Move up to `limit` due retries to their queues; returns how many."""
-    script = lua_script(redis, "promote")
-    moved, has_more = 0, True
-    while has_more and moved < limit:
-        some, has_more = await script(keys=[retry_queue_name], args=[limit - moved, default_queue, SCRIPT_BYTES])
-        moved += int(some)
-    return moved
-
-
 class Retries:
     """A retry set, which several queues may share."""
 
     def __init__(self, redis: Store, retry_queue_name: str, default_queue: str) -> None:
-        self._redis = redis
+        self._promote = lua_script(redis, "promote")
         self._script = lua_script(redis, "recall_retries")
         self._name = retry_queue_name
         self.default_queue = default_queue
@@ -456,8 +433,14 @@ class Retries:
         """Keys of which at least one exists if `promote` may have work."""
 
     async def promote(self, limit: int) -> int:
-        """Move due retries to their queues; returns how many."""
-        return await promote(self._redis, self._name, self.default_queue, limit)
+        """Move up to `limit` due retries to their queues; returns how many."""
+        moved, has_more = 0, True
+        while has_more and moved < limit:
+            some, has_more = await self._promote(
+                keys=[self._name], args=[limit - moved, self.default_queue, SCRIPT_BYTES]
+            )
+            moved += int(some)
+        return moved
 
     async def recall(self, cancelled: Sequence[Cancellation]) -> int:
         """Move cancelled retries to their queues, for `RedisQueue.recall`. Returns how many."""

@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as LostConnection
 from handlers.redis_store.connection import Store, server_time
 from handlers.redis_store.keys import QueueKeys, queue_keys, settled_key
 from handlers.redis_store.queue.cancellations import Cancellations
-from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions, RedisQueue, Retries, promote
+from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions, RedisQueue, Retries
 from handlers.redis_store.scripts import lua_script
 
 DEADLINE = 1_999_999_999
@@ -62,7 +62,7 @@ class Bench:
             await self.redis.zadd(name, {member: 1})
 
     async def promote(self, limit: int = 100) -> int:
-        return await promote(self.redis, self.retries, self.queue_name, limit)
+        return await Retries(self.redis, self.retries, self.queue_name).promote(limit)
 
     async def pending(self) -> list[tuple[bytes, float]]:
         rows = await self.redis.zrange(self.queue_name, 0, -1, withscores=True)
