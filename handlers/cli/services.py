@@ -111,10 +111,6 @@ async def _run(build: Callable[[], PollerApp]) -> None:
     await app.run()
 
 
-_THREADS = 8
-"""Views that can be served at once; each mostly waits for Redis."""
-
-
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a pod.")
 @click.option("--port", type=click.IntRange(1, 65_535), default=8090, show_default=True)
@@ -131,14 +127,11 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     It reads REDIS_URL and the other settings of the poller. It is read-only unless STATUS_TOKEN_FILE holds a token,
     with which dead letters can be requeued or dropped. It has no sign-in: for a cluster, see keda/README.md.
     """
-    import functions_framework
-    from functions_framework._http import create_server
-
-    import handlers.status_main
     from handlers.cli.main import fail_start
+    from handlers.serving.status_server import serve_status
     from handlers.settings.settings import load_settings
     from handlers.telemetry.logs import configure_logs
-    from handlers.wiring.status_page import open_pages
+    from handlers.wiring.status_page import CurrentSettings, open_pages, respond
 
     variables = dict(os.environ)  # noqa: TID251  # the process's entry
     try:
@@ -148,15 +141,14 @@ def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
         open_pages(settings, host, also_named)
     except InvalidSetting as error:
         fail_start(variables, error)
-    app = functions_framework.create_app("status", handlers.status_main.__file__, "http")  # type: ignore[no-untyped-call]  # untyped
-    # The framework writes its target into the environment, where our settings would read it as the name of a door.
-    os.environ.pop("FUNCTION_TARGET", None)  # noqa: TID251  # the process's entry
-    click.echo(f"status page on http://{host}:{port}/")
-    # One process: otherwise the framework would read WORKERS, the poller's slots, as the number of processes.
-    server = create_server(  # type: ignore[no-untyped-call]  # untyped
-        app, debug=False, workers=1, threads=_THREADS, control_socket_disable=True
+    current = CurrentSettings(variables)
+    serve_status(
+        lambda request: respond(request, current.get()),
+        host=host,
+        port=port,
+        receive_seconds=settings.env.receive_timeout_seconds,
+        on_ready=lambda: click.echo(f"status page on http://{host}:{port}/"),
     )
-    server.run(host, port)
 
 
 def check_free_port(setting: str, host: str, port: int) -> None:

@@ -19,7 +19,7 @@ import uvicorn
 from starlette.requests import Request
 
 import handlers.main
-from handlers.serving.slow_clients import timely_protocol
+from handlers.doors.slow_clients import timely_protocol
 from handlers.settings.settings import Settings
 from handlers.telemetry.logs import get_logger
 from handlers.wiring.handler import Handler, use_handler

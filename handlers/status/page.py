@@ -153,6 +153,14 @@ class Busy(Exception):
     """Too many views are being read at the same time."""
 
 
+HEALTH_PATHS: Final = frozenset({"/healthz", "/readyz"})
+
+
+def healthy() -> Response:
+    """The answer to a probe. The page is ready even while Redis is unavailable, because it reports that."""
+    return Response("ok\n", 200, mimetype="text/plain")
+
+
 class StatusPages:
     """Answers requests for the status page under the names `hosts`.
 
@@ -185,9 +193,8 @@ class StatusPages:
         }
 
     def respond(self, request: Request) -> Response:
-        if request.path in ("/healthz", "/readyz"):
-            # Ready even while Redis is unavailable, because the page reports that.
-            return Response("ok\n", 200, mimetype="text/plain")
+        if request.path in HEALTH_PATHS:
+            return healthy()
         if not self._hosts.has(request.headers.get("Host", "")):
             return Response(_MISDIRECTED, 421, _HEADERS, mimetype="text/plain")
         try:

@@ -29,10 +29,14 @@ class PagesServer:
     """Serves `pages` by path, with uvicorn in the caller's event loop.
 
     `listen` opens the port, `serve` answers. A poller begins to claim in between, because importing uvicorn takes time.
+    `protocol` imports and returns uvicorn's protocol, which bounds what a client may send.
     """
 
-    def __init__(self, pages: Mapping[str, Callable[[], Page]], host: str, port: int) -> None:
+    def __init__(
+        self, pages: Mapping[str, Callable[[], Page]], host: str, port: int, protocol: Callable[[], Any]
+    ) -> None:
         self._pages = pages
+        self._protocol = protocol
         self._host = host
         self._port = port
         self._socket: socket.socket | None = None
@@ -47,12 +51,13 @@ class PagesServer:
 
     async def serve(self) -> None:
         uvicorn = await asyncio.to_thread(importlib.import_module, "uvicorn")
+        protocol = await asyncio.to_thread(self._protocol)
         if self._server is not None:
             return
         config = uvicorn.Config(
             self._answer,
             interface="asgi3",
-            http="httptools",
+            http=protocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -113,7 +113,7 @@ class PollerApp:
             "/readyz": self._ready,
             "/metrics": lambda: Page(200, self._metrics.render(), CONTENT_TYPE),
         }
-        self._pages = PagesServer(pages, env.host, env.metrics_port)
+        self._pages = PagesServer(pages, env.host, env.metrics_port, self._pages_protocol)
 
     def _planned(self, settings: Settings, previous: Plan | None = None) -> Plan:
         """The plan of these settings. Raises `InvalidSetting`."""
@@ -318,6 +318,12 @@ class PollerApp:
             self._metrics.forget_gate(*labels)
             for gate in self._gates.at(owner):
                 self._metrics.watch_gate(*labels, gate.state)
+
+    def _pages_protocol(self) -> Callable[..., Any]:
+        from handlers.doors.slow_clients import timely_protocol  # imports uvicorn, which takes time
+
+        seconds = self._plan.settings.env.receive_timeout_seconds
+        return timely_protocol(seconds, seconds)
 
     def _ready(self) -> Page:
         """The readiness page. A poller is ready while it claims and settles, and Redis keeps its queues."""

@@ -34,7 +34,7 @@ from handlers.redis_store.admin.whereabouts import Searched, Whereabouts, locate
 from handlers.redis_store.connection import STORE_FAILURES, Store, connect, server_time
 from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import queue_keys
-from handlers.settings.settings import Settings
+from handlers.settings.settings import Settings, load_settings
 from handlers.status.overview import (
     Depths,
     Overview,
@@ -49,10 +49,12 @@ from handlers.status.overview import (
 )
 from handlers.status.page import Busy, DeadLetterRow, OwnHosts, StatusPages, Unreachable, read_hosts
 from handlers.status.report import Failure
+from handlers.telemetry.logs import get_logger
 from handlers.wiring.credentials import redis_options
+from handlers.wiring.reload import ConfigWatch
 
 VIEWS_AT_ONCE = 4
-"""Most views that are read at once; fewer than the server's threads, so that one thread remains for /healthz."""
+"""Most views that are read at once; fewer than the server's threads, so that further ones are refused at once."""
 VIEW_SECONDS = 20.0
 """Time limit for reading one view."""
 _MOST_SAMPLED = 50
@@ -306,6 +308,20 @@ def _built(settings: Settings, source: RedisSource) -> StatusPages:
     names = read_hosts(env.status_hosts.split(","), "STATUS_HOSTS")
     names |= read_hosts(_served.also_named, "--allow-host")
     return StatusPages(source, tokens, OwnHosts(_served.listens_on, names))
+
+
+class CurrentSettings:
+    """The current settings, which follow changes of the configuration file."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        # functions-framework sets FUNCTION_TARGET to `status`, which is not a door.
+        variables = {**variables, "FUNCTION_TARGET": ""}
+        self._settings = load_settings(variables)
+        self._watch = ConfigWatch(variables, self._settings, get_logger("status"))
+
+    def get(self) -> Settings:
+        self._settings = self._watch.poll() or self._settings
+        return self._settings
 
 
 def respond(request: HttpRequest, settings: Settings) -> HttpResponse:

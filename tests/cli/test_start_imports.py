@@ -31,7 +31,7 @@ NEVER = TERMINAL | TRACING | GOOGLE | {"yaml"}
 UNNEEDED = {
     "poll": NEVER | DOORS | PAGES | {"handlers.gates.registry", "handlers.redis_store.cluster.queue"},
     "serve": NEVER | {"gunicorn", "redis", "jwt", "prometheus_client", "handlers.gates.registry"},
-    "status": NEVER | {"uvicorn", "jwt"},
+    "status": NEVER | {"gunicorn", "functions_framework", "jwt"},
     "webhook": NEVER | DOORS | PAGES | {"prometheus_client", "handlers.wiring"},
     "submit": NEVER | DOORS | PAGES | {"httpx", "prometheus_client", "handlers.wiring", "handlers.settings"},
 }

@@ -1,4 +1,4 @@
-"""Limits on the time and size of receiving one HTTP request.
+"""Limits on the form, time and size of one HTTP request.
 
 uvicorn waits indefinitely for a request line, a header, or a client that does not read its response, and its parser
 accepts headers and trailers of any size. So a few hundred slow connections could occupy the process. The time limit
@@ -8,18 +8,22 @@ runs from the start of a connection, or the first byte of a request, to the last
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from handlers.doors.door import CONNECTION, CallerConnection
-from handlers.telemetry.logs import Logger, get_logger
+from handlers.telemetry.logs import RareWarning, get_logger
 
 MAX_HEADER_BYTES: Final = 65_536
 """Limit on a request line with its headers; proxies forward less."""
 
+_HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[\w.~%!$&'()*+;=-]*)(:\d{0,5})?")
+"""A host with an optional port (RFC 9110, 7.2), without the comma of joined headers."""
 _BODY_FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 _ANSWER_FIRST_SECONDS: Final = 2.0
@@ -33,11 +37,14 @@ class TimelyProtocol(HttpToolsProtocol):
     request is not limited; between requests, uvicorn's keep-alive limit applies.
     """
 
-    def __init__(self, *args: Any, receive_seconds: float, read_seconds: float, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, receive_seconds: float, read_seconds: float, invalid: RareWarning, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._receive_seconds = receive_seconds
         self._read_seconds = read_seconds
-        self._log: Logger = get_logger("http")
+        self._log = get_logger("http")
+        self._invalid = invalid
         self._is_receiving = True  # the first request is due from the start
         self._has_headers = self._is_refused = False
         self._header_bytes = 0
@@ -60,24 +67,41 @@ class TimelyProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse bytes; stop the timer once a request is complete.
 
-        A request that arrives in a single read needs no timer.
+        A request that arrives in a single read needs no timer. Bytes between requests start it, since they stop
+        uvicorn's keep-alive timer.
         """
-        self._bytes_since_body += len(data)
-        super().data_received(data)
-        if not self._is_receiving:
+        if self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        self._parse(data)
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if not self._is_receiving and not is_idle:
             self._stop_watching()
             return
+        if self._is_receiving:
+            self._count(len(data))
+        if self._late is None and not self.transport.is_closing():
+            self._watch()
+
+    def _parse(self, data: bytes) -> None:
+        self._bytes_since_body += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse_invalid()
+        except httptools.HttpParserUpgrade:
+            if self.cycle is not None:
+                self.cycle.keep_alive = False  # the parser reads nothing more, so this is the last request
+
+    def _count(self, size: int) -> None:
+        """Count bytes of an incomplete request; refuse headers, trailers or chunk extensions that are too large."""
         if self._has_headers:
             if self._bytes_since_body > MAX_HEADER_BYTES and not self.transport.is_closing():
                 self._cut("trailers or chunk extensions too large")
-                return
-        else:
-            self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES:
-                self._refuse(b"431 Request Header Fields Too Large")
-                return
-        if self._late is None:
-            self._watch()
+            return
+        self._header_bytes += size
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
         """Start the timer at the first byte of a request."""
@@ -95,23 +119,26 @@ class TimelyProtocol(HttpToolsProtocol):
         """
         self._has_headers = True
         if self._is_odd():
-            self._is_refused = True
-            self._refuse(b"400 Bad Request")
+            self._refuse_invalid()
             return
         super().on_headers_complete()
 
     def _is_odd(self) -> bool:
         """Whether a proxy in front may have parsed the request differently.
 
-        The only valid transfer coding is `chunked`, not in HTTP/1.0, and `Host` must occur once (RFC 9112, 3.2, 6.1).
+        The only valid transfer coding is `chunked`, not in HTTP/1.0, and a valid `Host` must occur once (RFC 9112, 3.2,
+        6.1). A target has no fragment.
         """
         names = [name for name, _ in self.headers]
-        is_old = self.parser.get_http_version() == "1.0"
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1") or b"#" in self.url:
+            return True
+        is_old = version == "1.0"
         codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
         if codings and (is_old or codings != [b"chunked"]):
             return True
-        hosts = names.count(b"host")
-        if hosts > 1 or (hosts == 0 and not is_old):
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or not (hosts or is_old) or not all(map(_HOST.fullmatch, hosts)):
             return True
         return bool(self.parser.should_upgrade()) and any(name in _BODY_FRAMING for name in names)
 
@@ -168,10 +195,15 @@ class TimelyProtocol(HttpToolsProtocol):
             return
         if self.flow.read_paused:
             self._watch()  # reading is paused on our side: a previous request is in progress, or the body is large
-        elif self._has_headers:
+        elif self._is_receiving and self._has_headers:
             self._late = self.loop.call_later(_ANSWER_FIRST_SECONDS, self._cut, "body late")
         else:
             self._refuse(b"408 Request Timeout")
+
+    def _refuse_invalid(self) -> None:
+        self._is_refused = True
+        self._invalid.report()
+        self._refuse(b"400 Bad Request")
 
     def _refuse(self, status: bytes) -> None:
         self._log.debug("connection refused", status=status.decode())
@@ -187,4 +219,5 @@ class TimelyProtocol(HttpToolsProtocol):
 
 def timely_protocol(receive_seconds: float, read_seconds: float) -> Callable[..., Any]:
     """The protocol factory for uvicorn, which passes its own arguments by name."""
-    return partial(TimelyProtocol, receive_seconds=receive_seconds, read_seconds=read_seconds)
+    invalid = RareWarning(get_logger("http"), "invalid HTTP request refused")
+    return partial(TimelyProtocol, receive_seconds=receive_seconds, read_seconds=read_seconds, invalid=invalid)

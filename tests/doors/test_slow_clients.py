@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from handlers.serving.slow_clients import MAX_HEADER_BYTES, timely_protocol
+from handlers.doors.slow_clients import MAX_HEADER_BYTES, timely_protocol
 from tests.waiting import elapse_async
 
 RECEIVE_SECONDS = 0.6
@@ -211,6 +211,14 @@ async def test_five_hundred_slow_connections_leave_room_for_the_others(connect: 
         b"transfer-encoding: chunked\r\ncontent-length: 5\r\n",
         b"content-length: 5\r\ncontent-length: 3\r\n",
         b"content-length: 5, 5\r\n",
+        b"content-length: 5\r\ncontent-length: 5\r\n",
+        b"content-length: 0x5\r\n",
+        b"content-length: 5 5\r\n",
+        b"content-length:\r\n 5\r\n",
+        b"transfer-encoding: chunked, chunked\r\n",
+        b"transfer-encoding: ,chunked\r\n",
+        b"transfer-encoding: \x0bchunked\r\n",
+        b"transfer-encoding:\r\n chunked\r\n",
         b"content-length: +5\r\n",
         b"transfer-encoding: chunked, identity\r\n",
         b"transfer-encoding : chunked\r\n",
@@ -240,10 +248,35 @@ async def test_f83_a_body_after_an_upgrade_is_never_read_as_a_request(connect: C
     assert rest.count(b"HTTP/1.1 ") == 1
 
 
-async def test_an_upgrade_without_a_body_is_answered_normally(connect: Connect) -> None:
+async def test_a_request_that_offers_an_upgrade_is_answered_and_is_the_last_one(connect: Connect) -> None:
+    """The parser reads nothing after it, so the connection would stay open without a limit."""
     client = await connect()
-    await client.send(b"GET /early HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+    upgrade = b"GET /early HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
+    await client.send(upgrade + b"GET /early HTTP/1.1\r\nhost: x\r\n\r\n")
+    rest = await client.rest()
+    assert rest.startswith(b"HTTP/1.1 200 ")
+    assert rest.count(b"HTTP/1.1 ") == 1
+
+
+async def test_blank_lines_do_not_keep_an_idle_connection_open(connect: Connect) -> None:
+    client = await connect()
+    await client.send(b"GET /early HTTP/1.1\r\nhost: x\r\n\r\n")
     assert (await client.answer()).startswith(b"HTTP/1.1 200 ")
+    dripping = asyncio.create_task(client.drip(b"\r\n"))
+    assert (await client.rest()).startswith(b"HTTP/1.1 408 ")
+    await dripping
+
+
+async def test_invalid_requests_and_offers_of_an_upgrade_log_one_line_a_minute(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    garbage = [b"\x16\x03\x01", b"GET / HTTP/2.0\r\nhost: x\r\n\r\n", ODD["no host"]]
+    garbage.append(b"GET /early HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+    for one in garbage * 5:
+        client = await connect()
+        await client.send(one)
+        await client.rest()
+    assert [record.getMessage() for record in caplog.records] == ["invalid HTTP request refused"]
 
 
 CHUNKED = b" HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -290,6 +323,12 @@ ODD = {
     + CHUNKS,
     "no host": b"POST / HTTP/1.1\r\n" + FRAMED,
     "two hosts": b"POST / HTTP/1.1\r\nhost: a\r\nhost: b\r\n" + FRAMED,
+    "a host with a user": b"POST / HTTP/1.1\r\nhost: u@a\r\n" + FRAMED,
+    "a host with a path": b"POST / HTTP/1.1\r\nhost: a/b\r\n" + FRAMED,
+    "joined hosts": b"POST / HTTP/1.1\r\nhost: a, b\r\n" + FRAMED,
+    "hosts joined without a space": b"POST / HTTP/1.1\r\nhost: a,b\r\n" + FRAMED,
+    "a fragment": b"POST /#a HTTP/1.1\r\nhost: a\r\n" + FRAMED,
+    "HTTP/2.0": b"POST / HTTP/2.0\r\nhost: a\r\n" + FRAMED,
     "two hosts in HTTP/1.0": b"POST / HTTP/1.0\r\nhost: a\r\nhost: a\r\n" + FRAMED,
 }
 
@@ -310,8 +349,11 @@ async def test_a_request_that_a_proxy_may_parse_differently_is_refused(port: int
     [
         b"POST / HTTP/1.0\r\n" + FRAMED,
         b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: Chunked\r\n" + CHUNKS,
+        b"POST / HTTP/1.1\r\nhost: [::1]:8080\r\nconnection: close\r\n" + FRAMED,
+        b"POST / HTTP/1.1\r\nhost: a_b.example:\r\nconnection: close\r\n" + FRAMED,
+        b"POST / HTTP/1.1\r\nhost:\r\nconnection: close\r\n" + FRAMED,
     ],
-    ids=["HTTP/1.0 without a host", "chunked in capitals"],
+    ids=["HTTP/1.0 without a host", "chunked in capitals", "an address as host", "an empty port", "an empty host"],
 )
 async def test_unusual_but_valid_requests_are_served(port: int, request_bytes: bytes) -> None:
     async with asyncio.timeout(LIMIT_SECONDS):
