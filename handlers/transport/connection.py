@@ -38,6 +38,8 @@ _KEEP_ALIVE_TIMEOUT: Final = re.compile(rb"\btimeout\s*=\s*(\d{1,6})", re.IGNORE
 _BREAKS_AS_SPACES: Final = bytes.maketrans(b"\r\n\0", b"   ")
 """Replaces line breaks in header values, as RFC 9110, 5.5 requires; the parser accepts them in folded lines."""
 _NO_BODY: Final = frozenset({204, 304})
+_END: Final = b"\r\n\r\n"
+_INTERIM: Final = re.compile(rb"[\r\n]*HTTP/1\.[01] 1\d\d")
 _SWITCHING: Final = 101
 
 FREE_BYTES: Final = 65_536
@@ -96,12 +98,7 @@ class Connection(asyncio.Protocol):
         self._on_idle = on_idle
         self._on_lost = on_lost
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else is called
-        self._parser = httptools.HttpResponseParser(self)
-        # Allowed: a content-length with chunks, which is ignored (RFC 9112, 6.3); folded header lines (5.2); bytes
-        # after the last response, which this class checks.
-        self._parser.set_dangerous_leniencies(
-            lenient_headers=True, lenient_chunked_length=True, lenient_data_after_close=True
-        )
+        self._parser = self._new_parser()
         self._poll = select.poll()
         self._poll.register(sock.fileno(), select.POLLIN)
         self._waiter: asyncio.Future[Response] | None = None
@@ -119,8 +116,18 @@ class Connection(asyncio.Protocol):
         self.uses = 0
         self._begin()
 
+    def _new_parser(self) -> httptools.HttpResponseParser:
+        parser = httptools.HttpResponseParser(self)
+        # Allowed: a content-length with chunks, which is ignored (RFC 9112, 6.3); folded header lines (5.2); bytes
+        # after the last response, which this class checks.
+        parser.set_dangerous_leniencies(
+            lenient_headers=True, lenient_chunked_length=True, lenient_data_after_close=True
+        )
+        return parser
+
     def _begin(self) -> None:
         self._status_code = 0
+        self._head: list[bytes] = []
         self._headers: list[Header] = []
         self._parts: list[bytes] = []
         self._size = self._unframed = self._joined_parts = 0
@@ -224,17 +231,22 @@ class Connection(asyncio.Protocol):
             return
         self._has_first_byte = True
         self._unframed += len(data)
+        if not self._has_headers:
+            self._head.append(data)
+        self._parse(data)
+        if self._is_complete or (self._request.wants_head and self._has_headers):
+            if not self._has_no_room:
+                self._finish()
+        elif self._unframed > MAX_RESPONSE_HEADER_BYTES:
+            self._fail(self._too_much())
+
+    def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._on_parser_error(error)
         except httptools.HttpParserUpgrade:
             self._fail(httpx.RemoteProtocolError("the server switched protocols without a request"))
-        if self._is_complete or (self._request.wants_head and self._has_headers):
-            if not self._has_no_room:
-                self._finish()
-        elif self._unframed > MAX_RESPONSE_HEADER_BYTES:
-            self._fail(self._too_much())
 
     def _too_much(self) -> Exception:
         if not self._has_headers:
@@ -249,8 +261,21 @@ class Connection(asyncio.Protocol):
             self._is_reusable = False  # bytes after a complete response are not part of it
         elif self._has_headers:
             self._fail(TruncatedBody(f"the body does not follow its framing: {error}"))
+        elif self._head and "Content-Length" in str(error):
+            self._parse_with_one_length(error)
         else:
             self._fail(httpx.RemoteProtocolError(f"no HTTP response: {error}"))
+
+    def _parse_with_one_length(self, error: Exception) -> None:
+        """Parse again without the repeated lengths that the parser has refused, once the headers are complete."""
+        if _END not in b"".join(self._head[-len(_END) :]):  # parts may have a single byte
+            return
+        head = with_one_length(b"".join(self._head))
+        if head is None:
+            self._fail(httpx.RemoteProtocolError(f"no HTTP response: {error}"))
+        elif head:
+            self._head, self._headers, self._parser = [], [], self._new_parser()
+            self._parse(head)
 
     def eof_received(self) -> None:
         """Called when the server closes its side.
@@ -348,6 +373,7 @@ class Connection(asyncio.Protocol):
             self._fail(httpx.RemoteProtocolError(f"no HTTP response: its status is {status}"))
             return
         self._has_headers = True
+        self._head = []
         self._unframed = 0
         if len(self._headers) > MAX_RESPONSE_HEADERS:
             self._fail(ResponseTooLarge(f"has more than {MAX_RESPONSE_HEADERS} headers", status))
@@ -466,6 +492,31 @@ class Connection(asyncio.Protocol):
         self.abort()
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
+
+
+def with_one_length(text: bytes) -> bytes | None:
+    """A response with one `Content-Length` instead of several equal ones (RFC 9110, 8.6).
+
+    `text` begins with the response or with interim ones. Returns None if the values differ or are invalid, and nothing
+    if the headers are incomplete.
+    """
+    while _INTERIM.match(text) and _END in text:
+        text = text.partition(_END)[2]
+    head, end, body = text.partition(_END)
+    if not end:
+        return b""
+    lines, values = [], set()
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            values |= {one.strip(b" \t") for one in value.split(b",")}
+        else:
+            lines.append(line)
+    is_folded = any(line[:1] in (b" ", b"\t") for line in lines)  # such a line may continue a length
+    length = values.pop() if len(values) == 1 else b""
+    if is_folded or not length.isdigit():
+        return None
+    return b"\r\n".join([*lines, b"content-length: " + length]) + end + body
 
 
 def _is_larger(length: bytes, limit: int) -> bool:

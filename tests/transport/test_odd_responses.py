@@ -34,10 +34,15 @@ REUSED = {
     "an offer to upgrade": OK + b"upgrade: h2c\r\nconnection: upgrade\r\ncontent-length: 2\r\n\r\nok",
     "a coding in capitals": OK + b"Transfer-Encoding: Chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     "a quoted chunk extension": CHUNKED + b'2;a="b;c"\r\nok\r\n0\r\n\r\n',
+    "two equal lengths": OK + b"content-length: 2\r\nx: y\r\nContent-Length: 2\r\n\r\nok",
+    "three equal lengths in two lines": OK + b"content-length: 2, 2\r\ncontent-length:2\r\n\r\nok",
+    "equal lengths after an interim one": b"HTTP/1.1 103 E\r\nlink: a\r\n\r\n" + OK + b"content-length: 2,2\r\n\r\nok",
     "folded header lines": OK + b"x: a\r\n b\r\n\tc\r\ncontent-length: 2\r\n\r\nok",
 }
 NOT_REUSED = {
     "a length beside chunks": OK + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "equal lengths beside chunks": OK + b"content-length: 2\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"2\r\nok\r\n0\r\n\r\n",
     "a second response at once": WHOLE + WHOLE,
     "half a response after it": WHOLE + OK,
     "other bytes after it": WHOLE + b"!!!",
@@ -54,6 +59,30 @@ async def test_a_connection_is_reused_only_if_the_next_response_must_be_ours(
     assert (first.status_code, first.body) == (200, b"ok")
     assert (await post(transport, server.url)).body == b"next"
     assert server.connections == (1 if name in REUSED else 2)
+
+
+async def test_equal_lengths_are_read_byte_by_byte_too(transport: Transport) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in b"HTTP/1.1 100 C\r\n\r\n" + OK + b"content-length: 2\r\ncontent-length: 2\r\nx: y\r\n\r\nok":
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        await reader.read()
+
+    async with serving_raw(serve) as url:
+        found = await post(transport, url)
+        assert (found.body, [name for name, _ in found.headers]) == (b"ok", [b"x", b"content-length"])
+
+
+async def test_headers_that_repeat_a_length_without_an_end_are_refused_by_size(
+    transport: Transport, server: RawHttp
+) -> None:
+    endless = Answer(OK + b"content-length: 2\r\n", b"content-length: 2\r\n", repeats=40_000, end=End.HANG)
+    server.reply(endless)
+    with pytest.raises(UnusableResponse, match="headers of more than"):
+        await post(transport, server.url)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +109,11 @@ NO_RESPONSE = {
     "an interim one with a body": b"HTTP/1.1 199 X\r\ncontent-length: 2\r\n\r\nno" + WHOLE,
     "an interim one with chunks": b"HTTP/1.1 150 X\r\ntransfer-encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n" + WHOLE,
     "two lengths": OK + b"content-length: 2\r\ncontent-length: 3\r\n\r\nok",
+    "two lengths in one line": OK + b"content-length: 2, 3\r\n\r\nok",
+    "two lengths of different digits": OK + b"content-length: 2\r\ncontent-length: 02\r\n\r\nok",
+    "equal lengths with a sign": OK + b"content-length: +2\r\ncontent-length: +2\r\n\r\nok",
+    "equal lengths of nothing": OK + b"content-length: ,\r\n\r\nok",
+    "equal lengths, one folded": OK + b"content-length: 2\r\ncontent-length: 2\r\n 2\r\n\r\nok",
     "a length with a sign": OK + b"content-length: +2\r\n\r\nok",
     "a length beyond all numbers": OK + b"content-length: 99999999999999999999999\r\n\r\nok",
     "a space before the colon": OK + b"x : y\r\ncontent-length: 2\r\n\r\nok",
