@@ -12,6 +12,7 @@ import msgspec
 from handlers.contract.accepted import about
 from handlers.contract.errors import InvalidRequest, InvalidSetting, SettingFaults
 from handlers.contract.lenient_json import shape_of
+from handlers.contract.masked_text import shown_value
 from handlers.contract.request import Request
 from handlers.number_text import whole
 
@@ -175,11 +176,11 @@ def _built(entry: TransformEntry, where: str, names: set[str]) -> Transform:
     if not entry.name:
         raise InvalidSetting(f"{where}.name", found="''", accepted="a unique name")
     if entry.name in names:
-        raise InvalidSetting(f"{where}.name", found=f"{entry.name!r} twice", accepted="each name once")
+        raise InvalidSetting(f"{where}.name", found=f"{shown_value(entry.name)} twice", accepted="each name once")
     kind = entry.type or entry.name
     if kind not in TRANSFORMS:
         known = ", ".join(sorted(TRANSFORMS))
-        raise InvalidSetting(f"{where}.type", found=repr(kind), accepted=f"one of {known}")
+        raise InvalidSetting(f"{where}.type", found=shown_value(kind), accepted=f"one of {known}")
     word, parameters = _parameters(entry, where)
     return TRANSFORMS[kind](parameters, f"{where}.{word}")
 

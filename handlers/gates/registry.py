@@ -11,6 +11,7 @@ import msgspec
 
 from handlers.contract.accepted import nearest
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.masked_text import shown_value
 from handlers.gates.aimd import AimdGate, AimdParameters
 from handlers.gates.combinators import (
     BuildInner,
@@ -136,14 +137,14 @@ def _kind_of(gate_type: str, setting: str) -> GateKind:
         close = nearest(gate_type, known)
         hint = f" (did you mean {close}?)" if close else ""
         raise InvalidSetting(
-            setting, found=f"the unknown type {gate_type!r}{hint}", accepted=f"one of {', '.join(known)}"
+            setting, found=f"the unknown type {shown_value(gate_type)}{hint}", accepted=f"one of {', '.join(known)}"
         )
     packages = [point.dist.name if point.dist else point.value for point in points]
     if gate_type in GATE_KINDS or len(points) > 1:
         also = "a built-in gate" if gate_type in GATE_KINDS else packages.pop()
         raise InvalidSetting(
             setting,
-            found=f"{gate_type!r}, which both {also} and {', '.join(packages)} provide",
+            found=f"{shown_value(gate_type)}, which both {also} and {', '.join(packages)} provide",
             accepted="a name that only one package provides",
         )
     return _loaded(points[0], packages[0], setting)
@@ -164,13 +165,13 @@ def _loaded(point: EntryPoint, package: str, setting: str) -> GateKind:
     except Exception as error:
         raise InvalidSetting(
             setting,
-            found=f"{point.name!r} of {package}, whose import failed with {type(error).__name__}: {error}",
+            found=f"{shown_value(point.name)} of {package}, whose import failed with {type(error).__name__}: {error}",
             accepted="a gate that can be imported",
         ) from error
     if not isinstance(kind, GateKind) or kind.gate.gate_type != point.name:
         raise InvalidSetting(
             setting,
-            found=f"{point.name!r} of {package}, whose {point.value} is not one",
+            found=f"{shown_value(point.name)} of {package}, whose {point.value} is not one",
             accepted=f"a GateKind with the gate_type {point.name!r}",
         )
     return kind

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import msgspec
 
 from handlers.contract.errors import InvalidSetting, SettingFaults
+from handlers.contract.masked_text import shown_value
 from handlers.contract.request import Request
 from handlers.forward.forward import AttemptOptions, Forward
 from handlers.forward.outcome import Outcome
@@ -148,7 +149,7 @@ MERGES: Final[Mapping[str, Callable[[float | None], Merge]]] = {
 def build_merge(policy: str, setting: str, *, ageing_seconds: float | None = None) -> Merge:
     """The policy of that name. Raises `InvalidSetting` for an unknown one."""
     if policy not in MERGES:
-        raise InvalidSetting(setting, found=repr(policy), accepted=" or ".join(MERGES))
+        raise InvalidSetting(setting, found=shown_value(policy), accepted=" or ".join(MERGES))
     return MERGES[policy](ageing_seconds)
 
 
@@ -168,7 +169,9 @@ def check_objectives(objectives: Mapping[str, str], setting: str) -> None:
     faults = SettingFaults()
     accepted = f"one of {', '.join(BANDS)}"
     for name in (name for name in objectives if name not in BANDS):
-        faults.add(InvalidSetting(f"{setting}.{name}", found=f"the unknown lane {name!r}", accepted=accepted))
+        faults.add(
+            InvalidSetting(f"{setting}.{name}", found=f"the unknown lane {shown_value(name)}", accepted=accepted)
+        )
     faults.raise_all()
 
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.masked_text import shown_value
 from handlers.pubsub.channel import Clients, PubSubChannel, short_name, subscription_path, topic_path
 from handlers.pubsub.errors import PubSubFailed
 
@@ -81,7 +82,7 @@ class LayoutOptions(msgspec.Struct, frozen=True, kw_only=True):
         url = urlsplit(self.push_endpoint)
         if url.scheme not in ("http", "https") or not url.hostname:
             raise InvalidSetting(
-                "push_endpoint", found=repr(self.push_endpoint), accepted="the https:// URL of the push door"
+                "push_endpoint", found=shown_value(self.push_endpoint), accepted="the https:// URL of the push door"
             )
         if bool(self.push_service_account) != bool(self.push_audience):
             lacks = "push_audience" if self.push_service_account else "push_service_account"

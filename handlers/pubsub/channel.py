@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import msgspec
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.masked_text import shown_value
 from handlers.pubsub.errors import NO_ANSWER, NoAnswerInTime, PubSubFailed
 
 if TYPE_CHECKING:
@@ -209,11 +210,11 @@ def _path(project_id: str, kind: str, name: str) -> str:
     if "/" in name:
         parts = name.split("/")
         if len(parts) != 4 or parts[0] != "projects" or parts[2] != kind:
-            raise InvalidSetting(setting, found=repr(name), accepted=f"NAME or projects/PROJECT/{kind}/NAME")
+            raise InvalidSetting(setting, found=shown_value(name), accepted=f"NAME or projects/PROJECT/{kind}/NAME")
         project_id, name = parts[1], parts[3]
     if not _PROJECT.fullmatch(project_id):
-        found = repr(project_id) if project_id else "none"
+        found = shown_value(project_id) if project_id else "none"
         raise InvalidSetting("project_id", found=found, accepted="the id of a Google Cloud project")
     if not _ID.fullmatch(name):
-        raise InvalidSetting(setting, found=repr(name[:300]), accepted=_ACCEPTED_ID)
+        raise InvalidSetting(setting, found=shown_value(name), accepted=_ACCEPTED_ID)
     return f"projects/{project_id}/{kind}/{name}"

@@ -1,6 +1,6 @@
-"""Serve the status page under uvicorn, within the limits of a door on slow clients.
+"""Serve the status page under uvicorn.
 
-The event loop itself answers health checks, also while all threads read views.
+Slow clients are cut as at a door. The event loop itself answers health checks, also while all threads read views.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from uvicorn.middleware.wsgi import build_environ
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from handlers.doors.slow_clients import timely_protocol
-from handlers.status.page import HEALTH_PATHS, healthy
+from handlers.status.page import HEALTH_PATHS, probe_answer
 
 _THREADS: Final = 8
 """Views that can be served at once; each mostly waits for Redis."""
@@ -34,7 +34,7 @@ class StatusApp:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="status")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        response = healthy() if scope["path"] in HEALTH_PATHS else await self._view(scope, receive)
+        response = probe_answer() if scope["path"] in HEALTH_PATHS else await self._view(scope, receive)
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": response.get_data()})

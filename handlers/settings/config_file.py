@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from handlers.contract.accepted import about, known_fields, required_fields, steps_of
 from handlers.contract.errors import InvalidSetting, SettingFaults
-from handlers.contract.masked_text import shown_value
+from handlers.contract.masked_text import shown_value, unreadable_file
 from handlers.forward.transforms import TransformEntry, build_transforms
 from handlers.number_text import whole
 from handlers.settings.environment import invalid_setting
@@ -276,7 +276,9 @@ def _text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidSetting("CONFIG_FILE", found=f"{path}: {error}", accepted="a readable UTF-8 file") from None
+        raise InvalidSetting(
+            "CONFIG_FILE", found=unreadable_file(path, error), accepted="a readable UTF-8 file"
+        ) from None
 
 
 def _merged(contents: list[dict[str, Any]], faults: SettingFaults) -> dict[str, Any]:
@@ -418,7 +420,7 @@ def _check_unique(config: ConfigFile, faults: SettingFaults) -> None:
     for setting, given in names.items():
         twice = sorted(name for name, count in Counter(given).items() if count > 1)
         if twice:
-            faults.add(InvalidSetting(setting, found=f"{twice[0]!r} twice", accepted="each name once"))
+            faults.add(InvalidSetting(setting, found=f"{shown_value(twice[0])} twice", accepted="each name once"))
 
 
 def _check_pools(config: ConfigFile, faults: SettingFaults) -> None:
@@ -431,7 +433,7 @@ def _check_pools(config: ConfigFile, faults: SettingFaults) -> None:
     for path, pool_id in named:
         if pool_id not in pools:
             known = ", ".join(sorted(pools))
-            faults.add(InvalidSetting(f"{path}.worker_pool_id", found=repr(pool_id), accepted=f"one of {known}"))
+            faults.add(InvalidSetting(f"{path}.worker_pool_id", found=shown_value(pool_id), accepted=f"one of {known}"))
 
 
 def _check_gate_types(config: ConfigFile, faults: SettingFaults) -> None:
@@ -488,7 +490,7 @@ def check_merge_policy(policy: MergePolicy, faults: SettingFaults) -> None:
         name = getattr(given, field)
         if name and not _HEADER.fullmatch(name):
             setting = f"{MERGE_POLICY}.parameters.{field}"
-            faults.add(InvalidSetting(setting, found=repr(name[:80]), accepted="the name of a header"))
+            faults.add(InvalidSetting(setting, found=shown_value(name), accepted="the name of a header"))
 
 
 _DEFAULT_PORT: Final = 6379  # `llm-d-async` uses it for Sentinels too
@@ -510,7 +512,7 @@ def redis_address(url: str, mode: str, addrs: Sequence[str], master_name: str) -
     contradict each other.
     """
     if mode not in ("", *_MODES):
-        raise InvalidSetting("mode", found=repr(mode), accepted=f"one of {', '.join(_MODES)}")
+        raise InvalidSetting("mode", found=shown_value(mode), accepted=f"one of {', '.join(_MODES)}")
     _check_fields(mode, addrs, master_name)
     try:
         parts = urlsplit(url)
@@ -531,12 +533,14 @@ def redis_address(url: str, mode: str, addrs: Sequence[str], master_name: str) -
 def _check_fields(mode: str, addrs: Sequence[str], master_name: str) -> None:
     if addrs and mode not in ("cluster", "sentinel"):
         accepted = "no addresses unless mode is cluster or sentinel"
-        raise InvalidSetting("addrs", found=", ".join(addrs)[:80], accepted=accepted)
+        raise InvalidSetting("addrs", found=", ".join(map(shown_value, addrs))[:80], accepted=accepted)
     if master_name and mode != "sentinel":
         accepted = "no name unless mode is sentinel"
-        raise InvalidSetting("master_name", found=repr(master_name), accepted=accepted)
+        raise InvalidSetting("master_name", found=shown_value(master_name), accepted=accepted)
     if mode == "sentinel" and (not master_name or "/" in master_name):
-        raise InvalidSetting("master_name", found=repr(master_name), accepted="the master's name at the Sentinels")
+        raise InvalidSetting(
+            "master_name", found=shown_value(master_name), accepted="the master's name at the Sentinels"
+        )
 
 
 def _of_several(parts: SplitResult, mode: str, addrs: Sequence[str], master_name: str) -> str:
@@ -545,7 +549,7 @@ def _of_several(parts: SplitResult, mode: str, addrs: Sequence[str], master_name
     query = dict(parse_qsl(parts.query))
     database = query.pop("db", "") or parts.path.strip("/")
     if mode == "cluster" and database not in ("", "0"):
-        raise InvalidSetting("url", found=f"database {database!r}", accepted="database 0 with mode: cluster")
+        raise InvalidSetting("url", found=f"database {shown_value(database)}", accepted="database 0 with mode: cluster")
     path = f"/{master_name}/{database or 0}" if mode == "sentinel" else ""
     scheme, netloc = f"{parts.scheme}+{mode}", f"{credentials}{at}{hosts}"
     return SplitResult(scheme, netloc, path, urlencode(query), "").geturl()

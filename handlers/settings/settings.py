@@ -13,7 +13,7 @@ import msgspec
 from handlers.byte_budget import derived_budget, memory_limit, needed_memory
 from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.lenient_json import is_unicode
-from handlers.contract.masked_text import without_secrets
+from handlers.contract.masked_text import MASK, shown_path, shown_value, unreadable_file, without_secrets
 from handlers.contract.result import ANY, ANY_RESULT_LIST, ResultNames, read_result_names
 from handlers.forward.route import DEFAULT_HEADERS, PRIORITY_HEADER, Route, Routes, is_safe_path
 from handlers.gates.gate import TIER
@@ -38,6 +38,9 @@ _FULL_SUBSCRIPTION = re.compile(r"projects/([^/]+)/subscriptions/")
 _REDIS_SCHEMES = frozenset(
     {"redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster", "unix"}
 )
+
+
+_SECRET_FILES: Final = ("token_file", "password_file")
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -223,7 +226,9 @@ class Settings(msgspec.Struct, frozen=True):
         for name in Environment.__struct_fields__:
             value = getattr(self.env, name)
             if name in SECRETS and value:
-                value = "***"
+                value = MASK
+            if name.endswith(_SECRET_FILES) and value:
+                value = shown_path(value)
             values[name.upper()] = masked_url(value)
         return values
 
@@ -359,7 +364,7 @@ def _check_distinct(settings: Settings, faults: SettingFaults) -> None:
             continue
         if name in taken:
             accepted = f"a name other than {taken[name]}"
-            faults.add(InvalidSetting(setting, found=repr(name), accepted=accepted))
+            faults.add(InvalidSetting(setting, found=shown_value(name), accepted=accepted))
         elif setting == retry:
             taken[name] = setting
 
@@ -379,7 +384,7 @@ def _check_bases(settings: Settings, faults: SettingFaults) -> None:
         route = routes.default if entry is None else routes.of(_entry_name(entry))
         if shared := _overlap(urlsplit(route.base_url).path, route.path):
             accepted = f"a base URL without {shared}, since the path {route.path} starts with it"
-            faults.add(InvalidSetting(base, found=repr(masked_url(route.base_url)), accepted=accepted))
+            faults.add(InvalidSetting(base, found=shown_value(route.base_url), accepted=accepted))
 
 
 def _overlap(base: str, path: str) -> str:
@@ -424,7 +429,7 @@ def _check_redis(settings: Settings, faults: SettingFaults) -> None:
         check_url(setting, url, _REDIS_SCHEMES)
     for number, address in enumerate(file.addrs):
         if not _is_host(address):
-            faults.add(InvalidSetting(f"addrs[{number}]", found=repr(address), accepted="host:port"))
+            faults.add(InvalidSetting(f"addrs[{number}]", found=shown_value(address), accepted="host:port"))
     if not faults.touch(*_REDIS_FIELDS[1:]):
         with faults.collected():
             redis_address(
@@ -441,7 +446,7 @@ def _check_paths(settings: Settings, faults: SettingFaults) -> None:
     paths += [("ALLOWED_ENDPOINTS", path) for path in _names(settings.env.allowed_endpoints)]
     for setting, path in paths:
         if path and not is_safe_path(path, ("/",)):
-            faults.add(InvalidSetting(setting, found=repr(path), accepted="a plain path like /v1/completions"))
+            faults.add(InvalidSetting(setting, found=shown_value(path), accepted="a plain path like /v1/completions"))
 
 
 def _check_numbers(settings: Settings, faults: SettingFaults) -> None:
@@ -483,14 +488,14 @@ def check_url(setting: str, url: str, schemes: frozenset[str]) -> None:
     try:
         parts = urlsplit(url)
     except ValueError:  # brackets around something that is not an IPv6 address
-        raise InvalidSetting(setting, found=repr(masked_url(url)), accepted=accepted) from None
+        raise InvalidSetting(setting, found=shown_value(url), accepted=accepted) from None
     hosts = parts.netloc.rpartition("@")[2].split(",")  # Sentinel and Cluster URLs name several
     are_hosts = all(_is_host(host) for host in hosts)
     is_complete = are_hosts or (parts.scheme == "unix" and not parts.netloc and bool(parts.path))
     is_plain = url.isprintable() and " " not in url  # `urlsplit` drops line breaks, a connection does not
     is_base = parts.scheme not in ("http", "https") or not parts.query  # paths are joined to it
     if parts.scheme not in schemes or not is_complete or parts.fragment or not (is_base and is_plain):
-        raise InvalidSetting(setting, found=repr(masked_url(url)), accepted=accepted)
+        raise InvalidSetting(setting, found=shown_value(url), accepted=accepted)
 
 
 def _is_host(host: str) -> bool:
@@ -508,4 +513,6 @@ def read_secret(setting: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidSetting(setting, found=f"{path}: {error}", accepted="a readable file") from None
+        raise InvalidSetting(
+            setting, found=unreadable_file(path, error, is_secret=True), accepted="a readable file"
+        ) from None

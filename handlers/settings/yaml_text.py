@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.masked_text import shown_value
 
 
 def parse_yaml(text: str, setting: str) -> Any:
@@ -39,6 +40,6 @@ class _UniqueKeys(yaml.SafeLoader):
                 continue
             line = key.start_mark.line + 1
             if key.value in lines:
-                raise _RepeatedKey(f"the key {key.value[:80]!r} on line {lines[key.value]} and on line {line}")
+                raise _RepeatedKey(f"the key {shown_value(key.value)} on line {lines[key.value]} and on line {line}")
             lines[key.value] = line
         return super().construct_mapping(node, deep)

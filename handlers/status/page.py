@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.masked_text import shown_value
 from handlers.contract.request import MAX_ID_LENGTH
 from handlers.number_text import counted
 from handlers.redis_store.admin.whereabouts import Whereabouts
@@ -156,7 +157,7 @@ class Busy(Exception):
 HEALTH_PATHS: Final = frozenset({"/healthz", "/readyz"})
 
 
-def healthy() -> Response:
+def probe_answer() -> Response:
     """The answer to a probe. The page is ready even while Redis is unavailable, because it reports that."""
     return Response("ok\n", 200, mimetype="text/plain")
 
@@ -194,7 +195,7 @@ class StatusPages:
 
     def respond(self, request: Request) -> Response:
         if request.path in HEALTH_PATHS:
-            return healthy()
+            return probe_answer()
         if not self._hosts.has(request.headers.get("Host", "")):
             return Response(_MISDIRECTED, 421, _HEADERS, mimetype="text/plain")
         try:
@@ -369,7 +370,7 @@ def read_hosts(texts: Iterable[str], setting: str) -> frozenset[str]:
     for name in names:
         if _address(name) is None and not _NAME.fullmatch(name):
             accepted = "host names or addresses without a port, separated by commas"
-            raise InvalidSetting(setting, found=repr(name), accepted=accepted)
+            raise InvalidSetting(setting, found=shown_value(name), accepted=accepted)
     return frozenset(names)
 
 

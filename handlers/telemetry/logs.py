@@ -239,6 +239,9 @@ _LONGEST: Final = {"id": MAX_ID_LENGTH, "exception": LONGEST_LINE}
 """Fields with higher limits: operators search for ids and need whole exceptions."""
 _USER_INFO = re.compile(r"://[^\s\"'<>]{0,512}@")
 _AUTHORIZATION = re.compile(r"\b((?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+_QUERY = re.compile(
+    r"([?&;][\w.-]{0,64}(?:token|secret|passw(?:or)?d|key|sig|signature|credentials?|auth)=)[^&;#\s\"']+", re.IGNORECASE
+)
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
@@ -312,6 +315,8 @@ def _without_credentials(text: str) -> str:
         text = _USER_INFO.sub("://***@", text)
     if "earer" in text or "asic" in text or "EARER" in text or "ASIC" in text:
         text = _AUTHORIZATION.sub(r"\1***", text)
+    if "?" in text and "=" in text:
+        text = _QUERY.sub(r"\1***", text)
     return text
 
 

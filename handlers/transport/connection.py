@@ -267,7 +267,7 @@ class Connection(asyncio.Protocol):
             self._fail(httpx.RemoteProtocolError(f"no HTTP response: {error}"))
 
     def _parse_with_one_length(self, error: Exception) -> None:
-        """Parse again without the repeated lengths that the parser has refused, once the headers are complete."""
+        """Parse complete headers again, without the repeated lengths."""
         if _END not in b"".join(self._head[-len(_END) :]):  # parts may have a single byte
             return
         head = with_one_length(b"".join(self._head))

@@ -15,6 +15,7 @@ from typing import Final
 import httpx
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.masked_text import shown_value
 from handlers.forward.route import is_safe_path
 
 METADATA_FIELD: Final = "webhook_url"
@@ -57,7 +58,7 @@ def read_destination(text: str, keys: Sequence[bytes], setting: str) -> Destinat
     match = _ALLOWED.fullmatch(text)
     if match is None:
         accepted = "host/path, or host/path/ for all below it"
-        raise InvalidSetting(setting, found=repr(text), accepted=accepted)
+        raise InvalidSetting(setting, found=shown_value(text), accepted=accepted)
     return Destination(match["host"], match["path"], keys)
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from handlers.byte_budget import memory_limit
 from handlers.contract.errors import InvalidSetting, SettingFaults
+from handlers.contract.masked_text import shown_value
 from handlers.forward.gateway import Gateway
 from handlers.forward.outcome import FAILURES, failure_reason
 from handlers.forward.route import joined
@@ -173,7 +174,7 @@ def _tiers(settings: Settings) -> list[Finding]:
     entries += [(f"topics[{n}]", one.labels) for n, one in enumerate(settings.file.topics)]
     fix = f"use one of {', '.join(TIERS)}; any other counts as batch"
     return [
-        Finding(f"{path}.labels.{label}", "warning", repr(labels[label][:80]), fix)
+        Finding(f"{path}.labels.{label}", "warning", shown_value(labels[label]), fix)
         for path, labels in entries
         if labels.get(label, "batch") not in TIERS
     ]
@@ -456,7 +457,7 @@ async def _subscription(channel: PubSubChannel, name: str, wanted: float) -> Fin
     if deadline < wanted:
         fix = f"set ACK_DEADLINE_SECONDS to {deadline}, or the subscription's to {wanted:g}"
         return Finding(what, "fault", f"ack deadline is {deadline} s", fix)
-    return Finding(what, "ok", f"pushes to {endpoint}")
+    return Finding(what, "ok", f"pushes to {masked_url(endpoint)}")
 
 
 CHECKS: Final[dict[str, Check]] = {

@@ -12,13 +12,14 @@ import msgspec
 from handlers.contract.errors import InvalidSetting, SettingFaults
 from handlers.contract.events import Event
 from handlers.contract.lenient_json import MALFORMED, shape_of
+from handlers.contract.masked_text import shown_value
 from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.doors.cloudevents.dispatch import DispatchDoor, EventSink, SinkOptions
 from handlers.doors.cloudevents.foreign_event import HEADER_PREFIX, EventFields
 from handlers.doors.http_endpoint import Authenticator
 from handlers.forward.gateway import Gateway
 from handlers.number_text import counted
-from handlers.settings.settings import Settings, masked_url
+from handlers.settings.settings import Settings
 from handlers.telemetry.logs import Logger
 from handlers.transport.transport import TransportOptions
 from handlers.wiring.forward_stack import Handle, Parts, event_stack, recorded_handle
@@ -77,7 +78,7 @@ def event_fields(settings: Settings) -> EventFields | None:
         name = value.removeprefix(HEADER_PREFIX)
         if value and not (name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
             accepted = "a CloudEvent attribute such as `subject`, or `header:x-request-id`"
-            raise InvalidSetting(setting, found=repr(value), accepted=accepted)
+            raise InvalidSetting(setting, found=shown_value(value), accepted=accepted)
     fields = EventFields(
         id_from=env.event_id_from,
         tenant_from=env.event_tenant_from,
@@ -109,7 +110,7 @@ def _sink_parts(settings: Settings) -> tuple[ssl.SSLContext | None, dict[str, st
     """TLS and overrides of the sink. Raises `InvalidSetting`."""
     env = settings.env
     if env.k_sink and not env.k_sink.startswith(("http://", "https://")):
-        raise InvalidSetting("K_SINK", found=repr(masked_url(env.k_sink)), accepted="an http:// or https:// URL")
+        raise InvalidSetting("K_SINK", found=shown_value(env.k_sink), accepted="an http:// or https:// URL")
     return _tls(env.k_ca_certs), _overrides(env.k_ce_overrides)
 
 
@@ -123,7 +124,7 @@ def _overrides(text: str) -> dict[str, str]:
     for name in extensions:
         if not _EXTENSION.fullmatch(name) or name in _ATTRIBUTES:
             accepted = "extensions named with lower-case letters and digits, and no standard attribute"
-            raise InvalidSetting("K_CE_OVERRIDES", found=repr(name), accepted=accepted)
+            raise InvalidSetting("K_CE_OVERRIDES", found=shown_value(name), accepted=accepted)
     return extensions
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 
 from handlers.clock import FollowedClock
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.masked_text import shown_value
 from handlers.doors.auth.oidc import PushIdentity, PushIdentityOptions
 from handlers.doors.http_endpoint import Authenticator
 from handlers.doors.pubsub.push import PubSubPushDoor, PushContext, PushOptions, Subscription
@@ -140,7 +141,7 @@ async def check_topics(publisher: Publisher, settings: Settings, log: Logger) ->
             continue
         if state is TopicState.MISSING:
             accepted = "a topic that exists (`async-processor pubsub setup` creates it)"
-            raise InvalidSetting(setting, found=f"{topic!r}, which does not exist", accepted=accepted)
+            raise InvalidSetting(setting, found=f"{shown_value(topic)}, which does not exist", accepted=accepted)
 
 
 def subscriptions(settings: Settings) -> Callable[[str], Subscription | None]:

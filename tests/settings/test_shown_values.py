@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from handlers.wiring.setting_faults import find_faults
 from msgspec import inspect
 
-from handlers.contract.errors import InvalidSetting
+from handlers.contract.errors import InvalidSetting, SettingFaults
+from handlers.contract.masked_text import shown_value
+from handlers.doors.auth.bearer import DispatchToken, DispatchTokenOptions
 from handlers.gates.parameters import parse_parameters
 from handlers.gates.registry import GATE_KINDS
 from handlers.settings.config_file import ConfigFile
 from handlers.settings.environment import SECRETS, Environment, read_environment
-from handlers.settings.settings import load_settings
+from handlers.settings.settings import load_settings, read_settings, setting_warnings
 
 WRONG: tuple[object, ...] = ("zz-73519", -73519.5, 7351973519735197351973519, True)
 """Values of which most fields refuse some."""
@@ -103,6 +108,60 @@ def test_an_invalid_parameter_of_a_gate_is_shown_with_its_value(gate_type: str, 
                     assert shown(value) in str(one).lower(), one
 
 
+CREDENTIALS = [
+    "https://user:{}@host/path",
+    "http://{}@host",
+    "redis://:{}@h:6379/0",
+    "redis://:a@h1,redis://u:pa {}@h2",
+    "user:{}@host:8085",
+    "https:/user:{}@host",
+    "https://host/v1?x=1&key={}",
+    "https://host/v1?{}",
+    "http://host/#{}",
+    "https://host/p;token={}",
+    "Bearer {}",
+    "sig={}",
+    "AccountKey={};x",
+    '{{"password":"{}"}}',
+    "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----",
+]
+"""Values in which people hand over a credential, also in the wrong place."""
+
+
+def reported(variables: dict[str, str]) -> str:
+    """All that a start or `check` says about these settings."""
+    faults = SettingFaults()
+    settings = read_settings(variables, faults)
+    asyncio.run(find_faults(settings, faults))
+    return "\n".join([*map(str, faults.found), str(settings.shown()), *setting_warnings(settings)])
+
+
+@pytest.mark.parametrize("carrier", CREDENTIALS)
+def test_a_shown_value_has_no_credential(carrier: str) -> None:
+    assert "hunter2" not in shown_value(carrier.format("hunter2"))
+
+
+@pytest.mark.parametrize("carrier", ["https://user:{}@host/path", "https://host/v1?{}", "Bearer {}"])
+def test_no_error_shows_a_credential_whatever_its_setting(carrier: str, tmp_path: Path) -> None:
+    value, file = carrier.format("hunter2"), tmp_path / "config.json"
+    cases = [{name.upper(): value} for name in Environment.__struct_fields__]
+    contents = [content_with(path, value) for path in PLACES]
+    contents += [{"pools": [{"id": "p", "gate_type": kind, "gate_params": {name: value}}]} for kind, name in PARAMETERS]
+    assert [case for case in cases if "hunter2" in reported(case)] == []
+    for content in contents:
+        file.write_text(json.dumps(content))
+        assert "hunter2" not in reported({"CONFIG_FILE": str(file)}), content
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in Environment.__struct_fields__ if name.endswith(("token_file", "password_file"))]
+)
+def test_a_secret_in_place_of_its_files_name_is_not_shown(name: str) -> None:
+    assert "hunter2" not in reported({name.upper(): "hunter2-0123456789abcdef"})
+    with pytest.raises(InvalidSetting, match=r"\*\*\*: No such file"):
+        DispatchToken(DispatchTokenOptions(path=Path("hunter2-0123456789abcdef")))
+
+
 WITHOUT_VALUE = {
     "nothing",
     "an unknown field",
@@ -136,3 +195,20 @@ def test_no_error_text_leaves_the_value_out(path: Path) -> None:
         if keyword.arg == "found" and isinstance(keyword.value, ast.Constant)
     ]
     assert [text for text in texts if text not in WITHOUT_VALUE] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "handlers").rglob("*.py")), ids=lambda path: path.name)
+def test_no_error_text_quotes_a_value_unmasked(path: Path) -> None:
+    """`shown_value` masks credentials, `repr` does not."""
+    found = [
+        ast.unparse(keyword.value)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "InvalidSetting"
+        for keyword in node.keywords
+        if keyword.arg == "found" and re.search(r"\brepr\(|!r\}", ast.unparse(keyword.value))
+    ]
+    assert [text for text in found if text not in UNMASKED] == []
+
+
+UNMASKED = {"repr(os.fsencode(path))"}
+"""The name of a file that is not UTF-8."""

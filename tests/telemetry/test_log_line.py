@@ -159,6 +159,9 @@ def test_the_length_of_a_line_is_bounded() -> None:
         "authorization: Bearer canary-secret.abc_def",
         "Authorization: Basic canary-secret==",
         "BEARER canary-secret",
+        "no answer of http://metrics:9090/m?x=1&api-key=canary-secret",
+        "Max retries exceeded with url: /v1/traces?token=canary-secret",
+        "pushes to https://door/push?sig=canary-secret#a",
     ],
 )
 @pytest.mark.parametrize("form", ["json", "text"])

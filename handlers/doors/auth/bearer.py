@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from handlers.contract.errors import InvalidSetting
+from handlers.contract.masked_text import unreadable_file
 from handlers.doors.door import Refusal
 from handlers.number_text import counted
 from handlers.telemetry.logs import get_logger
@@ -112,7 +113,7 @@ def _tokens_of(options: DispatchTokenOptions) -> tuple[bytes, ...]:
     try:
         tokens = tuple(options.path.read_bytes().split())
     except OSError as error:
-        found = f"{options.path}: {error.strerror}"
+        found = unreadable_file(str(options.path), error, is_secret=True)
         raise InvalidSetting(f"{options.setting}_FILE", found=found, accepted="a readable file") from None
     return _checked(f"{options.setting}_FILE", f"{options.path} with ", tokens)
 

@@ -25,6 +25,7 @@ from jwt.algorithms import RSAAlgorithm
 
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.contract.lenient_json import MALFORMED
+from handlers.contract.masked_text import shown_value
 from handlers.number_text import whole
 from handlers.telemetry.logs import get_logger
 from handlers.transport.failures import UnusableResponse
@@ -62,7 +63,7 @@ class SigningKeysOptions(msgspec.Struct, frozen=True):
         parts = urlsplit(self.certs_url)
         is_safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
         if not parts.hostname or not is_safe:
-            raise InvalidSetting("PUSH_CERTS_URL", found=repr(self.certs_url), accepted="an https:// URL")
+            raise InvalidSetting("PUSH_CERTS_URL", found=shown_value(self.certs_url), accepted="an https:// URL")
 
 
 class _BadAnswer(Exception):

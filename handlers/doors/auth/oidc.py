@@ -19,6 +19,7 @@ from jwt import InvalidSignatureError, PyJWS, PyJWTError
 
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.lenient_json import MALFORMED
+from handlers.contract.masked_text import shown_value
 from handlers.doors.auth.bearer import bearer_token
 from handlers.doors.auth.google_keys import KeysUnavailable, SigningKeys, SigningKeysOptions
 from handlers.doors.door import Refusal
@@ -57,7 +58,7 @@ class PushIdentityOptions(msgspec.Struct, frozen=True):
         if not self.audience:
             raise InvalidSetting("PUSH_AUDIENCE", found="nothing", accepted=f"the subscription's audience{_OR_NONE}")
         if "@" not in self.service_account_email:
-            found = repr(self.service_account_email) if self.service_account_email else "nothing"
+            found = shown_value(self.service_account_email) if self.service_account_email else "nothing"
             accepted = f"the e-mail of the account that pushes{_OR_NONE}"
             raise InvalidSetting("PUSH_SERVICE_ACCOUNT", found=found, accepted=accepted)
 

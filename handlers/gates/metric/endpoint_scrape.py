@@ -10,7 +10,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlers.contract.accepted import about
-from handlers.contract.masked_text import without_secrets
+from handlers.contract.masked_text import shown_value, without_secrets
 from handlers.contract.request import Request
 from handlers.gates.gate import CLOSED_RETRY_SECONDS, NO_LABELS, Gate, Go, Refuse, Verdict
 from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
@@ -66,7 +66,11 @@ class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if bool(self.pods_url) != bool(self.pods_metric):
-            given = f"pods_url {self.pods_url!r}" if self.pods_url else f"pods_metric {self.pods_metric!r}"
+            given = (
+                f"pods_url {shown_value(self.pods_url)}"
+                if self.pods_url
+                else f"pods_metric {shown_value(self.pods_metric)}"
+            )
             raise InconsistentParameters("pods_url", found=f"{given} alone", accepted="both, or neither")
         if self.pods_url and not self.max_count_per_pod:
             raise InconsistentParameters("max_count_per_pod", found="0 with pods_url", accepted="a number above 0")

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from handlers.contract.accepted import about
+from handlers.contract.masked_text import shown_value
 from handlers.contract.request import Request
 from handlers.gates.gate import (
     CLOSED_RETRY_SECONDS,
@@ -57,7 +58,9 @@ class LeasedRateParameters(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.pool and self.pool_id:
             raise InconsistentParameters(
-                "pool_id", found=f"pool {self.pool!r} and pool_id {self.pool_id!r}", accepted="one of the two"
+                "pool_id",
+                found=f"pool {shown_value(self.pool)} and pool_id {shown_value(self.pool_id)}",
+                accepted="one of the two",
             )
         if self.burst is not None and self.burst_seconds is not None:
             raise InconsistentParameters(
