@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from handlers.wiring.setting_faults import find_faults
 from msgspec import inspect
 
 from handlers.contract.errors import InvalidSetting, SettingFaults
@@ -23,6 +22,7 @@ from handlers.gates.registry import GATE_KINDS
 from handlers.settings.config_file import ConfigFile
 from handlers.settings.environment import SECRETS, Environment, read_environment
 from handlers.settings.settings import load_settings, read_settings, setting_warnings
+from handlers.wiring.checks import find_faults
 
 WRONG: tuple[object, ...] = ("zz-73519", -73519.5, 7351973519735197351973519, True)
 """Values of which most fields refuse some."""
