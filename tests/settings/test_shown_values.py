@@ -129,7 +129,7 @@ CREDENTIALS = [
 
 
 def reported(variables: dict[str, str]) -> str:
-    """All that a start or `check` says about these settings."""
+    """All texts that a start or `check` prints about these settings."""
     faults = SettingFaults()
     settings = read_settings(variables, faults)
     asyncio.run(find_faults(settings, faults))
