@@ -246,14 +246,6 @@ _MOST_FAULTS = 20
 _LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}
 
 
-def read_config_file(path: str) -> ConfigFile:
-    """Read and check the files at `path`. Raises `InvalidSetting` with all faults; see `partial_config_file`."""
-    faults = SettingFaults()
-    config = partial_config_file(path, faults)
-    faults.raise_all()
-    return config
-
-
 def partial_config_file(path: str, faults: SettingFaults) -> ConfigFile:
     """Read, merge and check the files at `path`, separated by commas.
 
@@ -297,14 +289,6 @@ def _merged(contents: list[dict[str, Any]], faults: SettingFaults) -> dict[str, 
             else:
                 merged[name] = value
     return merged
-
-
-def parse_config_file(text: str) -> ConfigFile:
-    """Parse and check the text of a file (YAML or JSON). Raises `InvalidSetting` with all faults."""
-    faults = SettingFaults()
-    config = _config(_content(text), faults)
-    faults.raise_all()
-    return config
 
 
 def _content(text: str) -> dict[str, Any]:

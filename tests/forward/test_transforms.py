@@ -20,9 +20,9 @@ from handlers.forward.gateway import Gateway
 from handlers.forward.outcome import Answered
 from handlers.forward.route import Route, Routes
 from handlers.forward.transforms import TRANSFORMS, GcsUriMultipart, TransformEntry, build_transforms
-from handlers.settings.config_file import parse_config_file
 from handlers.transport.transport import TransportOptions
 from tests.servers.raw_http import answer, running_raw_http
+from tests.settings.config_files import parse_config_file
 
 TRANSFORM = GcsUriMultipart(frozenset({"gcs"}))
 DEADLINE = datetime(2033, 5, 18, 3, 33, 20, tzinfo=UTC).timestamp()  # 2,000,000,000

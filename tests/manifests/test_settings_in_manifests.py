@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from handlers.settings.config_file import parse_config_file
 from handlers.settings.environment import Environment
 from handlers.settings.settings import load_settings
 from tests.manifests.rendering import (
@@ -19,6 +18,7 @@ from tests.manifests.rendering import (
     read_settings,
     render,
 )
+from tests.settings.config_files import parse_config_file
 
 KNOWN = {name.upper(): name for name in Environment.__struct_fields__}
 DEFAULTS = Environment()

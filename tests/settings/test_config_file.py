@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidSetting
-from handlers.settings.config_file import MOST_QUEUES, ConfigFile, parse_config_file, read_config_file
+from handlers.settings.config_file import MOST_QUEUES, ConfigFile
 from tests.contract.json_texts import JSON
+from tests.settings.config_files import parse_config_file, read_config_file
 
 
 def refused(text: str) -> InvalidSetting:

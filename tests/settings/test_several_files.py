@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from handlers.contract.errors import InvalidSetting
-from handlers.settings.config_file import ConfigFile, read_config_file
+from handlers.settings.config_file import ConfigFile
+from tests.settings.config_files import read_config_file
 
 QUEUES = """[
   {"id": "a", "queue_name": "queue-a", "igw_base_url": "http://gateway", "request_path_url": "/v1/completions",
