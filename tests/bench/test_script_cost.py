@@ -97,3 +97,39 @@ def test_a_call_of_a_script_costs_a_bounded_multiple_of_a_plain_write(redis: Red
 
     print(f"{call}: {cost:.1f} ms, {cost / plain:.1f} x ZADD ({plain:.1f} ms)")
     assert cost <= MOST * plain
+
+
+_PAYLOAD = b'"deadline":1999999999,"payload":{}'
+_QUEUE = ["q", "q:claimed", "q:owners", "q:idx", "q:deaths"]
+_CLAIM = [64, 30, "ab12", 0, 1, 1_000_000, 0, 0]
+_RECALL = [30, "ab12", 1, 0, 500, 1_000_000, 1, "-inf", "+inf", *(f"other-{n}\0t-{n}" for n in range(500))]
+MOST_MS = 20.0
+
+
+def _slow_to_read(number: int, size: int) -> dict[str, bytes]:
+    """Legal members of one producer, from which reading the id or the token takes as long as it can."""
+    spaces, own = b" " * size, b'"id":"a%d"' % number
+    return {
+        "spaces": spaces + b"{%b,%b}" % (own, _PAYLOAD),
+        "spaces after the same id": b'{"id":"a"' + spaces + b",%b}" % _PAYLOAD + b" " * number,
+        "spaces in a count": b'{"internal":{"retry_count"%b:%b1},"data":{%b,%b}}' % (spaces, spaces, own, _PAYLOAD),
+        "signs": b'{"a":%b,%b,%b}' % (b'""' * (size // 2), own, _PAYLOAD),
+        "a late count": b'{"internal":{"x":"%b","retry_count":1},"data":{%b,%b}}' % (spaces, own, _PAYLOAD),
+        "escaped tokens": b'{"internal":{"request_token":"\\n%d"%b},"data":{%b,%b}}' % (number, spaces, own, _PAYLOAD),
+    }
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("size", [900, 2_000, 15_000])
+@pytest.mark.parametrize("form", _slow_to_read(0, 0))
+def test_members_that_are_slow_to_read_delay_a_claim_and_a_search_by_milliseconds(
+    redis: Redis, form: str, size: int
+) -> None:
+    found, count = {}, min(1_100, 2_000_000 // size)
+    for name, given in {"claim": _CLAIM, "recall": _RECALL}.items():
+        sha = redis.script_load(script_text(name))
+        commands = [["ZADD", "q", str(n), _slow_to_read(n, size)[form].decode()] for n in range(count)]
+        found[name] = _cheapest(redis, commands, lambda sha=sha, given=given: redis.evalsha(sha, 5, *_QUEUE, *given))  # type: ignore[misc]
+
+    print(f"{form}, {size} bytes: {found}")
+    assert max(found.values()) <= MOST_MS

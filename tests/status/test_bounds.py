@@ -55,6 +55,26 @@ async def test_an_id_is_found_in_every_spelling_of_json(store: Redis) -> None:
         assert (await search(store, [QUEUE], RETRIES, name, cluster=False)).found, name
 
 
+@pytest.mark.parametrize("is_allowed", [True, False])
+async def test_a_sample_of_a_hash_reads_no_value_that_it_does_not_return(
+    valkey: Valkey, store: Redis, is_allowed: bool
+) -> None:
+    """Also without HSCAN, whose form that returns names alone is missing in Redis before 7.4."""
+    for number in range(40):
+        await store.hset("h", f"large{number}", "x" * (LONGEST_SAMPLED + 1))
+    await store.hset("h", "small", "y")
+    commands = ["+@all"] if is_allowed else ["+@all", "-hscan"]
+    await store.acl_setuser("viewer", enabled=True, nopass=True, keys=["*"], commands=commands)
+    viewer = Redis.from_url(valkey.url.replace("://", "://viewer:x@"))
+    await store.config_resetstat()
+
+    assert sorted(await sample_members(viewer, "HSCAN", "h")) == [b""] * 40 + [b"y"]
+
+    assert (await store.info("commandstats"))["cmdstat_hget"]["calls"] == 1
+    await viewer.aclose()
+    await store.acl_deluser("viewer")
+
+
 async def test_a_sample_is_bounded_by_bytes(store: Redis) -> None:
     await store.zadd(QUEUE, {member(f"m{number}", 100_000): number for number in range(100)})
     await store.zadd(RETRIES, {member(f"large{number}", 3_000_000): number for number in range(5)})

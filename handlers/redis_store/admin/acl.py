@@ -51,7 +51,8 @@ _POLLER_COMMANDS = (
     "+config|get +subscribe"
 )
 _STATUS_COMMANDS = (
-    "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hscan +hgetall +lrange +get +type +time +eval_ro +evalsha_ro"
+    "+zcard +hlen +llen +zrange +zcount +zrevrange +hget +hkeys +hscan +hstrlen +hgetall +lrange +get +type +time "
+    "+eval_ro +evalsha_ro"
 )
 _PRODUCER_COMMANDS = (
     "+getrange +set +del +exists +incr +incrby +expireat +expire +pttl +pexpiretime +zadd +zcard +zscore "

@@ -5,6 +5,7 @@
 -- KEYS[3] {async-processor}:status:finished-bytes  string  bytes of all ids and records
 -- ARGV[1] most records  ARGV[2] most bytes  ARGV[3] seconds to keep  ARGV[4…] for each: request id, record
 -- Returns the number of records that are kept.
+local MOST_DROPPED = 2000
 local clock = redis.call('TIME')
 local now = tonumber(clock[1])
 local bytes = tonumber(redis.call('GET', KEYS[3]) or '0')
@@ -27,7 +28,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - tonumber(
   redis.call('ZREM', KEYS[2], id)
 end
 local count = redis.call('ZCARD', KEYS[2])
-while count > 0 and (count > tonumber(ARGV[1]) or bytes > tonumber(ARGV[2])) do
+for _ = 1, math.min(count, MOST_DROPPED) do -- more may remain after the limits were lowered
+  if count <= tonumber(ARGV[1]) and bytes <= tonumber(ARGV[2]) then
+    break
+  end
   forget(redis.call('ZPOPMIN', KEYS[2])[1])
   count = count - 1
 end

@@ -4,13 +4,14 @@
 -- ARGV[4] most bytes (the entry that exceeds them is the last)  ARGV[5] longest entry that is returned
 -- ARGV[6…] texts; only entries that contain one of them are returned (none given: all)
 -- Returns {next cursor or rank, '0' at the end; entries read; bytes read; {name, value or score, bytes of both; …}}.
--- An entry longer than ARGV[5] is returned empty with its size; an entry of a zset also has its score, one of a hash
--- the first 256 bytes of its name. Entries are read one by one, since each may have ten megabytes. In a hash, the names
--- of one bucket are read first, then their values. Servers that cannot return names alone (before Redis 7.4 and
--- Valkey 8) return a bucket with its values.
+-- An entry longer than ARGV[5] is returned empty with its size, in a zset with its score too, in a hash with the first
+-- 256 bytes of its name. Entries are read one by one, since each may have ten megabytes: of a hash, first the names of
+-- one bucket, then the values that are returned or searched. Servers that cannot return a bucket's names alone (before
+-- Redis 7.4 and Valkey 8) return all names of a small hash, and a bucket of a large one with its values.
 local kind, cursor = ARGV[1], ARGV[2]
 local most, most_bytes, longest = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local entries, bytes, steps, rows = 0, 0, 0, {}
+local SMALL_HASH = 1000
 
 local function is_wanted(name, value)
   for n = 6, #ARGV do
@@ -21,9 +22,8 @@ local function is_wanted(name, value)
   return #ARGV < 6
 end
 
-local function add(name, value)
-  local size = #name + #value
-  entries, bytes = entries + 1, bytes + size
+local function add(name, value, size)
+  entries, bytes = entries + 1, bytes + #name + #value
   if is_wanted(name, value) then
     local is_shown, is_scored = size <= longest, kind == 'ZRANGE' or kind == 'ZREVRANGE'
     rows[#rows + 1] = is_shown and name or (kind == 'HSCAN' and string.sub(name, 1, 256) or '')
@@ -36,31 +36,52 @@ local function is_full()
   return entries >= most or bytes >= most_bytes
 end
 
--- A cursor inside a bucket ends with the digest of the name that was read last. If that entry is removed, the entries
--- before it may be read again, as with the server's own cursors.
+-- The names of a bucket and the next cursor, or nothing.
+local function names_of(bucket)
+  local page = redis.pcall('HSCAN', KEYS[1], bucket, 'COUNT', 1, 'NOVALUES')
+  if not page.err then
+    return page[2], page[1]
+  end
+  local names = bucket == '0' and redis.call('HLEN', KEYS[1]) <= SMALL_HASH and redis.pcall('HKEYS', KEYS[1])
+  if names and not names.err then -- an ACL of an earlier version refuses HKEYS
+    return names, '0'
+  end
+end
+
+local function read_value(name)
+  local size = #ARGV < 6 and redis.pcall('HSTRLEN', KEYS[1], name)
+  if type(size) == 'number' and #name + size > longest then
+    return add(name, '', #name + size)
+  end
+  local value = redis.call('HGET', KEYS[1], name) or ''
+  add(name, value, #name + #value)
+end
+
+-- A cursor inside a bucket ends with the digest of the name that was read last. Entries before it may be read again if
+-- that one is removed, as with the server's own cursors.
 local function read_bucket()
   local bucket, last = string.match(cursor, '^(%d+):?(%x*)$')
-  local page = redis.pcall('HSCAN', KEYS[1], bucket, 'COUNT', 1, 'NOVALUES')
-  if page.err then
-    page = redis.call('HSCAN', KEYS[1], bucket, 'COUNT', 1)
+  local names, after = names_of(bucket)
+  if not names then
+    local page = redis.call('HSCAN', KEYS[1], bucket, 'COUNT', 1)
     cursor = page[1]
     for n = 1, #page[2], 2 do
-      add(page[2][n], page[2][n + 1])
+      add(page[2][n], page[2][n + 1], #page[2][n] + #page[2][n + 1])
     end
     return
   end
-  local names, first = page[2], 1
+  local first = 1
   for n = 1, last ~= '' and #names or 0 do
     first = redis.sha1hex(names[n]) == last and n + 1 or first
   end
   for n = first, #names do
-    add(names[n], redis.call('HGET', KEYS[1], names[n]) or '')
+    read_value(names[n])
     if is_full() and n < #names then
       cursor = bucket .. ':' .. redis.sha1hex(names[n])
       return
     end
   end
-  cursor = page[1]
+  cursor = after
 end
 
 local function read_rank()
@@ -72,7 +93,7 @@ local function read_rank()
     found = redis.call('ZRANGE', KEYS[1], rank, rank, 'WITHSCORES')
   end
   if #found > 0 then
-    add(found[1], found[2] or '')
+    add(found[1], found[2] or '', #found[1] + #(found[2] or ''))
   end
   cursor = #found > 0 and string.format('%.0f', cursor + 1) or '0'
 end

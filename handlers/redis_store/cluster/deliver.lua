@@ -9,6 +9,7 @@
 -- ARGV[3n + 1] id   ARGV[3n + 2] result or member   ARGV[3n + 3] score (of a zset)
 -- Returns 1, or 0 if KEYS[1] is of another type (then nothing was changed).
 -- include _run
+-- include _bounded
 local clock = run('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local window = tonumber(ARGV[3])
@@ -32,7 +33,7 @@ end
 if ARGV[2] ~= '' then
   try('EXPIRE', KEYS[1], ARGV[2])
 end
-try('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.6f', now - 3600))
+pcall(remove_old, KEYS[2], string.format('%.6f', now - 3600))
 local life = math.ceil(last - now) + 3600
 if (try('PTTL', KEYS[2]) or 0) < life * 1000 then
   try('EXPIRE', KEYS[2], string.format('%.0f', life))

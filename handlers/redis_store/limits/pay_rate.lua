@@ -5,20 +5,22 @@
 -- KEYS[2] {<KEYS[1]>}:paid               zset  submission, score = when it is forgotten, Unix seconds of this server
 -- ARGV[1] submission   ARGV[2] limit   ARGV[3] window, seconds   ARGV[4] how long to remember it, seconds
 -- Returns 1 if it may be sent, else 0; 1 if this call took a unit, else 0; seconds until a unit is free (as text).
+-- include _bounded
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local window = tonumber(ARGV[3])
 
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.6f', now))
-if redis.call('ZSCORE', KEYS[2], ARGV[1]) then
+remove_old(KEYS[2], string.format('%.6f', now))
+if (tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1]) or '0') or 0) > now then
   return { 1, 0, '0' }
 end
 
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', (now - window) * 1000000000))
-local used = redis.call('ZCARD', KEYS[1])
+local ended = string.format('%.0f', (now - window) * 1000000000)
+remove_old(KEYS[1], ended)
+local used = redis.call('ZCOUNT', KEYS[1], '(' .. ended, '+inf')
 local limit = tonumber(ARGV[2])
 if used >= limit then
-  local next_free = redis.call('ZRANGE', KEYS[1], used - limit, used - limit, 'WITHSCORES')
+  local next_free = redis.call('ZRANGE', KEYS[1], -limit, -limit, 'WITHSCORES')
   local wait = tonumber(next_free[2]) / 1000000000 + window - now
   return { 0, 0, string.format('%.6f', math.max(0, wait)) }
 end

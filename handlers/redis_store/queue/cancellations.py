@@ -6,11 +6,13 @@ a crashed poller's claim is returned. A later search finds it in its new place.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
+from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoPermissionError
 
 from handlers.contract.request import score_of
@@ -175,11 +177,12 @@ SWEPT: Final = "{async-processor}:cancellations-swept"
 """STRING: exists while no poller needs to sweep again."""
 
 _LEAST_PAUSE_SECONDS: Final = 0.4
+_HELD_SECONDS: Final = 5.0
+"""For this long after each page no other poller sweeps, so that it can take over if this one has crashed."""
 _PAUSE_FACTOR: Final = 20
-"""A pause is this many times as long as the shorter of the last two sweeps. Other work of the poller may have delayed
-one of them."""
+"""The pause after a page is this many times as long as the shorter of the last two pages. Other work of the poller may
+have delayed one of them. So a sweep takes at most a twentieth of the server's time, however many keys there are."""
 _SCAN_COUNT: Final = 1_000
-_BATCH: Final = 500
 
 
 class ForeignCancellations:
@@ -188,10 +191,10 @@ class ForeignCancellations:
     `is_allowed` is false if the ACL refuses SCAN.
     """
 
-    def __init__(self, redis: Store) -> None:
+    def __init__(self, redis: Store, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
         self._redis = redis
+        self._sleep = sleep
         self._note = lua_script(redis, "note_cancelled")
-        self._pause_seconds = _LEAST_PAUSE_SECONDS
         self._took_seconds = 0.0
         self.is_allowed = True
 
@@ -206,24 +209,36 @@ class ForeignCancellations:
             return 0
 
     async def _swept(self) -> int:
-        pause_ms = round(1_000 * self._pause_seconds)
-        if not await self._redis.set(SWEPT, "1", nx=True, px=pause_ms):
+        if not await self._redis.set(SWEPT, "1", nx=True, px=round(1_000 * _HELD_SECONDS)):
             return 0
-        began_at = time.monotonic()
-        noted = await self._noted()
-        before, self._took_seconds = self._took_seconds, time.monotonic() - began_at
-        self._pause_seconds = max(_LEAST_PAUSE_SECONDS, _PAUSE_FACTOR * min(before, self._took_seconds))
+        noted = 0
+        nodes: list[Any] = [None]
+        if isinstance(self._redis, RedisCluster):
+            await self._redis.initialize()
+            nodes = self._redis.get_primaries()
+        for node in nodes:
+            cursor: int | None = None
+            while cursor != 0:
+                began_at = time.monotonic()
+                cursor, keys = await self._page(node, cursor or 0)
+                noted += await self._note_live(keys) if keys else 0
+                await self._pause(time.monotonic() - began_at)
+        await self._redis.set(SWEPT, "1", px=round(1_000 * _LEAST_PAUSE_SECONDS))
         return noted
 
-    async def _noted(self) -> int:
+    async def _page(self, node: Any, cursor: int) -> tuple[int, list[bytes]]:
+        """The next cursor (0: the end) and the ids found."""
+        given = {"target_nodes": node} if node else {}
+        answer: Any = await self._redis.scan(cursor, match=cancel_key("*"), count=_SCAN_COUNT, **given)
+        after, keys = answer
         prefix = cancel_key("").encode()
-        noted, ids = 0, list[bytes]()
-        async for key in self._redis.scan_iter(match=cancel_key("*"), count=_SCAN_COUNT):
-            ids.append(key.removeprefix(prefix))
-            if len(ids) == _BATCH:
-                noted += await self._note_live(ids)
-                ids = []
-        return noted + (await self._note_live(ids) if ids else 0)
+        return after[node.name] if node else after, [key.removeprefix(prefix) for key in keys]
+
+    async def _pause(self, took_seconds: float) -> None:
+        before, self._took_seconds = self._took_seconds, took_seconds
+        seconds = _PAUSE_FACTOR * min(before, took_seconds)
+        await self._redis.set(SWEPT, "1", px=round(1_000 * (seconds + _HELD_SECONDS)))
+        await self._sleep(seconds)
 
     async def _note_live(self, ids: list[bytes]) -> int:
         """Add the ids whose live submission is cancelled to the list."""

@@ -47,8 +47,9 @@ while range <= ranges do
     end
     local place = rank + passed
     local member, score = unpack(run('ZRANGE', KEYS[1], place, place, 'WITHSCORES'))
-    room, looked = room - #member, looked + 1
-    if is_named(member, wanted, tokens) then
+    local is_wanted, weight = is_named(member, wanted, tokens)
+    room, looked = room - #member, looked + weight
+    if is_wanted then
       local owner = ARGV[2] .. ':' .. looked .. ':s=' .. score
       local key, deaths = hold(member, place, owner, lease_end)
       count = count - 1

@@ -23,6 +23,6 @@ for n = 1, #ARGV / 2 do
     answer[n] = 0
   end
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now - 3600))
+remove_old(KEYS[1], string.format('%.6f', now - 3600))
 redis.call('EXPIRE', KEYS[1], 3600)
 return answer

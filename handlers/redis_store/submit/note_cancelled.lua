@@ -6,6 +6,7 @@
 -- ARGV[1] 1: skip requests that are listed already, else 0
 -- ARGV[2n] milliseconds until the deadline   ARGV[2n + 1] id NUL token
 -- Returns how many were new.
+-- include _bounded
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local added = 0
@@ -14,6 +15,6 @@ for at = 2, #ARGV, 2 do
   local is_told = ARGV[1] == '1' and redis.call('ZSCORE', KEYS[1], entry)
   added = added + (is_told and 0 or redis.call('ZADD', KEYS[1], string.format('%.6f', now), entry))
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.6f', now - 3600))
+remove_old(KEYS[1], string.format('%.6f', now - 3600))
 redis.call('EXPIRE', KEYS[1], 3600)
 return added

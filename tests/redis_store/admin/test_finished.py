@@ -44,6 +44,12 @@ async def test_the_oldest_records_beyond_the_number_are_dropped(bench: Bench) ->
     assert await bench.redis.hlen(FINISHED) == await bench.redis.zcard(f"{FINISHED}-idx") == 3
 
 
+async def test_after_the_limit_is_lowered_records_are_dropped_in_portions(bench: Bench) -> None:
+    roomy, few = (FinishedRecords(bench.redis, FinishedLimits(most, 10_000_000, 3_600)) for most in (5_000, 10))
+    await roomy.write([(f"id-{number}", record()) for number in range(3_000)])
+    assert [await few.write([("new", record())]) for _ in range(2)] == [1_001, 10]
+
+
 async def test_records_stay_within_their_bytes_when_they_are_replaced(bench: Bench) -> None:
     records = FinishedRecords(bench.redis, FinishedLimits(1_000, 2_000, 3_600))
     for number in range(60):

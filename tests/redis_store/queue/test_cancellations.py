@@ -109,6 +109,7 @@ async def test_a_long_list_is_read_in_pages(store: Redis, monkeypatch: pytest.Mo
     monkeypatch.setattr("handlers.redis_store.queue.cancellations.PAGE_ENTRIES", 3)
     for number in range(11):
         await store.zadd(CANCELLATIONS, {b"%d\0r-%02d\0t" % (DEADLINE, number): 100 + number // 5})
+    await Cancellations(store).due()  # loads the script
     await store.config_resetstat()
     assert [one.key for one in await Cancellations(store).due()] == [b"r-%02d\0t" % number for number in range(11)]
     assert (await store.info("commandstats"))["cmdstat_evalsha"]["calls"] == 5
@@ -374,3 +375,31 @@ async def test_a_sweep_that_redis_cuts_off_is_made_again(store: Redis, monkeypat
             await foreign.sweep()
     await store.delete(SWEPT)
     assert await foreign.sweep() == 1
+
+
+async def test_a_long_sweep_pauses_after_each_page_and_keeps_other_pollers_from_sweeping(
+    store: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.redis_store.queue.cancellations._SCAN_COUNT", 10)
+    for number in range(200):
+        await marked(store, f"r-{number}", "t", "t")
+    pauses, others = list[float](), list[int]()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        others.append(await ForeignCancellations(store).sweep())
+
+    assert await ForeignCancellations(store, sleep).sweep() == 200
+    assert len(pauses) > 10 and all(pauses[1:])
+    assert set(others) == {0}
+
+
+async def test_old_cancellations_are_removed_a_thousand_at_a_time(store: Redis) -> None:
+    """However many expire at once, no call takes long."""
+    await store.zadd(CANCELLATIONS, {b"1\0old-%d\0t" % number: 1 + number for number in range(2_500)})
+    left = []
+    for number in range(3):
+        await store.set(active_key(f"r-{number}"), "t", ex=600)
+        assert await Submissions(store).cancel([(f"r-{number}", "t")]) == [True]
+        left.append(await store.zcount(CANCELLATIONS, 0, 3_000))
+    assert left == [1_499, 498, 0]

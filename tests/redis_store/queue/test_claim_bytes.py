@@ -158,3 +158,23 @@ async def test_the_id_is_read_from_the_first_four_kilobytes_and_else_is_a_digest
     far = b'{"payload": {"p": "' + text + b'"}, "id": "far", "deadline": 9}'
     assert (await bench.claimed(near)).claim_key == b"near"
     assert (await bench.claimed(far)).claim_key == hashlib.sha1(far, usedforsecurity=False).hexdigest().encode()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b'"created": -1.5e+3, "x": true,\n\t"y" : null , "z":[1, {"id": "inner"}, "]"], ',
+        b'"x": "a \\" quote", "y": "\\\\", "z": {"id": "inner", "data": {"id": "deeper"}}, ',
+        b" " * 3_000,
+        b'"x": {}, "y": [], "z": "", "w": 0.5, ',
+        b'"data": "no object", "internal": 7, ',
+    ],
+)
+async def test_the_id_of_a_large_member_is_read_after_any_values(bench: Bench, before: bytes) -> None:
+    member = b"{" + before + b'"id": "own", "deadline": 9, "payload": {"p": "' + b"x" * 5_000 + b'"}}'
+    assert (await bench.claimed(member)).claim_key == b"own"
+
+
+async def test_a_large_member_that_is_not_json_has_a_digest_as_claim_key(bench: Bench) -> None:
+    member = b'{"x": <>, "id": "own", "p": "' + b"x" * 5_000 + b'"}'
+    assert len((await bench.claimed(member)).claim_key) == 40

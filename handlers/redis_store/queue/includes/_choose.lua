@@ -7,16 +7,20 @@
 -- It reads at most 1,000 members or 2 MB, so requests after more retries than that are not found.
 local MOST_MEMBERS, MOST_BYTES = 1000, 2000000
 
+-- The position before the value of a field, or nil. A pattern that searches all of the head takes ten times as long.
+local function before_value(head, name, from)
+  local _, to = string.find(head, name, from, true)
+  return to and select(2, string.find(head, '^ ?: ?', to + 1))
+end
+
 -- Whether a member was attempted before, according to `internal`, which precedes `data` in members that processors
 -- queue.
 local function is_retry(member)
   local head = string.sub(member, 1, 4096)
-  local data = string.find(head, '"data"%s*:')
-  local internal = string.find(head, '"internal"%s*:')
-  if not internal or (data and data < internal) then
-    return false
-  end
-  return string.find(data and string.sub(head, 1, data) or head, '"retry_count"%s*:%s*[1-9]') ~= nil
+  local internal = before_value(head, '"internal"', 1)
+  local data = internal and before_value(head, '"data"', 1) or #head
+  local count = internal and internal < data and before_value(head, '"retry_count"', internal)
+  return count and count < data and string.find(head, '^[1-9]', count + 1) ~= nil
 end
 
 local function choose(count, most_bytes, most_retries, position, latest)

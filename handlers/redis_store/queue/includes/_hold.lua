@@ -15,21 +15,24 @@ local function probe_claims()
 end
 
 local function hold(member, rank, owner, lease_end)
-  local key = claim_key(member)
+  local key, is_digest = claim_key(member)
   local deaths = try('HGET', KEYS[5], counted_as(key)) or '0'
   local held = nil
   if run('HEXISTS', KEYS[2], key) == 1 then
     -- A claim with this key exists. It is taken over if it belongs to the same submission, since other processors keep
     -- their claim while a retry waits. Otherwise the id was queued twice without a token.
     local owned_by = run('HGET', KEYS[3], key)
-    if string.find(key, '%z') and is_ours(owned_by) then
+    local is_held_by_us = is_ours(owned_by)
+    if is_held_by_us and string.find(key, '%z') then
       remove_at(rank) -- the same id and token: the claimed member, which may be large, need not be read
       return nil
     end
-    held = run('HGET', KEYS[2], key)
-    if not is_same_submission(owned_by, held, member) then
+    if not is_held_by_us or is_digest then -- else the id was queued twice without a token
+      held = run('HGET', KEYS[2], key)
+    end
+    if not held or not is_same_submission(owned_by, held, member) then
       key, held = key .. '\0' .. owner, nil
-    elseif is_ours(owned_by) then
+    elseif is_held_by_us then
       remove_at(rank)
       return nil
     end

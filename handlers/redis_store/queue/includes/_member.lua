@@ -6,19 +6,19 @@
 -- without deeper objects and lists.
 local SMALL, HEAD, MOST_SIGNS = 1024, 4096, 150
 
--- The position of the quote that closes the string opened at `at`, or nil; and the number of escapes in the string.
+-- The position of the quote that closes the string opened at `at`, or nil; and the number of escapes in the string. Plain
+-- searches take a hundredth of the time of a pattern.
 local function text_end(text, at)
   local escapes = 0
-  while true do
-    at = string.find(text, '["\\]', at + 1)
-    if not at or string.byte(text, at) == 34 then
-      return at, escapes
+  at = at + 1
+  while escapes <= MOST_SIGNS do
+    local quote, escape = string.find(text, '"', at, true), string.find(text, '\\', at, true)
+    if not (quote and escape and escape < quote) then
+      return quote, escapes
     end
-    at, escapes = at + 1, escapes + 1
-    if escapes > MOST_SIGNS then
-      return nil, escapes
-    end
+    at, escapes = escape + 2, escapes + 1
   end
+  return nil, escapes
 end
 
 local function value_of(json)
@@ -30,7 +30,7 @@ local function read_head(text)
   local root, at, signs = {}, 1, 0
   local depth, opened, is_object, key = 0, {}, {}, {} -- opened[depth]: the table to fill, or false
   local is_internal_read = false
-  local value_at, name -- where a scalar value begins; a string that may be a field's name
+  local name -- a string that may be a field's name
   local function keep(value)
     if opened[depth] and key[depth] and is_object[depth] then
       opened[depth][key[depth]] = value
@@ -38,7 +38,7 @@ local function read_head(text)
     key[depth] = nil
   end
   while signs < MOST_SIGNS do
-    local from = string.find(text, '[{}%[%],:"]', at)
+    local from = string.find(text, '%S', at)
     if not from then
       break
     end
@@ -55,13 +55,12 @@ local function read_head(text)
         local value = escapes == 0 and string.sub(text, from + 1, to - 1) or value_of(string.sub(text, from, to))
         if key[depth] then
           keep(value)
-          value_at = nil
         else
           name = value
         end
       end
     elseif sign == ':' then
-      key[depth], value_at = name, at
+      key[depth] = name
     elseif sign == '{' or sign == '[' then
       local is_known = key[1] == 'internal' or key[1] == 'data'
       local is_kept = sign == '{' and (depth == 0 or depth == 1 and opened[1] and is_known)
@@ -69,19 +68,25 @@ local function read_head(text)
       if depth > 0 then
         keep(is_kept and fields or {})
       end
-      depth, value_at, name = depth + 1, nil, nil
+      depth, name = depth + 1, nil
       opened[depth], is_object[depth], key[depth] = fields, sign == '{', nil
-    else
-      if value_at and key[depth] and opened[depth] then
-        keep(value_of(string.sub(text, value_at, from - 1)))
-      end
-      value_at, name, key[depth] = nil, nil, nil
+    elseif sign == ',' or sign == '}' or sign == ']' then
+      name, key[depth] = nil, nil
       if sign ~= ',' then
         is_internal_read = is_internal_read or depth == 2 and opened[2] ~= nil and opened[2] == root['internal']
         depth = depth - 1
         if depth < 1 then
           break
         end
+      end
+    else
+      local to = select(2, string.find(text, '^[%w.+-]+', from))
+      if not to then
+        break -- not JSON
+      end
+      at = to + 1
+      if key[depth] and opened[depth] then
+        keep(value_of(string.sub(text, from, to)))
       end
     end
   end

@@ -16,10 +16,11 @@ local function scan_named(low, passed, count, room, first, move)
     if score ~= low then
       low, passed = score, 0
     end
-    if not (is_named(member, wanted, tokens) and move(member, rank)) then
+    local is_wanted, weight = is_named(member, wanted, tokens)
+    if not (is_wanted and move(member, rank)) then
       rank, passed = rank + 1, passed + 1
     end
-    count, room = count - 1, room - #member
+    count, room = count - weight, room - #member
   until count <= 0 or room <= 0
   return low, passed
 end
