@@ -111,7 +111,7 @@ class _Body(msgspec.Struct):
 _body_decoder = msgspec.json.Decoder(_Body)
 _SMALL_FIELDS: Final = _Body.__struct_fields__
 BODY_FIELDS: Final = frozenset({*_SMALL_FIELDS, "payload"})
-_MAPS: Final = frozenset({"metadata", "headers"})
+BODY_MAPS: Final = frozenset({"metadata", "headers"})
 _ID_PATHS = frozenset({("id",)})
 
 
@@ -196,8 +196,8 @@ def _id(body: bytes, value: str | None) -> str:
 
 def _decode(body: bytes, fields: Fields | None) -> tuple[Fields, _Body]:
     try:
-        fields = canonical_fields(body, BODY_FIELDS, maps=_MAPS, nullable="payload", fields=fields)
-        for name in _MAPS & fields.keys():
+        fields = canonical_fields(body, BODY_FIELDS, maps=BODY_MAPS, nullable="payload", fields=fields)
+        for name in BODY_MAPS & fields.keys():
             # Checked before they are decoded: as objects, many short entries take ten times their bytes.
             if has_more_fields(bytes(fields[name]), MAX_PAIRS):
                 most = MAX_METADATA_ENTRIES if name == "metadata" else MAX_PAIRS

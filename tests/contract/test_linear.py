@@ -216,6 +216,7 @@ HARMLESS = {
     "contract.request.decode_body_aside": "calls decode_body",
     "contract.result.filled_result": "calls answered_result",
     "doors.auth.bearer.bearer_token": "reads headers, which the server bounds",
+    "doors.cloudevents.foreign_event.with_tenant": "reads headers, which the server bounds, and attributes",
     "doors.cloudevents.foreign_event.write_event": "writes what we made",
     "doors.door.handle": "hands the delivery to the door's own reader",
     "batch.start.file_format": "reads the first 8 bytes",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -39,10 +40,10 @@ from handlers.contract.events import (
     text,
     to_header,
 )
-from handlers.contract.lenient_json import MALFORMED
+from handlers.contract.lenient_json import BLOCKING_BYTES, MALFORMED
 from handlers.contract.request import Request, decode_body_aside
 from handlers.contract.result import Result, encode_result
-from handlers.doors.cloudevents.foreign_event import EventFields, as_request, read_event, write_event
+from handlers.doors.cloudevents.foreign_event import EventFields, as_request, read_event, with_tenant, write_event
 from handlers.doors.door import Answer, Delivery, plain, retry_after
 from handlers.forward.forward import NO_OPTIONS, AttemptOptions, Sender, invalid
 from handlers.forward.middleware.admission import GATE_CLOSED, QUOTA_EXHAUSTED
@@ -98,17 +99,23 @@ class DispatchDoor:
                 return _OWN_RESULT
             if not (self._trusts_pollers and event.is_from_poller):
                 event = _without_routing(event)
-            if self._fields is not None and not event.is_from_poller:
-                data = as_request(event, delivery, self._fields, self._clock())
-                event = msgspec.structs.replace(event, data=data)
+            fields = None if event.is_from_poller else self._fields
+            if fields is not None:
+                event = msgspec.structs.replace(event, data=await self._converted(event, delivery, fields))
         except InvalidEvent as error:
             return plain(400, f"not a CloudEvent: {error}")
         try:
-            return await self._request(event), event
+            request = await self._request(event)
+            return (with_tenant(request, event, delivery, fields) if fields is not None else request), event
         except InvalidRequest as error:
             if not error.request_id:
                 return plain(400, f"not a request: {error}")
             return invalid(error, event.extensions.get("requesttoken", "")), event
+
+    async def _converted(self, event: Event, delivery: Delivery, fields: EventFields) -> bytes:
+        """The event's data as a request. Large data, which would block the event loop, is converted in a thread."""
+        convert = partial(as_request, event, delivery, fields, self._clock())
+        return await asyncio.to_thread(convert) if len(event.data) > BLOCKING_BYTES else convert()
 
     async def _request(self, event: Event) -> Request:
         extensions = event.extensions

@@ -182,7 +182,7 @@ _HELD_SECONDS: Final = 5.0
 _PAUSE_FACTOR: Final = 20
 """The pause after a page is this many times as long as the shorter of the last two pages. Other work of the poller may
 have delayed one of them. So a sweep takes at most a twentieth of the server's time, however many keys there are."""
-_SCAN_COUNT: Final = 1_000
+KEYS_AT_ONCE: Final = 1_000
 
 
 class ForeignCancellations:
@@ -229,7 +229,7 @@ class ForeignCancellations:
     async def _page(self, node: Any, cursor: int) -> tuple[int, list[bytes]]:
         """The next cursor (0: the end) and the ids found."""
         given = {"target_nodes": node} if node else {}
-        answer: Any = await self._redis.scan(cursor, match=cancel_key("*"), count=_SCAN_COUNT, **given)
+        answer: Any = await self._redis.scan(cursor, match=cancel_key("*"), count=KEYS_AT_ONCE, **given)
         after, keys = answer
         prefix = cancel_key("").encode()
         return after[node.name] if node else after, [key.removeprefix(prefix) for key in keys]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.events import Event
 from handlers.contract.request import decode_body
-from handlers.doors.cloudevents.foreign_event import EventFields, as_request
+from handlers.doors.cloudevents.foreign_event import EventFields, as_request, with_tenant
 from handlers.doors.door import Delivery
 from tests.contract.json_texts import JSON, broken, text
 
@@ -37,9 +37,40 @@ def test_fields_of_the_data_win() -> None:
     assert (found["id"], found["deadline"], found["metadata"]) == ("own", 5, {"userid": "me"})
 
 
-def test_the_operators_tenant_wins_over_the_datas() -> None:
-    found = filled(WHOLE, ALL, team="red", due="99")
-    assert (found["id"], found["deadline"], found["metadata"]) == ("own", 5, {"userid": "red"})
+def tenant_of(data: bytes, **extensions: str) -> str | None:
+    """The tenant of the request that an event becomes."""
+    sent, delivery = event(data, **extensions), Delivery([], data)
+    request = decode_body(as_request(sent, delivery, ALL, NOW))
+    return with_tenant(request, sent, delivery, ALL).metadata.get("userid")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        WHOLE,
+        b'{"id":"a","payload":{},"metadata":{},"METADATA":{"userid":"me"}}',
+        b'{"id":"a","payload":{},"metadata":null,"Metadata":{"userid":"me"}}',
+        b'{"id":"a","payload":{},"metadata":{"userid":"me","\xff":"no UTF-8"}}',
+        b'{"id":"a","payload":{},"metadata":{"userid":"me","\\ud800":"half a pair"}}',
+        b'{"id":"a","payload":{},"\xff":1,"metadata":{"userid":"me"}}',
+        b'{"id":"a","payload":{"deep":' + b"[" * 5_000 + b"]" * 5_000 + b'},"metadata":{"userid":"me"}}',
+    ],
+)
+def test_the_tenant_is_the_operators_however_the_data_spells_its_own(data: bytes) -> None:
+    assert tenant_of(data, team="red") == "red"
+    assert tenant_of(data) is None
+
+
+def test_the_tenant_of_the_data_counts_if_the_operator_names_no_source() -> None:
+    fields = EventFields("id", "", "", 60.0)
+    request = decode_body(as_request(event(WHOLE), Delivery([], WHOLE), fields, NOW))
+    assert with_tenant(request, event(WHOLE), Delivery([], WHOLE), fields).metadata == {"userid": "me"}
+
+
+@pytest.mark.parametrize("data", [b'{"ID":"own","DEADLINE":5,"payload":{}}', b'{"id":"own","deadline":5,"payload":null}'])
+def test_fields_of_the_data_win_in_any_case(data: bytes) -> None:
+    request = decode_body(as_request(event(data, due="99"), Delivery([], data), ALL, NOW))
+    assert (request.id, request.deadline) == ("own", 5)
 
 
 def test_a_payload_stays_byte_for_byte() -> None:
@@ -50,8 +81,7 @@ def test_a_payload_stays_byte_for_byte() -> None:
 
 @pytest.mark.parametrize("metadata", [{}, {"metadata": None}, {"metadata": {"other": "1"}}])
 def test_the_tenant_joins_the_metadata(metadata: dict[str, Any]) -> None:
-    found = filled(json.dumps({"payload": {}, **metadata}).encode(), ALL, team="red")
-    assert found["metadata"]["userid"] == "red"
+    assert tenant_of(json.dumps({"payload": {}, **metadata}).encode(), team="red") == "red"
 
 
 def test_a_header_can_be_the_source_of_a_field() -> None:

@@ -380,7 +380,7 @@ async def test_a_sweep_that_redis_cuts_off_is_made_again(store: Redis, monkeypat
 async def test_a_long_sweep_pauses_after_each_page_and_keeps_other_pollers_from_sweeping(
     store: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.redis_store.queue.cancellations._SCAN_COUNT", 10)
+    monkeypatch.setattr("handlers.redis_store.queue.cancellations.KEYS_AT_ONCE", 10)
     for number in range(200):
         await marked(store, f"r-{number}", "t", "t")
     pauses, others = list[float](), list[int]()
