@@ -335,6 +335,9 @@ def _text(member: bytes) -> str:
         return ""
 
 
+_LONGEST_TOKEN: Final = 256
+
+
 class Duplicates:
     """Duplicate detection of one queue; a finished submission counts for `window_seconds`."""
 
@@ -384,7 +387,10 @@ class Duplicates:
 
     def _id_record(self, envelope: Envelope) -> IdRecord:
         request = envelope.request
-        known_by = f"token {request.request_token}" if request.request_token else f"body {_digest(request)}"
+        token = request.request_token
+        if len(token) > _LONGEST_TOKEN:  # Redis would keep all of it for the window
+            token = f"sha256:{hashlib.sha256(token.encode()).hexdigest()}"
+        known_by = f"token {token}" if token else f"body {_digest(request)}"
         return IdRecord(request.id, known_by, self._window_seconds, queue=request.queue)
 
 

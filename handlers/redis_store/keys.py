@@ -255,7 +255,8 @@ class ReservedNames(msgspec.Struct, frozen=True):
     def has(self, name: str) -> bool:
         """Whether a request may not name `name` as its result list."""
         untagged = name.removeprefix("{")  # a cluster's hash tag around another key's name
-        return is_reserved(name) or name in self.keys or untagged.startswith(self.prefixes)
+        is_prefixed = name.startswith(self.prefixes) or untagged.startswith(self.prefixes)
+        return is_reserved(name) or name in self.keys or is_prefixed
 
 
 def is_reserved(key: str) -> bool:

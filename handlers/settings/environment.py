@@ -215,7 +215,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str, about("CloudEvent attribute, or `header:<name>`, that has the id if the data has none.")
     ] = ""
     event_tenant_from: Annotated[
-        str, about("CloudEvent attribute, or `header:<name>`, that has the tenant. One in the data does not count then.")
+        str, about("CloudEvent attribute, or `header:<name>`, that has the tenant; one in the data does not count.")
     ] = ""
     event_deadline_from: Annotated[
         str, about("CloudEvent attribute, or `header:<name>`, that has the deadline if the data has none.")

@@ -82,6 +82,14 @@ async def test_the_retry_of_the_first_runs(store: Redis) -> None:
     assert [result.status_code for result in await rig.results()] == [200, 200]
 
 
+async def test_a_long_token_makes_no_long_record(store: Redis) -> None:
+    rig, long = rig_of(store), "t" * 1_000_000
+    await carried(rig, submission(long))
+    await carried(rig, submission(long + "2"))
+    assert await store.strlen(id_record_key("a", QUEUE)) < 100
+    assert [result.error_code for result in await rig.results()] == ["", ErrorCode.DUPLICATE]
+
+
 async def test_without_tokens_there_is_one_result_for_the_id(store: Redis) -> None:
     rig = rig_of(store)
     await carried(rig, body("a", n=1))

@@ -42,6 +42,7 @@ from tests.waiting import wait_until_async
 TEAMS = read_result_names("team-a, team-b:*")
 GATES: list[dict[str, Any]] = [
     {"prefix": "limits:"},
+    {"prefix": "{tagged}:"},
     {"control_key": "lease"},
     {"budget_key": "result-budget"},
     {"gates": '[{"gate_type": "redis-quota", "gate_params": {"prefix": "inner:"}}]'},
@@ -75,6 +76,7 @@ HOSTILE = [
     "limits:userid:victim",
     "limits:userid:result",
     "{limits:userid:victim}:held",
+    "{tagged}:userid:result",
     "lease",
     "lease:state",
     "result-budget",

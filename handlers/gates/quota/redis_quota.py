@@ -29,7 +29,7 @@ from handlers.gates.parameters import Duration, Text
 from handlers.gates.quota.leased_rate import Spread
 from handlers.gates.quota.local_concurrency import BLOCKING, CLASSIFYING
 from handlers.gates.sources import GateSources
-from handlers.redis_store.limits.limits import HeldSlot, RedisGateStore
+from handlers.redis_store.limits.limits import BESIDE_QUOTA, HeldSlot, RedisGateStore
 from handlers.telemetry.dependencies import GateState
 
 RATE_LIMIT: Final = "rate-limit"
@@ -136,7 +136,7 @@ class QuotaGate(Gate):
         value = request.metadata.get(self._parameters.attribute)
         if not value:
             return Go()
-        key = f"{self._parameters.prefix}{self._parameters.attribute}:{_bounded(value)}"
+        key = f"{self._parameters.prefix}{self._parameters.attribute}:{_in_key(value)}"
         try:
             if self._parameters.mode == RATE_LIMIT:
                 verdict = await self._pay(key, request)
@@ -223,10 +223,14 @@ class QuotaGate(Gate):
         self._is_missing = bool(reason)
 
 
-def _bounded(value: str) -> str:
-    """The attribute's value for a key. A long one, chosen by the producer, becomes a digest."""
+def _in_key(value: str) -> str:
+    """The attribute's value for a key. The producer chooses it.
+
+    A long one becomes a digest, and so does one that ends like the keys beside another tenant's.
+    """
     encoded = value.encode("utf-8", "surrogatepass")
-    return value if len(encoded) <= _LONGEST_VALUE_BYTES else f"sha256:{hashlib.sha256(encoded).hexdigest()}"
+    is_plain = len(encoded) <= _LONGEST_VALUE_BYTES and not value.endswith(BESIDE_QUOTA)
+    return value if is_plain else f"sha256:{hashlib.sha256(encoded).hexdigest()}"
 
 
 class RateReservation(msgspec.Struct, frozen=True):

@@ -35,6 +35,9 @@ from handlers.redis_store.keys import beside
 from handlers.redis_store.scripts import lua_script
 
 API_VERSION: Final = "llm-d.ai/v1alpha1"
+_PAID, _HELD, _HELD_BY = "paid", "held", "held-by"
+BESIDE_QUOTA: Final = tuple(f":{kind}" for kind in (_PAID, _HELD, _HELD_BY))
+"""Ends of the names of keys beside a quota's key."""
 
 
 class HeldSlot(NamedTuple):
@@ -84,13 +87,13 @@ class RedisGateStore:
         member that took one within `remember_seconds` does not need another.
         """
         may_go, has_paid_now, wait_seconds = await self._pay(
-            [key, beside(key, "paid")], [member, limit, window_seconds, remember_seconds]
+            [key, beside(key, _PAID)], [member, limit, window_seconds, remember_seconds]
         )
         return bool(may_go), bool(has_paid_now), float(wait_seconds)
 
     async def refund_rate(self, key: str, member: str) -> None:
         """Return the unit that `member` took, if it took one."""
-        await self._refund([key, beside(key, "paid")], [member])
+        await self._refund([key, beside(key, _PAID)], [member])
 
     async def hold_slot(
         self, slot: HeldSlot, owner: str, *, limit: int, lease_seconds: float, counter_seconds: float
@@ -153,7 +156,7 @@ class RedisGateStore:
 
 
 def _slot_keys(key: str) -> list[str]:
-    return [key, beside(key, "held"), beside(key, "held-by")]
+    return [key, beside(key, _HELD), beside(key, _HELD_BY)]
 
 
 class PoolIndex(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from handlers.gates.gate import Gate, Go, Refuse
 from handlers.gates.quota.leased_rate import Spread
 from handlers.gates.quota.redis_quota import QuotaGate
 from handlers.gates.sources import GateSources
-from handlers.redis_store.limits.limits import RedisGateStore
+from handlers.redis_store.limits.limits import BESIDE_QUOTA, RedisGateStore
 from tests.gates.building import Clock, ReadableLog, gate, request, sources
 from tests.gates.opening import started
 from tests.gates.redis_server import RedisServer
@@ -205,6 +205,23 @@ async def test_a_long_tenant_makes_no_long_key(redis: Redis, from_redis: GateSou
     assert all(len(key) < 400 and b"xxx" not in key for key in keys)
     lives = [await redis.ttl(key) for key in keys]
     assert max(lives) <= 120, "no longer than the quota needs, whatever the deadline"
+
+
+@pytest.mark.parametrize(("prefix", "victim"), [("{q}:", "bob"), ("quota:", "{bob}")])
+@pytest.mark.parametrize("beside", BESIDE_QUOTA)
+async def test_no_tenant_is_counted_in_a_key_beside_another_tenants(
+    redis: Redis, from_redis: GateSources, prefix: str, victim: str, beside: str
+) -> None:
+    """A hash tag in the prefix or in the tenant's name puts the suffix of such a key at its end."""
+
+    async def admitted(quota: QuotaGate, tenant: str) -> int:
+        claims = [with_claim(msgspec.structs.replace(request(tenant), metadata={"userid": tenant})) for _ in range(3)]
+        return sum([isinstance(await quota.admit(claim), Go) for claim in claims])
+
+    for quota in (made(from_redis, limit=2, prefix=prefix) for made in (rate, concurrency)):
+        for first, second in ((victim + beside, victim), (victim, victim + beside)):
+            await redis.flushall()
+            assert [await admitted(quota, first), await admitted(quota, second)] == [2, 2]
 
 
 async def test_the_number_of_remembered_tenants_is_bounded() -> None:
