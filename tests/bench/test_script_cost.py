@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,19 @@ def test_a_call_of_a_script_costs_a_bounded_multiple_of_a_plain_write(redis: Red
 
 _PAYLOAD = b'"deadline":1999999999,"payload":{}'
 _QUEUE = ["q", "q:claimed", "q:owners", "q:idx", "q:deaths"]
-_CLAIM = [64, 30, "ab12", 0, 1, 1_000_000, 0, 0]
-_RECALL = [30, "ab12", 1, 0, 500, 1_000_000, 1, "-inf", "+inf", *(f"other-{n}\0t-{n}" for n in range(500))]
+_CLAIM: list[int | str] = [64, 30, "ab12", 0, 1, 1_000_000, 0, 0]
+_RECALL: list[int | str] = [
+    30,
+    "ab12",
+    1,
+    0,
+    500,
+    1_000_000,
+    1,
+    "-inf",
+    "+inf",
+    *(f"other-{n}\0t-{n}" for n in range(500)),
+]
 MOST_MS = 20.0
 
 
@@ -129,7 +141,7 @@ def test_members_that_are_slow_to_read_delay_a_claim_and_a_search_by_millisecond
     for name, given in {"claim": _CLAIM, "recall": _RECALL}.items():
         sha = redis.script_load(script_text(name))
         commands = [["ZADD", "q", str(n), _slow_to_read(n, size)[form].decode()] for n in range(count)]
-        found[name] = _cheapest(redis, commands, lambda sha=sha, given=given: redis.evalsha(sha, 5, *_QUEUE, *given))  # type: ignore[misc]
+        found[name] = _cheapest(redis, commands, partial(redis.evalsha, sha, 5, *_QUEUE, *given))
 
     print(f"{form}, {size} bytes: {found}")
     assert max(found.values()) <= MOST_MS

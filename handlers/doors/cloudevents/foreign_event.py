@@ -165,7 +165,7 @@ def as_request(event: Event, delivery: Delivery, fields: EventFields, now: float
 def with_tenant(request: Request, event: Event, delivery: Delivery, fields: EventFields) -> Request:
     """The request with the tenant of `fields.tenant_from`, if that is set.
 
-    Without that attribute or header, the request has no tenant, whatever its data says.
+    An event without that attribute or header becomes a request without a tenant.
     """
     if not fields.tenant_from:
         return request

@@ -6,8 +6,8 @@
 -- without deeper objects and lists.
 local SMALL, HEAD, MOST_SIGNS = 1024, 4096, 150
 
--- The position of the quote that closes the string opened at `at`, or nil; and the number of escapes in the string. Plain
--- searches take a hundredth of the time of a pattern.
+-- The position of the quote that closes the string opened at `at`, or nil; and the number of escapes in the string.
+-- Plain searches take a hundredth of the time of a pattern.
 local function text_end(text, at)
   local escapes = 0
   at = at + 1
