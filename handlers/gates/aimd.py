@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 from typing import Annotated, Final
 
 import msgspec
@@ -27,6 +28,7 @@ from handlers.gates.gate import (
     NO_LABELS,
     OVERFLOW,
     TIER,
+    CountedSlot,
     Feedback,
     Gate,
     Go,
@@ -256,7 +258,7 @@ class AimdGate(Gate):
             self._windows.bands[band].in_flight += 1
             key = claim_name(request)
             flight = self._flights[key] = _Flight(band, now)
-            return Go(_InFlight(self, key, flight))
+            return Go(CountedSlot(partial(self.leave, key, flight)))
         closed_seconds = max(0.0, self._windows.bands[band].closed_until - now)
         reason = _why_closed(self._windows.bands[band], now)
         if band < BANDS.index(f"{OVERFLOW}-interactive"):
@@ -372,20 +374,3 @@ def sign_of(feedback: Feedback) -> Sign:
     if feedback.status_code == 429:
         return Sign.NO_CAPACITY
     return Sign.ACCEPTED if 200 <= feedback.status_code < 300 else Sign.NOTHING
-
-
-class _InFlight:
-    """A slot of a band's window; releasing it twice is a no-op."""
-
-    def __init__(self, gate: AimdGate, key: str, flight: _Flight) -> None:
-        self._gate: AimdGate | None = gate
-        self._key = key
-        self._flight = flight
-
-    async def release(self) -> None:
-        if self._gate is not None:
-            gate, self._gate = self._gate, None
-            gate.leave(self._key, self._flight)
-
-    async def give_back(self) -> None:
-        await self.release()

@@ -91,6 +91,26 @@ class NoReservation:
 NOTHING_RESERVED: Final = NoReservation()
 
 
+class CountedSlot:
+    """A slot that a gate counts in this process: `leave` frees it. Releasing it twice is a no-op."""
+
+    def __init__(self, leave: Callable[[], None]) -> None:
+        self._leave: Callable[[], None] | None = leave
+
+    async def release(self) -> None:
+        self.leave_once()
+
+    async def give_back(self) -> None:
+        self.leave_once()
+
+    def leave_once(self) -> bool:
+        """Free the slot; False if it is free already."""
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+        return leave is not None
+
+
 class Go(msgspec.Struct, frozen=True):
     """Verdict: send now. `labels` are added to the request's own for later gates and lanes."""
 

@@ -24,6 +24,7 @@ from handlers.gates.chain import admit_all
 from handlers.gates.gate import (
     CLOSED_RETRY_SECONDS,
     POLL_SECONDS,
+    CountedSlot,
     Drop,
     Gate,
     Go,
@@ -219,24 +220,17 @@ class WaitingRoom:
                 return
 
 
-class _HeldSlot:
-    """A slot and the reservations at its gates. Releasing it twice is a no-op."""
+class _HeldSlot(CountedSlot):
+    """A slot and the reservations at its gates."""
 
     def __init__(self, leave: Callable[[], None], reservation: Reservation) -> None:
-        self._leave: Callable[[], None] | None = leave
+        super().__init__(leave)
         self._reservation = reservation
 
     async def release(self) -> None:
-        if self._leave_once():
+        if self.leave_once():
             await self._reservation.release()
 
     async def give_back(self) -> None:
-        if self._leave_once():
+        if self.leave_once():
             await self._reservation.give_back()
-
-    def _leave_once(self) -> bool:
-        if self._leave is None:
-            return False
-        leave, self._leave = self._leave, None
-        leave()
-        return True

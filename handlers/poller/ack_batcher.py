@@ -159,9 +159,9 @@ class FinishedLog:
         self._clock = clock
         self._waiting: deque[tuple[str, FinishedRecord]] = deque(maxlen=_MOST_WAITING)
 
-    def note(self, settlement: Settlement) -> None:
-        """Take a settlement that took effect. Only final ones are recorded."""
-        if not isinstance(settlement, Ack) or not settlement.request_id:
+    def note(self, settlement: Settlement, has_taken_effect: bool) -> None:
+        """Take a settlement. Only final ones that took effect are recorded."""
+        if not has_taken_effect or not isinstance(settlement, Ack) or not settlement.request_id:
             return
         if settlement.outcome == ErrorCode.DUPLICATE or not (settlement.result or settlement.dead):
             return  # the first submission of the id has the record to keep

@@ -109,7 +109,7 @@ class Worker:
         budget: ByteBudget | None = None,
         read_payload: ReadPayload | None = None,
         on_outcome: Callable[[Request, Outcome], None] = lambda _request, _outcome: None,
-        on_settled: OnSettled = lambda _settlement, _has_taken_effect: None,
+        on_settled: OnSettled | None = None,
     ) -> None:
         self._ack_batcher = ack_batcher
         self._options = options
@@ -486,7 +486,8 @@ class Worker:
     def settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
         """Stop holding a claim whose settlement Redis has recorded or refused."""
         claim = settlement.claim
-        self._on_settled(settlement, has_taken_effect)
+        if self._on_settled is not None:
+            self._on_settled(settlement, has_taken_effect)
         held = self._forget(claim)
         metrics = held.options.metrics if held is not None else self._options.metrics
         if not has_taken_effect:

@@ -54,18 +54,11 @@ class TopicBatches:
     def __init__(
         self,
         deliver: Callable[[list[Waiting]], Awaitable[None]],
-        *,
-        linger_seconds: float,
-        max_batch: int,
-        max_batch_bytes: int,
-        max_calls: int,
+        options: PublisherOptions,
         on_idle: Callable[[], object],
     ) -> None:
         self._deliver = deliver
-        self._linger_seconds = linger_seconds
-        self._max_batch = max_batch
-        self._max_batch_bytes = max_batch_bytes
-        self._max_calls = max_calls
+        self._options = options
         self._on_idle = on_idle
         self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
@@ -76,10 +69,10 @@ class TopicBatches:
         """Add a publish. Its batch is sent when full or when its time is over."""
         self._waiting.append(waiting)
         self._waiting_bytes += waiting.size
-        if len(self._waiting) >= self._max_batch or self._waiting_bytes >= self._max_batch_bytes:
+        if len(self._waiting) >= self._options.max_batch or self._waiting_bytes >= self._options.max_batch_bytes:
             self._send()
-        elif self._timer is None and len(self._calls) < self._max_calls:
-            self._timer = asyncio.get_running_loop().call_later(self._linger_seconds, self._send)
+        elif self._timer is None and len(self._calls) < self._options.max_calls:
+            self._timer = asyncio.get_running_loop().call_later(self._options.linger_seconds, self._send)
 
     async def close(self, grace_seconds: float) -> None:
         """Send all waiting publishes; after `grace_seconds`, fail the unconfirmed ones."""
@@ -111,7 +104,7 @@ class TopicBatches:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting and len(self._calls) < self._max_calls:
+        while self._waiting and len(self._calls) < self._options.max_calls:
             batch = self._take()
             call = asyncio.ensure_future(self._deliver(batch))
             self._calls[call] = batch
@@ -122,8 +115,8 @@ class TopicBatches:
         """The next batch. A single publish may exceed the byte limit."""
         batch: list[Waiting] = []
         size = 0
-        while self._waiting and len(batch) < self._max_batch:
-            if batch and size + self._waiting[0].size > self._max_batch_bytes:
+        while self._waiting and len(batch) < self._options.max_batch:
+            if batch and size + self._waiting[0].size > self._options.max_batch_bytes:
                 break
             waiting = self._waiting.popleft()
             self._waiting_bytes -= waiting.size
@@ -279,12 +272,7 @@ class Publisher:
         batches = self._topics.get(path)
         if batches is None:
             batches = self._topics[path] = TopicBatches(
-                lambda batch: self._deliver(path, batch),
-                linger_seconds=self._options.linger_seconds,
-                max_batch=self._options.max_batch,
-                max_batch_bytes=self._options.max_batch_bytes,
-                max_calls=self._options.max_calls,
-                on_idle=lambda: self._topics.pop(path, None),
+                lambda batch: self._deliver(path, batch), self._options, lambda: self._topics.pop(path, None)
             )
         return batches
 

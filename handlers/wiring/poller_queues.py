@@ -15,7 +15,7 @@ from handlers.clock import FollowedClock
 from handlers.forward.middleware.breaker import Circuit
 from handlers.gates.allowance import ProcessShare
 from handlers.gates.gate import Gate
-from handlers.poller.ack_batcher import WRITE_SECONDS, AckBatcher, FinishedLog, Settlement
+from handlers.poller.ack_batcher import WRITE_SECONDS, AckBatcher, FinishedLog
 from handlers.poller.claimer import ClaimedQueue, Claimer
 from handlers.poller.maintenance import (
     CANCEL_SECONDS,
@@ -225,7 +225,7 @@ class RedisQueues:
             budget=shared.budget,
             read_payload=partial(read_payload, self.redis),
             on_outcome=shared.tally.note,
-            on_settled=self._note_settled,
+            on_settled=None if self._finished is None else self._finished.note,
         )
         served = ServedQueue(plan, QueueParts(queue, worker), ClaimedQueue(queue, worker))
         self._served[name] = served
@@ -233,10 +233,6 @@ class RedisQueues:
         shared.poller.add_queue(worker, ack_batcher)
         self._change_claims(served)
         plan.claimer.add(served.claimed)
-
-    def _note_settled(self, settlement: Settlement, has_taken_effect: bool) -> None:
-        if self._finished is not None and has_taken_effect:
-            self._finished.note(settlement)
 
     def _change(self, name: str, plan: QueuePlan, *, is_handed_back: bool) -> None:
         served = self._served[name]

@@ -172,8 +172,8 @@ def finished(written: WrittenRecords) -> FinishedLog:
 
 
 async def test_a_final_result_is_recorded_with_its_list(finished: FinishedLog, written: WrittenRecords) -> None:
-    finished.note(ack())
-    finished.note(ack("d", "UNDELIVERABLE", dead=b"{}"))
+    finished.note(ack(), True)
+    finished.note(ack("d", "UNDELIVERABLE", dead=b"{}"), True)
     await finished.tick()
     assert written.written == [
         ("r", FinishedRecord("token", "HTTP 200", 5.0, "requests", "results", False)),
@@ -189,7 +189,7 @@ async def test_a_final_result_is_recorded_with_its_list(finished: FinishedLog, w
 async def test_settlements_that_do_not_end_a_request_are_not_recorded(
     finished: FinishedLog, written: WrittenRecords, settlement: Settlement
 ) -> None:
-    finished.note(settlement)
+    finished.note(settlement, True)
     await finished.tick()
     assert written.written == []
 
@@ -198,8 +198,8 @@ async def test_settlements_that_do_not_end_a_request_are_not_recorded(
 async def test_a_request_with_long_names_is_not_recorded_beside_others(
     finished: FinishedLog, written: WrittenRecords, name: str
 ) -> None:
-    finished.note(msgspec.structs.replace(ack("long"), **{name: "x" * 5_000}))
-    finished.note(ack("ordinary"))
+    finished.note(msgspec.structs.replace(ack("long"), **{name: "x" * 5_000}), True)
+    finished.note(ack("ordinary"), True)
     await finished.tick()
     assert [request_id for request_id, _ in written.written] == ["ordinary"]
 
@@ -209,10 +209,10 @@ async def test_records_wait_while_redis_is_down_and_the_oldest_are_dropped(
 ) -> None:
     written.is_down = True
     for number in range(10_100):
-        finished.note(ack(f"r{number}"))
+        finished.note(ack(f"r{number}"), True)
     with pytest.raises(RedisConnectionError):
         await finished.tick()
-    finished.note(ack("last"))
+    finished.note(ack("last"), True)
     written.is_down = False
     await finished.tick()
     ids = [request_id for request_id, _ in written.written]

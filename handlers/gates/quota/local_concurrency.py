@@ -12,7 +12,7 @@ import msgspec
 
 from handlers.contract.accepted import about
 from handlers.contract.request import Request
-from handlers.gates.gate import NO_LABELS, Gate, Go, Hold, Refuse, Verdict
+from handlers.gates.gate import NO_LABELS, CountedSlot, Gate, Go, Hold, Refuse, Verdict
 from handlers.gates.sources import GateSources
 from handlers.telemetry.dependencies import GateState
 
@@ -74,7 +74,7 @@ class LocalConcurrencyGate(Gate):
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - the limit is for all alike
         if self.in_use < self._limit:
             self._slots.in_use += 1
-            return Go(_Slot(self))
+            return Go(CountedSlot(self.leave))
         if self._is_blocking:
             return Hold("full", self.wait_open)
         return Refuse(_FULL_RETRY_SECONDS, "full")
@@ -95,21 +95,6 @@ class LocalConcurrencyGate(Gate):
             why_closed="" if self.room() else "full",
             figures={"in_use": self.in_use, "waiting": len(self._slots.waiters)},
         )
-
-
-class _Slot:
-    """A slot held by one request; releasing it twice is a no-op."""
-
-    def __init__(self, gate: LocalConcurrencyGate) -> None:
-        self._gate: LocalConcurrencyGate | None = gate
-
-    async def release(self) -> None:
-        if self._gate is not None:
-            gate, self._gate = self._gate, None
-            gate.leave()
-
-    async def give_back(self) -> None:
-        await self.release()
 
 
 class Waiters:
