@@ -268,7 +268,7 @@ class Forwarder:
             response = await self._gateway.send(url, headers, content, until, options.ask_for_room)
         except UnusableResponse as error:
             if is_final(error.status_code):
-                return failed(request, f"the gateway's response {error}")
+                return failed(request, ErrorCode.INFERENCE_ERROR, f"the gateway's response {error}")
             reason, last = status_reason(error.status_code), LastResponse(error.status_code, b"")
             return self._retry(request, options, reason, Feedback(status_code=error.status_code), last)
         except OWN_FAULTS as error:
@@ -315,35 +315,26 @@ class Forwarder:
         return Retry(delay, reason, last, feedback=feedback)
 
 
-def answered(request: Request, status_code: int, body: bytes, feedback: Feedback | None = None) -> Answered:
-    """The gateway's response as the final result."""
-    return Answered(answered_result(request.id, request.request_token, status_code, body), feedback)
+def failed(request: Request, code: ErrorCode, message: str, feedback: Feedback | None = None) -> Answered:
+    """The outcome of a request that ends with an error."""
+    return Answered(error_result(request.id, request.request_token, code, message), feedback)
 
 
 def expired(request: Request, last: LastResponse | None, feedback: Feedback | None = None) -> Answered:
     """The outcome at the deadline: the last response, else `DEADLINE_EXCEEDED`."""
-    if last is not None:
-        return answered(request, last.status_code, last.body, feedback)
-    message = "the deadline passed before the gateway answered"
-    result = error_result(request.id, request.request_token, ErrorCode.DEADLINE_EXCEEDED, message)
-    return Answered(result, feedback)
+    if last is None:
+        return failed(request, ErrorCode.DEADLINE_EXCEEDED, "the deadline passed before the gateway answered", feedback)
+    return Answered(answered_result(request.id, request.request_token, last.status_code, last.body), feedback)
 
 
 def cancelled(request: Request) -> Answered:
     """The outcome of a request that its producer cancelled."""
-    message = "cancelled by its producer"
-    return Answered(error_result(request.id, request.request_token, ErrorCode.CANCELLED, message))
-
-
-def failed(request: Request, message: str) -> Answered:
-    """The outcome of an unusable response. A retry would end the same way."""
-    return Answered(error_result(request.id, request.request_token, ErrorCode.INFERENCE_ERROR, message))
+    return failed(request, ErrorCode.CANCELLED, "cancelled by its producer")
 
 
 def not_sent(request: Request, error: Exception) -> Answered:
     """The outcome of a request that cannot be written as HTTP."""
-    message = f"the request could not be sent: {type(error).__name__}"
-    return Answered(error_result(request.id, request.request_token, ErrorCode.INVALID_REQUEST, message))
+    return failed(request, ErrorCode.INVALID_REQUEST, f"the request could not be sent: {type(error).__name__}")
 
 
 def invalid(error: InvalidRequest, request_token: str) -> Answered:

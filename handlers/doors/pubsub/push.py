@@ -32,7 +32,7 @@ from handlers.contract.request import Request, decode_body_aside
 from handlers.contract.result import ErrorCode, Result, ResultNames, encode_result, error_result
 from handlers.doors.cloudevents.foreign_event import read_event
 from handlers.doors.door import Answer, Delivery, plain, retry_after
-from handlers.forward.forward import AttemptOptions, invalid
+from handlers.forward.forward import AttemptOptions, failed, invalid
 from handlers.forward.middleware.account import detailed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.number_text import counted, whole
@@ -450,8 +450,7 @@ def _is_dead_letter(push: Push) -> bool:
 def _undeliverable(request: Request, push: Push) -> Answered:
     count = whole(push.attributes.get(_DEAD_LETTER_COUNT))
     tried = "" if count is None else f" after {counted(count, 'delivery', 'deliveries')}"
-    message = f"Pub/Sub dead-lettered the request{tried}"
-    return Answered(error_result(request.id, request.request_token, ErrorCode.UNDELIVERABLE, message))
+    return failed(request, ErrorCode.UNDELIVERABLE, f"Pub/Sub dead-lettered the request{tried}")
 
 
 def _attributes(context: PushContext, request_id: str) -> dict[str, str]:

@@ -16,8 +16,8 @@ import msgspec
 
 from handlers.cancellation import end_if_cancelled
 from handlers.contract.request import Request
-from handlers.contract.result import ErrorCode, error_result
-from handlers.forward.forward import AttemptOptions, Forward, expired
+from handlers.contract.result import ErrorCode
+from handlers.forward.forward import AttemptOptions, Forward, expired, failed
 from handlers.forward.outcome import Answered, Outcome, Retry
 from handlers.gates.chain import Reservations, admit_all, with_claim
 from handlers.gates.gate import Drop, Gate, Go, Hold, Refuse, Reservation, labelled
@@ -94,7 +94,7 @@ def refused(request: Request, verdict: Refuse | Drop, clock: Callable[[], float]
             return Retry(max(0.05, delay), word, counts_attempt=False)
         case Drop(status_code=status, reason=reason):
             message = f"a gate dropped the request ({status}): {reason}"
-            return Answered(error_result(request.id, request.request_token, ErrorCode.GATE_DROPPED, message))
+            return failed(request, ErrorCode.GATE_DROPPED, message)
 
 
 class Entrance(msgspec.Struct):
