@@ -58,7 +58,16 @@ _TRACE_FIELDS: Final = ("tracestate", "baggage")
 NEVER: Final = frozenset(
     {
         # Hop by hop (RFC 9110, 7.6.1)
-        *("connection", "proxy-connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"),
+        *(
+            "connection",
+            "proxy-connection",
+            "keep-alive",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+            "http2-settings",
+        ),
         # Framing and addressing, which we write
         *("host", "content-length", "content-type", "content-encoding", "accept-encoding", "expect"),
         # The trace context, which we write
@@ -83,13 +92,19 @@ FORBIDDEN_PREFIXES: Final = (
     "x-forwarded-",
     "x-envoy-",
     "x-prefiller-",
-    "x-gateway-destination-endpoint",
+    "x-llm-d-",
+    "x-gateway-",
     "x-goog-",
     "x-amzn-",
     "x-simulate",
 )
 _CREDENTIAL = re.compile(r"auth|cookie|token|secret|password|credential|api-?key|signature|cert|session|(^|-)user")
 """Headers that identify or authenticate a caller; forwarded only if listed in full."""
+_ROUTING = re.compile(
+    r"(^|-)(addr(ess)?|backend|cluster|destination|endpoint|fairness|forwarded|hosts?|ip|method|objective|origin(al)?"
+    r"|pod|ports?|priority|proto(col)?|rewrite|rout(e|er|ing)|scheme|server|slo|target|tenant|upstream|ur[il])(-|$)"
+)
+"""Headers that may choose a server, a path or a priority; patterns of the operator do not list them."""
 
 
 def allowed_headers(
@@ -124,7 +139,8 @@ def _is_listed(name: str, listed: Sequence[str]) -> bool:
         return True
     if name in FORBIDDEN or name.startswith(FORBIDDEN_PREFIXES) or _CREDENTIAL.search(name):
         return False
-    return any(known.endswith("*") and name.startswith(known[:-1]) for known in listed)
+    patterns = [known for known in listed if known.endswith("*") and name.startswith(known[:-1])]
+    return any(known in DEFAULT_HEADERS or not _ROUTING.search(name) for known in patterns)
 
 
 def gateway_headers(request: Request, route: Route) -> dict[str, str]:

@@ -91,6 +91,13 @@ STRANGE = [
 ]
 
 
+LISTED_IN_FULL = [
+    *("x-cluster-client-ip", "x-gateway-inference-slo", "x-request-priority", "x-upstream", "x-forwarded"),
+    *("x-original-uri", "x-service-route", "x-target-pod", "x-remote-addr", "x-routing-key", "x-backend-server"),
+    *("x-destination-cluster", "x-model-endpoint", "x-scheme", "x-http-protocol", "x-team-tenant"),
+]
+
+
 @pytest.mark.parametrize("name", STRANGE)
 def test_an_unlisted_header_does_not_pass(name: str) -> None:
     """New headers of routers and proxies are refused before anybody here knows them."""
@@ -109,6 +116,12 @@ def test_the_operator_may_list_any_header_except_framing_and_routing(name: str) 
     listed = (*DEFAULT_HEADERS, name)
     assert allowed_headers({name.upper(): "1"}, listed) == {name: "1"}
     assert gateway_headers(request(headers={name: "1"}), Route("http://g", allowed_headers=listed))[name] == "1"
+
+
+@pytest.mark.parametrize("name", sorted({*STRANGE, *LISTED_IN_FULL} - {"x-note"}))
+def test_no_pattern_lists_a_header_of_routing_identity_or_priority(name: str) -> None:
+    assert allowed_headers({name.upper(): "1"}, ["x-*", "*"]) == {}
+    assert allowed_headers({name.upper(): "1"}, [name]) == {name: "1"}
 
 
 @pytest.mark.parametrize("name", ["x-api-key", "x-auth-request-user", "x-user-id", "x-gateway-priority", "x-envoy-a"])
