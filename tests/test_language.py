@@ -70,6 +70,7 @@ BANNED = {
     r"\bspared\b": "refused by the circuit",
     r"\bnobody (?:is|was|would|else|may|[a-z]+s)\b": "name the actor: no poller, no caller",
     r"\ball the same\b": "nevertheless",
+    r"\bgot (?:another|something|other)\b": "describe the value that was got",
     r"\b(?:holds?|held|holding) up\b": "delay",
     r"^test (?:[fi]\d+ )*(?:it|its|what|which|of|who|whose|there|that|nothing|another|something) ": "name the subject",
 }
@@ -146,7 +147,10 @@ _EMPTY_FOUND = re.compile(r"^(something|another|other|no|not|none of|invalid|wro
 
 
 def found_texts(tree: ast.AST) -> list[tuple[int, str]]:
-    """The "got" halves of errors that are written as text: `found="…"` and `found = "…"`, with their lines."""
+    """The "got" halves of errors that are written as text, with their lines.
+
+    They are `found="…"`, `found = "…"` and the third argument of a function `_invalid`.
+    """
     given = [(one.arg or "", one.value) for one in ast.walk(tree) if isinstance(one, ast.keyword)]
     given += [
         (target.id, node.value)
@@ -154,6 +158,11 @@ def found_texts(tree: ast.AST) -> list[tuple[int, str]]:
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
+    ]
+    given += [
+        ("found", node.args[2])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "_invalid" and len(node.args) > 2
     ]
     parts = [
         part

@@ -117,7 +117,7 @@ class BatchFiles:
     def changed_input(self, source: str) -> BatchConflict:
         """The error for requests that differ from those of the earlier run."""
         return BatchConflict(
-            f"{source}: expected the unchanged input of {self.state}, got other requests; give another --out, or "
+            f"{source}: expected the unchanged input of {self.state}, got requests that differ; give another --out, or "
             f"delete {self.state}, {self.out} and {self.errors} to start again"
         )
 
@@ -129,7 +129,9 @@ class BatchFiles:
         except FileNotFoundError:
             return None
         except MALFORMED as error:
-            raise BatchConflict(f"{self.state}: expected a batch's state, got another file ({error})") from None
+            raise BatchConflict(
+                f"{self.state}: expected a batch's state, got text that cannot be decoded ({error})"
+            ) from None
 
     def errors_of(self, state: BatchState) -> Path:
         """The error file of an earlier run."""

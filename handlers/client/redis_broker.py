@@ -296,7 +296,7 @@ class RedisBroker:
         return state
 
     async def _requeued(self, queue: str, request_id: str) -> RequestState:
-        """The state of a request that was dead-lettered: its record remains if it is queued again."""
+        """The state of a dead-lettered request, which may have been requeued."""
         keys = Searched([queue], self._options.retry_queue, self._options.results, self._is_cluster)
         with contextlib.suppress(*STORE_FAILURES):  # the ACL may forbid reading the queue
             return await live_state(self._redis, request_id, keys, steps=CHECKED_STEPS) or RequestState.DEAD_LETTERED

@@ -94,7 +94,7 @@ class Allowance:
         *,
         own_share: Callable[[], ProcessShare] = whole_pool,
     ) -> None:
-        """Limit to other slots and shares; slots in use stay counted."""
+        """Apply other slots and shares; slots in use stay counted."""
         if slots < 1:
             raise ValueError("a pool needs at least one slot")
         self.slots, self._shares, self._own_share = slots, shares, own_share

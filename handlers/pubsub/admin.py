@@ -5,8 +5,8 @@ dead letters ──push──▶ same door         publishes their final results
 dead letters ──pull──▶ operators
 results ──pull──▶ clients
 
-An existing resource is never changed or deleted, since it may have other users and unread messages. For one that
-differs there is a gcloud command.
+An existing resource is never changed or deleted, since it may have other users and unread messages. If it differs,
+`repair` is the gcloud command that corrects it.
 """
 
 from __future__ import annotations

@@ -489,7 +489,7 @@ _TUNING: Final = frozenset(
 
 
 def redis_address(url: str, mode: str, addrs: Sequence[str], master_name: str) -> str:
-    """The URL for `connect`, of fields that `llm-d-async` has too.
+    """The URL for `connect`, from fields that `llm-d-async` also has.
 
     `mode` is `standalone`, `cluster` or `sentinel`; `addrs` are further nodes or Sentinels. Query parameters that tune
     the reference's Redis client are dropped, because they have no effect here. Raises `InvalidSetting` if the fields

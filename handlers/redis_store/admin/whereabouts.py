@@ -87,7 +87,7 @@ class Whereabouts(msgspec.Struct, frozen=True):
 
     @property
     def is_run_again(self) -> bool:
-        """Whether it is live and has finished before, as requeued dead letters."""
+        """Whether it is live again after it finished (a requeued dead letter)."""
         ended = (RequestState.FINISHED, RequestState.CANCELLED, RequestState.DEAD_LETTERED, RequestState.UNKNOWN)
         return self.state not in ended and bool(self.finished or self.result)
 

@@ -232,7 +232,7 @@ class ClusterWindows:
             await executed(self._redis, pipeline)
 
     async def deliver(self, queue: str, window_seconds: int | str, rows: Sequence[str | bytes]) -> None:
-        """Queue rows (name, member, score), each name once. Raises `InvalidSetting` if `queue` is no sorted set.
+        """Queue rows (name, member, score), each name once. Raises `InvalidSetting` if `queue` has another type.
 
         The queue remembers their names until an hour after the window, which may be empty.
         """
