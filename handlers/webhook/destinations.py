@@ -79,7 +79,7 @@ def webhook_target_of(
             if one.host == host and is_safe_path(match["path"], [one.path]):
                 return one.place, WebhookTarget(f"{match['scheme']}://{host}{match['path']}", one.keys)
     raise DestinationRefused(
-        f"metadata.{METADATA_FIELD}: expected a URL https://host/path on the operator's list, got a receiver that is not on it"
+        f"metadata.{METADATA_FIELD}: expected a URL https://host/path on the operator's list, got one that is not"
     )
 
 
