@@ -58,8 +58,8 @@ class IdempotencyConflict(ClientError):
 
     def __init__(self, key: str, request_id: str) -> None:
         super().__init__(
-            f"idempotency_key: expected the content submitted before under {key!r} (request {request_id}), got other "
-            "content; use a new key for a new request"
+            f"idempotency_key: expected the content submitted before under {key!r} (request {request_id}), got content "
+            "that differs; use a new key for a new request"
         )
         self.key = key
         self.request_id = request_id
