@@ -71,7 +71,7 @@ dev: $(VENV)/.runtime ## keep the demo's stack running, to try commands
 
 # --- checks
 
-test: $(VENV)/.dev ## run all tests except the long ones; a test whose server is missing is skipped and names the server
+test: $(VENV)/.dev ## run all tests except the long ones, or some: ARGS="tests/poller -k lease"; without its server, a test is skipped
 	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup -m 'not chaos and not bench' $(ARGS)
 
 # A busy machine must only slow the tests down. The busy processes have the tests' priority; with a higher one they would

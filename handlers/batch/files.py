@@ -121,6 +121,13 @@ class BatchFiles:
             f"delete {self.state}, {self.out} and {self.errors} to start again"
         )
 
+    def lost_input(self) -> BatchConflict:
+        """The error for a resumed run whose stored requests were deleted."""
+        return BatchConflict(
+            f"{self.input}: deleted, but {self.state} needs it to continue; pipe the same requests again, or give "
+            "another --out for a new batch"
+        )
+
     def read_state(self) -> BatchState | None:
         """The state of an earlier run, or None. Raises `BatchConflict` if it cannot be decoded."""
         try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from handlers.batch.files import BatchState
 from handlers.batch.lines import BatchLine, InvalidLine, request_id
 from handlers.client.new_request import NewRequest, encode_body
-from handlers.client.redis_broker import batches, member_parts, store_errors
+from handlers.client.redis_broker import batches, member_parts, observe_time, store_errors
+from handlers.clock import FollowedClock
 from handlers.contract.errors import InvalidRequest
 from handlers.number_text import whole
 from handlers.redis_store.keys import payload_key
@@ -40,6 +40,15 @@ class BatchQueue:
         self._redis = open_redis(redis_url, access)
         self._submissions = open_submissions(self._redis, wait_replicas)
         self._payload_keys: list[str] = []
+        self._clock = FollowedClock()
+
+    async def follow_clock(self) -> None:
+        """Read the time of Redis for `now`."""
+        await observe_time(self._redis, self._clock)
+
+    def now(self) -> float:
+        """Unix seconds of Redis; local ones if it has not answered `follow_clock`."""
+        return self._clock.now()
 
     def request_id(self, number: int) -> str:
         return request_id(self._state.batch, number)
@@ -61,7 +70,7 @@ class BatchQueue:
             tenant=state.tenant,
         )
         try:
-            body = encode_body(request, now=time.time(), tenant_attribute=self._tenant_attribute)
+            body = encode_body(request, now=self.now(), tenant_attribute=self._tenant_attribute)
         except InvalidRequest as error:
             return InvalidLine(line.number, line.custom_id, str(error))
         offload_bytes = self._payload_apart_bytes
@@ -118,3 +127,14 @@ class BatchQueue:
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+
+async def redis_time(redis_url: str, access: RedisAccess | None) -> float:
+    """Unix seconds of Redis; local ones if it does not answer."""
+    clock = FollowedClock()
+    redis = open_redis(redis_url, access)
+    try:
+        await observe_time(redis, clock)
+    finally:
+        await redis.aclose()
+    return clock.now()

@@ -112,6 +112,7 @@ class BatchRun:
     async def run(self) -> BatchState:
         """Run to the end and return the final state. An interrupted run keeps all written lines."""
         try:
+            await self._queue.follow_clock()
             await self._settle_uncertain()
             await self._feed_and_collect()
             self._finish()
@@ -207,7 +208,7 @@ class BatchRun:
     def _reason_not_to_submit(self, number: int) -> str:
         if self._is_cancelled(number):
             return CANCELLED
-        return EXPIRED if time.time() >= self._state.deadline else ""
+        return EXPIRED if self._queue.now() >= self._state.deadline else ""
 
     def _lines(self, first: int, last: int | None = None) -> Iterator[BatchLine]:
         """Requests of lines without output. Writes error lines for invalid ones."""
@@ -301,7 +302,7 @@ class BatchRun:
             return
         if self._cancelled_at is not None and time.monotonic() - self._cancelled_at > late_seconds:
             code, message = CANCELLED, "cancelled; no result arrived"
-        elif time.time() > self._state.deadline + late_seconds:
+        elif self._queue.now() > self._state.deadline + late_seconds:
             code, message = EXPIRED, "no result arrived by the deadline"
         else:
             return

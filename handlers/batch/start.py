@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -31,12 +31,14 @@ def begin_or_resume(
     tenant: str,
     is_checked: bool = True,
     chosen: Collection[str] = (),
+    clock: Callable[[], float] = time.time,
 ) -> BatchState:
     """Read the state of an earlier run, or create a new one.
 
     The settings of an earlier run are kept, and those named in `chosen` must equal them. With `is_checked`, every line
-    of a new batch is checked first. Raises `BatchConflict` if the files belong to another batch, or the input or a
-    chosen setting has changed, `InvalidFile` for an invalid input.
+    of a new batch is checked first. `clock` returns the Unix seconds from which a deadline counts. Raises
+    `BatchConflict` if the files belong to another batch, or the input or a chosen setting has changed, `InvalidFile`
+    for an invalid input.
     """
     given = {"queue": queue, "results": results, "tier": tier, "tenant": tenant}
     given["deadline"] = _deadline_text(deadline)
@@ -44,6 +46,7 @@ def begin_or_resume(
     if state is not None:
         _check_same(files, state, source, given, chosen)
         files.errors = files.errors_of(state)
+        _check_outputs_exist(files, state)
         state.source = str(source.absolute())
         return state
     for path in (files.out, files.errors):
@@ -59,7 +62,7 @@ def begin_or_resume(
         errors=files.errors.name if files.errors.parent == files.out.parent else str(files.errors),
         queue=queue,
         results=batch_results_key(results, name),
-        deadline=unix_deadline(deadline, now=time.time()),
+        deadline=unix_deadline(deadline, now=clock()),
         tier=tier,
         tenant=tenant,
         total=total,
@@ -78,13 +81,23 @@ def _check_same(
     before = {**state.given, "errors": str(files.errors_of(state))}
     now = {**given, "errors": str(files.errors)}
     faults = [
-        f"--{name}: expected {before[name] or repr('')} as in the first run, got {now[name] or repr('')}"
+        f"--{name}: expected {before[name] or 'no value'} as in the first run, got {now[name] or 'no value'}"
         for name in now
         if name in chosen and name in before and now[name] != before[name]
     ]
     if faults:
         faults.append("A batch keeps its settings: leave these flags out, or give another --out for a new batch")
         raise BatchConflict("\n  ".join([f"{files.state}: settings differ from those of the first run", *faults]))
+
+
+def _check_outputs_exist(files: BatchFiles, state: BatchState) -> None:
+    """Raise `BatchConflict` if a file of a finished batch was deleted: its answers cannot be read again."""
+    gone = [str(path) for path in (files.out, files.errors) if state.outcome != "running" and not path.exists()]
+    if gone:
+        raise BatchConflict(
+            f"{' and '.join(gone)}: deleted, but according to {files.state} this batch is {state.outcome}; "
+            f"to run it again, delete {files.state}, {files.out} and {files.errors}, or give another --out"
+        )
 
 
 def _deadline_text(deadline: Deadline) -> str:

@@ -155,6 +155,7 @@ def run(
             tenant=tenant,
             is_checked=not no_check,
             chosen=_chosen(),
+            clock=lambda: run_async(_redis_time(queue)),
         )
         if state.outcome == "running":
             options = {"wait_replicas": wait_replicas, "payload_apart_bytes": payload_apart_bytes}
@@ -190,7 +191,8 @@ def _spooled(files: BatchFiles, source: Path) -> Iterator[Path]:
     if str(source) != "-":
         yield source
         return
-    is_stored = files.read_state() is not None and files.input.exists()
+    is_resumed = files.read_state() is not None
+    is_stored = is_resumed and files.input.exists()
     if is_stored and not sys.stdin.isatty() and not files.is_input(sys.stdin.buffer):
         raise files.changed_input("stdin")
     try:
@@ -198,6 +200,8 @@ def _spooled(files: BatchFiles, source: Path) -> Iterator[Path]:
             with open_private(files.input, "wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
             is_stored = True
+            if is_resumed:
+                _check_piped_again(files)
         yield files.input
     except EmptyInput:
         files.input.unlink()
@@ -208,6 +212,25 @@ def _spooled(files: BatchFiles, source: Path) -> Iterator[Path]:
             text = "interrupted while reading stdin; nothing was queued: pipe all requests again"
             print(text, file=sys.stderr)
         raise
+
+
+def _check_piped_again(files: BatchFiles) -> None:
+    """Refuse, and remove, stored requests other than those of the earlier run."""
+    from handlers.batch.files import source_print
+
+    state = files.read_state()
+    if state is None or state.source_print == source_print(files.input):
+        return
+    error = files.changed_input("stdin") if files.input.stat().st_size else files.lost_input()
+    files.input.unlink()
+    raise error
+
+
+async def _redis_time(queue: QueueFlags) -> float:
+    """Unix seconds of Redis, whose clock decides when a deadline has passed; local ones if it does not answer."""
+    from handlers.batch.queue import redis_time
+
+    return await redis_time(queue.redis_url, queue.access)
 
 
 def _queue(queue: QueueFlags, state: BatchState, options: dict[str, Any]) -> BatchQueue:
@@ -270,8 +293,13 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
         print(f"batch {state.batch}: {what}, deadline {by}")
         errors = f"{counted(state.failed, 'error')}{_kinds(state)}"
         print(f"{state.completed:,} answered, {errors}, of {counted(state.total, 'request')}")
-        print(f"output {files.out}, errors {files.errors}")
+        print(f"output {_named(files.out, state)}, errors {_named(files.errors, state)}")
     return _exit_code(state)
+
+
+def _named(path: Path, state: BatchState) -> str:
+    """The path of an output, marked if it was deleted."""
+    return f"{path} (deleted)" if state.outcome != "running" and not path.exists() else str(path)
 
 
 @batch.command(

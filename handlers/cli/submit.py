@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
+import shlex
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -180,8 +182,20 @@ async def _submit(
         if not is_waiting:
             return ExitCode.DONE
         left = timeout or timedelta(seconds=max(1.0, _seconds_to(request, submission) + 5))
-        async with noting(queue, queue.queue):
-            return _show(await client.wait(submission, within=left))
+        try:
+            async with noting(queue, queue.queue):
+                return _show(await client.wait(submission, within=left))
+        except asyncio.CancelledError:
+            print(_interrupted(queue, submission), file=sys.stderr)
+            raise
+
+
+def _interrupted(queue: QueueFlags, submission: Submission) -> str:
+    """The request outlives the command; how to find it."""
+    if queue.to != "redis":
+        return f"interrupted: {submission.id} stays queued; its result goes to the subscription {queue.subscription}"
+    command = f"async-processor where {shlex.quote(submission.id)} --queue {shlex.quote(submission.queue)}"
+    return f"interrupted: {submission.id} stays queued; `{command}` shows its state"
 
 
 def _seconds_to(request: NewRequest, submission: Submission) -> float:

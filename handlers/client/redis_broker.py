@@ -138,6 +138,17 @@ MOST_RECEIVED = 1_000
 """Most results that one call takes under a lease."""
 
 
+async def observe_time(redis: Store, clock: FollowedClock) -> bool:
+    """Set `clock` to the time of Redis. False if Redis does not answer."""
+    started_at, has_answered = clock.started(), False
+    with contextlib.suppress(*STORE_FAILURES):
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            clock.observe(await server_time(redis), started_at)
+        has_answered = True
+    end_if_cancelled()
+    return has_answered
+
+
 class RedisBroker:
     """The client of one Redis, whose clock counts for durations from now."""
 
@@ -176,12 +187,9 @@ class RedisBroker:
     async def _now(self) -> float:
         """Unix seconds of Redis; those of the local clock if Redis does not report its time."""
         started_at = self._clock.started()
-        if started_at - self._asked_at >= _ASK_SECONDS:
-            with contextlib.suppress(*STORE_FAILURES):
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    self._clock.observe(await server_time(self._redis), started_at)
-                self._asked_at = started_at
-            end_if_cancelled()
+        is_due = started_at - self._asked_at >= _ASK_SECONDS
+        if is_due and await observe_time(self._redis, self._clock):
+            self._asked_at = started_at
         return self._clock.now()
 
     async def _check_keys(self, requests: Sequence[NewRequest], parts: Sequence[MemberParts]) -> None:

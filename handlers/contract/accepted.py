@@ -88,9 +88,9 @@ def _plain_type(kind: inspect.Type) -> inspect.Type:
     return kind
 
 
-def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """The known name most similar to `name`, or an empty string."""
-    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), "")
+    return next(iter(difflib.get_close_matches(name, list(known), 1)), "")
 
 
 def described(kind: inspect.Type) -> str:

@@ -55,7 +55,7 @@ def parse_parameters(kind: type[P], gate_type: str, raw: Mapping[str, Any], sett
     faults = SettingFaults()
     for name in raw:
         if name not in names:
-            close = nearest(name, names, cutoff=0.5)
+            close = nearest(name, names)
             hint = f" (did you mean {close}?)" if close else ""
             accepted = f"one of {', '.join(sorted(names))}" if names else "no parameter"
             found = f"an unknown parameter of {gate_type}{hint}"

@@ -363,7 +363,7 @@ def invalid_setting(
     if text.startswith("Object contains unknown field"):
         unknown = text.split("`")[1]
         known = known_fields(struct, path.rstrip("`")) if struct else []
-        close = nearest(unknown, known, cutoff=0.5)
+        close = nearest(unknown, known)
         return InvalidSetting(
             f"{setting}.{unknown}" if path else unknown or where,
             found="an unknown field" + (f" (did you mean {close}?)" if close else ""),

@@ -294,6 +294,22 @@ def test_only_one_process_runs_a_batch(tmp_path: Path) -> None:
             pass
 
 
+def test_the_deadline_counts_from_the_given_clock(tmp_path: Path, options: ClientOptions) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}\n')
+    state = begin_or_resume(
+        BatchFiles(tmp_path / "out.jsonl"),
+        source,
+        queue=options.queue,
+        results=options.results,
+        deadline=timedelta(hours=1),
+        tier="",
+        tenant="",
+        clock=lambda: 5_000_000_000.0,
+    )
+    assert state.deadline == 5_000_003_600
+
+
 def test_files_of_another_batch_are_refused(tmp_path: Path, options: ClientOptions) -> None:
     source = write_requests(tmp_path / "in.jsonl", 3)
     files = BatchFiles(tmp_path / "out.jsonl")

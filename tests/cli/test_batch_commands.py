@@ -128,6 +128,44 @@ def test_a_batch_from_stdin_continues_without_its_stdin(shell: Shell, tmp_path: 
     assert (more.exit_code, "got requests that differ" in more.stderr) == (2, True)
 
 
+def test_a_resumed_batch_whose_stored_requests_were_deleted_reports_how_to_continue(
+    shell: Shell, tmp_path: Path
+) -> None:
+    text = Path(write_requests(tmp_path / "in.jsonl", 20)).read_text()
+    out = tmp_path / "out.jsonl"
+    arguments = ["batch", "run", "-", "--out", str(out)]
+    with shell.start(*arguments, stdin=text) as runner:
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 20, "the lines in the queue")
+        runner.kill()
+        runner.communicate(timeout=60)
+    Path(f"{out}.input").unlink()
+    lost = shell.run(*arguments)
+    assert (lost.exit_code, f"{out}.input: deleted" in lost.stderr) == (2, True)
+    assert "pipe the same requests again" in lost.stderr
+    other = shell.run(*arguments, stdin=text + text)
+    assert (other.exit_code, "stdin: expected the unchanged input" in other.stderr) == (2, True)
+    assert not Path(f"{out}.input").exists()
+    with shell.echoing():
+        assert shell.run(*arguments, stdin=text).exit_code == 0
+    assert len(out.read_text().splitlines()) == 20
+
+
+def test_a_finished_batch_whose_answers_were_deleted_is_not_called_done(shell: Shell, tmp_path: Path) -> None:
+    source, out = write_requests(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    arguments = ["batch", "run", source, "--out", str(out)]
+    with shell.echoing():
+        assert shell.run(*arguments).exit_code == 0
+        out.unlink()
+        refused = shell.run(*arguments)
+        assert (refused.exit_code, f"{out}: deleted" in refused.stderr) == (2, True)
+        assert f"to run it again, delete {out}.batch" in refused.stderr
+        assert f"output {out} (deleted)" in shell.run("batch", "status", str(out)).stdout
+        for path in (Path(f"{out}.batch"), tmp_path / "out.errors.jsonl"):
+            path.unlink()
+        assert shell.run(*arguments).exit_code == 0
+    assert len(out.read_text().splitlines()) == 3
+
+
 def test_a_resumed_batch_refuses_flags_that_differ_from_the_first_run(shell: Shell, tmp_path: Path) -> None:
     source = write_requests(tmp_path / "in.jsonl", 5)
     out, errors = tmp_path / "out.jsonl", tmp_path / "other-errors.jsonl"
@@ -140,7 +178,7 @@ def test_a_resumed_batch_refuses_flags_that_differ_from_the_first_run(shell: She
     others = {
         "--deadline": ("2h", "1h30m"),
         "--tier": ("batch", "async"),
-        "--tenant": ("alice", "''"),
+        "--tenant": ("alice", "no value"),
         "--queue": ("other", shell.queue),
         "--results": ("other", shell.results),
         "--errors": (f"{tmp_path}/third.jsonl", str(errors)),

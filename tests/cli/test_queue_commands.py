@@ -407,6 +407,17 @@ def test_a_batch_with_errors_is_code_1(shell: Shell, tmp_path: Path) -> None:
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 3
 
 
+def test_an_interrupted_wait_reports_that_the_request_stays_queued(shell: Shell) -> None:
+    with shell.start("submit", "--prompt", "Hi", "--id", "w1", "--wait") as waiting:
+        wait_until(lambda: shell.redis.zcard(shell.queue) == 1, "the request in the queue")
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == "w1\n"  # printed before the wait
+        waiting.send_signal(signal.SIGINT)
+        _, message = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130
+    assert f"interrupted: w1 stays queued; `async-processor where w1 --queue {shell.queue}` shows its state" in message
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_batch_resumes(shell: Shell, tmp_path: Path, how: signal.Signals) -> None:
     count = 3_000

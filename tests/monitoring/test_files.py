@@ -162,6 +162,15 @@ def test_the_runbook_names_every_alert() -> None:
     assert named == set(alerts())
 
 
+def test_every_alert_names_the_section_of_the_runbook_that_names_it() -> None:
+    sections = re.split(r"^## ", RUNBOOK.read_text(encoding="utf-8"), flags=re.M)[1:]
+    titles = {tuple(section.splitlines()[0].split(". ", 1)): section for section in sections}
+    for name, rule in alerts().items():
+        found = re.fullmatch(r"docs/runbook\.md, section (\d+) \((.+)\)", rule["annotations"]["runbook"])
+        assert found is not None, name
+        assert f"`{name}`" in titles[found[1], found[2]], name
+
+
 def test_the_operator_gets_the_same_rules() -> None:
     manifest = yaml.safe_load(PROMETHEUS_RULE.read_text())
     assert manifest["spec"] == yaml.safe_load(ALERTS.read_text())
