@@ -21,7 +21,7 @@ from handlers.forward.middleware.breaker import CircuitState
 from handlers.gates.gate import BANDS
 from handlers.redis_store.admin.depths import QueueDepths
 from handlers.redis_store.submit.submissions import RequestState
-from handlers.status.overview import Depths, Minute, Overview, QueueLine, minutes
+from handlers.status.overview import Minute, Overview, QueueLine, minutes
 from handlers.status.report import Failure
 from tests.test_structure import text_of, tracked, tree_of
 
@@ -98,7 +98,7 @@ def test_screens_show_the_same_percentiles() -> None:
 
 def test_all_screens_use_the_same_names_of_states() -> None:
     depths = QueueDepths(pending=1, claimed=2, retrying=3, dead=4)
-    line = QueueLine("q", Depths(1, 2, 3, 4), 2, 0, "p", BANDS[0], "closed")
+    line = QueueLine("q", QueueDepths(1, 2, 3, 4), 2, 0, "p", BANDS[0], "closed")
     demo = progress_line(depths, {"Redis": DemoTally()})
     for state in ("queued", "in flight", "waiting for a retry"):
         assert state in demo

@@ -167,7 +167,7 @@ def _queues(now: Overview) -> Table:
             _plain(line.pool or _NOTHING),
             line.lane or _NOTHING,
             *(f"{count:,}" for count in counts),
-            _seconds(depths.seconds_to_deadline),
+            _seconds(now.seconds_to_deadline(depths)),
             _plain(line.circuit or _NOTHING),
         )
     return table

@@ -85,27 +85,25 @@ class ResultStream:
 
     async def __anext__(self) -> ResultDelivery:
         """The next result. Raises `StopAsyncIteration` after `limit` or `idle_seconds`."""
-        if self._left == 0:
-            raise StopAsyncIteration
-        while True:
-            if not self._ready and not await self._fill():
-                raise StopAsyncIteration
-            held = self._ready.popleft()
-            if held.claim_key not in self._held:
-                continue  # its lease expired in the meantime, and the result is delivered again
-            if self._left is not None:
-                self._left -= 1
-            return ResultDelivery(decode_result(held.result), held.claim_key, self)
+        while self._left != 0:
+            if (delivery := self._next_ready()) is not None:
+                return delivery
+            if not await self._fill():
+                break
+        raise StopAsyncIteration
 
     def take_ready(self) -> list[ResultDelivery]:
         """The results that have already been received, without waiting."""
-        taken: list[ResultDelivery] = []
+        return list(iter(self._next_ready, None))
+
+    def _next_ready(self) -> ResultDelivery | None:
+        """The next received result whose lease is held; without it, the result is delivered again."""
         while self._ready and self._left != 0:
             held = self._ready.popleft()
             if held.claim_key in self._held:
-                taken.append(ResultDelivery(decode_result(held.result), held.claim_key, self))
                 self._left = None if self._left is None else self._left - 1
-        return taken
+                return ResultDelivery(decode_result(held.result), held.claim_key, self)
+        return None
 
     async def ack(self, deliveries: Sequence[ResultDelivery]) -> None:
         """Acknowledge many results in one call. Raises `LeaseLost` for the first expired lease."""

@@ -9,25 +9,13 @@ from typing import Final
 import msgspec
 
 from handlers.contract.lenient_json import MALFORMED
+from handlers.redis_store.admin.depths import QueueDepths
 from handlers.status.report import LATENCY_SECONDS, Failure, PollerReport, QueueReport
 from handlers.telemetry.dependencies import GateState
 
 FRESH_SECONDS: Final = 20.0
 """A poller whose last report is older is not shown; pollers post every five seconds."""
 _TENANTS_SHOWN: Final = 20
-
-
-class Depths(msgspec.Struct, frozen=True):
-    """Numbers of requests of one queue by state.
-
-    `retrying` counts the whole retry set, which the queues share.
-    """
-
-    pending: int
-    claimed: int
-    retrying: int
-    dead: int
-    seconds_to_deadline: float | None = None
 
 
 class TenantLine(msgspec.Struct, frozen=True):
@@ -72,7 +60,7 @@ class QueueLine(msgspec.Struct, frozen=True):
     """
 
     name: str
-    depths: Depths
+    depths: QueueDepths
     in_flight: int
     waiting: int
     pool: str
@@ -131,6 +119,10 @@ class Overview(msgspec.Struct, frozen=True):
         """The sum of one depth over all queues."""
         return sum(int(getattr(line.depths, name)) for line in self.queues)
 
+    def seconds_to_deadline(self, depths: QueueDepths) -> float | None:
+        """The time to the earliest deadline of a queue; None if it is empty."""
+        return None if depths.first_score is None else depths.first_score - self.at
+
 
 _poller_decoder = msgspec.json.Decoder(PollerReport)
 _failure_decoder = msgspec.json.Decoder(Failure)
@@ -161,7 +153,7 @@ def read_failures(texts: Sequence[bytes]) -> list[Failure]:
 
 
 def queue_lines(
-    depths: Mapping[str, Depths],
+    depths: Mapping[str, QueueDepths],
     pollers: Sequence[PollerReport],
     tenants: Mapping[str, Tenants],
     lanes: Mapping[str, str],

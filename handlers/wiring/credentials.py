@@ -52,28 +52,24 @@ def _read_token(setting: str, path: str) -> str:
 def gateway_tls(settings: Settings) -> ssl.SSLContext | None:
     """TLS context with the gateway's CA and client certificate, or None."""
     env = settings.env
-    if not (env.gateway_ca_file or env.gateway_cert_file):
-        return None
-    try:
-        context = ssl.create_default_context(cafile=env.gateway_ca_file or None)
-        if env.gateway_cert_file:
-            context.load_cert_chain(env.gateway_cert_file, env.gateway_key_file or None)
-    except (OSError, ssl.SSLError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise InvalidSetting("GATEWAY_CA_FILE, GATEWAY_CERT_FILE", found=found, accepted="PEM files") from None
-    return context
+    return _tls("GATEWAY_CA_FILE, GATEWAY_CERT_FILE", env.gateway_ca_file, env.gateway_cert_file, env.gateway_key_file)
 
 
 def prometheus_tls(settings: Settings) -> ssl.SSLContext | None:
     """TLS context with the CA of the Prometheus server, or None."""
-    path = settings.env.prometheus_ca_file
-    if not path:
+    return _tls("PROMETHEUS_CA_FILE", settings.env.prometheus_ca_file)
+
+
+def _tls(setting: str, ca_file: str, cert_file: str = "", key_file: str = "") -> ssl.SSLContext | None:
+    if not (ca_file or cert_file):
         return None
     try:
-        return ssl.create_default_context(cafile=path)
+        context = ssl.create_default_context(cafile=ca_file or None)
+        if cert_file:
+            context.load_cert_chain(cert_file, key_file or None)
     except (OSError, ssl.SSLError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise InvalidSetting("PROMETHEUS_CA_FILE", found=found, accepted="a PEM file") from None
+        raise InvalidSetting(setting, found=f"{type(error).__name__}: {error}", accepted="PEM files") from None
+    return context
 
 
 def redis_options(settings: Settings) -> RedisOptions:

@@ -36,7 +36,6 @@ from handlers.redis_store.faults import explained
 from handlers.redis_store.keys import queue_keys
 from handlers.settings.settings import Settings, load_settings
 from handlers.status.overview import (
-    Depths,
     Overview,
     Tenants,
     fresh_pollers,
@@ -135,19 +134,9 @@ class RedisSource:
         pollers = fresh_pollers(board.pollers, now)
         settings, is_cluster = self._settings, self._options.is_cluster
         names = [entry.queue_name for entry in settings.queues]
-        found = await all_depths(redis, names, settings.retry_queue_name, cluster=is_cluster)
-        depths = {
-            name: Depths(
-                one.pending,
-                one.claimed,
-                one.retrying,
-                one.dead,
-                None if one.first_score is None else one.first_score - now,
-            )
-            for name, one in found.items()
-        }
-        retrying = max((one.retrying for one in found.values()), default=0)
-        tenants = await self._tenants(redis, found)
+        depths = await all_depths(redis, names, settings.retry_queue_name, cluster=is_cluster)
+        retrying = max((one.retrying for one in depths.values()), default=0)
+        tenants = await self._tenants(redis, depths)
         lanes = {
             entry.queue_name: BANDS[band_of(entry.labels, self._settings.tier_label)] for entry in self._settings.queues
         }

@@ -14,8 +14,9 @@ from rich.console import Console
 from handlers.cli import main
 from handlers.cli.top import bar_line, frame
 from handlers.demo.valkey import Valkey
+from handlers.redis_store.admin.depths import QueueDepths
 from handlers.redis_store.admin.status_board import StatusBoard
-from handlers.status.overview import Depths, GateLine, Minute, Overview, QueueLine
+from handlers.status.overview import GateLine, Minute, Overview, QueueLine
 from handlers.status.report import Failure
 from handlers.telemetry.dependencies import GateState
 
@@ -68,7 +69,7 @@ def test_the_highest_bar_is_full_and_small_values_are_visible() -> None:
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_headings_are_whole_and_a_gate_without_budget_is_closed(width: int) -> None:
-    depths = Depths(12_345, 64, 3, 2, 12.0)
+    depths = QueueDepths(12_345, 64, 3, 2, 13.0)
     gate = GateState("local-max-concurrency", 0.0)
     now = Overview(
         at=1.0,

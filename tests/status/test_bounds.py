@@ -123,7 +123,7 @@ async def test_an_overview_of_10000_queues_takes_few_round_trips_and_samples_the
     assert len(seen.queues) == 10_000
     depths = {line.name: line.depths for line in seen.queues}
     assert (depths["q-77"].pending, depths["q-50"].pending, depths["q-51"].pending) == (9, 1, 0)
-    assert depths["q-50"].seconds_to_deadline is not None
+    assert depths["q-50"].first_score is not None
     assert [line.name for line in seen.queues if line.sampled][:1] == ["q-0"]
     assert 0 < len([line for line in seen.queues if line.tenants]) <= 50
     assert seen.retrying == 1

@@ -11,8 +11,9 @@ from handlers.forward.middleware.admission import refused
 from handlers.forward.middleware.breaker import CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET
 from handlers.forward.outcome import Answered, Retry
 from handlers.gates.gate import Refuse
+from handlers.redis_store.admin.depths import QueueDepths
 from handlers.status.collect import Tally
-from handlers.status.overview import Depths, queue_lines
+from handlers.status.overview import queue_lines
 from handlers.status.report import PollerReport, QueueReport
 
 LARGE = 2_000_000
@@ -49,7 +50,7 @@ def test_requests_that_wait_at_a_gate_are_not_in_flight() -> None:
         PollerReport(0.0, host, queues=[QueueReport("q", "p", "lane", 10, "closed", [], waiting)])
         for host, waiting in (("a", 7), ("b", 3))
     ]
-    [line] = queue_lines({"q": Depths(5, 20, 0, 0)}, reports, {}, {})
+    [line] = queue_lines({"q": QueueDepths(5, 20, 0, 0)}, reports, {}, {})
     assert (line.in_flight, line.waiting) == (10, 10)
-    [line] = queue_lines({"q": Depths(5, 4, 0, 0)}, reports, {}, {})
+    [line] = queue_lines({"q": QueueDepths(5, 4, 0, 0)}, reports, {}, {})
     assert (line.in_flight, line.waiting) == (0, 4), "a report is older than the depth"
