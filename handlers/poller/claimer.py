@@ -131,7 +131,7 @@ class Claimer:
         self.pool_id = pool_id
         self.queues: dict[str, ClaimedQueue] = {}
         self._dormant: dict[str, Callable[[], object]] = {}
-        self._options = options
+        self.options = options
         self._waiter: Waiter | None = None
         self._is_idle = False
         self._allowance = Allowance(options.slots, all_shares(options.gates), own_share=options.share)
@@ -146,14 +146,9 @@ class Claimer:
 
     def change(self, options: ClaimerOptions) -> None:
         """Claim under `options` from now on; slots in use stay counted."""
-        self._options = options
+        self.options = options
         self._allowance.change(options.slots, all_shares(options.gates), own_share=options.share)
         self._wake()
-
-    @property
-    def options(self) -> ClaimerOptions:
-        """The current options."""
-        return self._options
 
     @property
     def in_flight(self) -> int:
@@ -162,7 +157,7 @@ class Claimer:
     @property
     def budget(self) -> float:
         """Fraction (0 to 1) of this process's slots that the gates allow."""
-        ours = self._options.share().of(self._options.slots)
+        ours = self.options.share().of(self.options.slots)
         return min(1.0, self._allowance.limit() / ours) if ours else 0.0
 
     def add(self, queue: ClaimedQueue) -> None:
@@ -234,15 +229,15 @@ class Claimer:
         taken = await self._claim(min(room, self._room()), names)
         self._is_idle = taken == 0
         if taken:
-            if self._options.watch is not None:
-                self._options.watch.active()
+            if self.options.watch is not None:
+                self.options.watch.active()
             await asyncio.sleep(_COALESCE_SECONDS)
         elif names:
-            await wait_at_most(self._stopped, self._options.poll_interval_seconds)
+            await wait_at_most(self._stopped, self.options.poll_interval_seconds)
 
     async def _filled_queues(self) -> list[str]:
         """Queues to claim from: all if few and active, else non-empty ones."""
-        names, watch = [*self.queues, *self._dormant], self._options.watch
+        names, watch = [*self.queues, *self._dormant], self.options.watch
         if watch is not None and self._backoff.has_failed:
             # Poll Redis now: a claimer that waits for requests would not notice that Redis is back.
             return [*await watch.filled(names)]
@@ -280,10 +275,10 @@ class Claimer:
 
     async def _claim(self, room: int, names: Sequence[str]) -> int:
         """Claim up to `room` requests, shared among queues by the merge policy."""
-        taken, merge = 0, self._options.merge
+        taken, merge = 0, self.options.merge
         queues = {name: queue for name in names if (queue := self._queue(name)) is not None}
         candidates = [
-            Candidate(name, self._options.lane_of(queue.labels), queue.room()) for name, queue in queues.items()
+            Candidate(name, self.options.lane_of(queue.labels), queue.room()) for name, queue in queues.items()
         ]
         now = time.monotonic()
         turns = merge.turns(candidates, room, now)
@@ -301,7 +296,7 @@ class Claimer:
 
     async def _claim_from(self, queue: ClaimedQueue, most: int) -> int:
         if not queue.has_open_circuit:
-            half = max(1, int(self._options.share().of(self._options.slots)) // 2)
+            half = max(1, int(self.options.share().of(self.options.slots)) // 2)
             retries = sum(one.worker.retries_in_slots for one in self.queues.values())
             return len(await self._take(queue, most, most_retries=max(0, half - retries)))
         # Claim from the head, the end and the middle, and retries last, so that requests that always fail do not block
@@ -339,7 +334,7 @@ class Claimer:
 
     async def _expire(self) -> None:
         """Answer overdue requests of queues not polled for `_EXPIRE_SECONDS`, without slots."""
-        now, watch = time.monotonic(), self._options.watch
+        now, watch = time.monotonic(), self.options.watch
         due = [
             name
             for name in [*self.queues, *self._dormant]

@@ -13,7 +13,7 @@ from handlers.contract.accepted import about
 from handlers.contract.masked_text import shown_value, without_secrets
 from handlers.contract.request import Request
 from handlers.gates.gate import CLOSED_RETRY_SECONDS, NO_LABELS, Gate, Go, Refuse, Verdict
-from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
+from handlers.gates.metric.reading_gate import Baseline, Fallback, ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import Duration, HttpUrl, InconsistentParameters, Labels, Text
 from handlers.gates.sources import NOT_READ_YET, Feed, GateSources, MetricSample, Reading
 from handlers.telemetry.dependencies import GateState
@@ -50,13 +50,8 @@ class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):
             "number of pods. Needs `value_type: saturation` and `max_count_per_pod`."
         ),
     ] = "budget"
-    baseline: Annotated[
-        float,
-        about("Fraction of the pool's slots that stays free for real-time traffic, 0 to 1.", ge=0, lt=1),
-    ] = 0.0
-    fallback: Annotated[float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)] = (
-        0.0
-    )
+    baseline: Baseline = 0.0
+    fallback: Fallback = 0.0
     pods_url: Annotated[
         HttpUrl, about("Page with the number of pods; goes with `pods_metric` and `max_count_per_pod`.")
     ] = ""

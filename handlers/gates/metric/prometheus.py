@@ -16,7 +16,7 @@ import msgspec
 from handlers.contract.accepted import about
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.lenient_json import MALFORMED
-from handlers.gates.metric.reading_gate import ReadingGate, ReadingParameters, Rule
+from handlers.gates.metric.reading_gate import Baseline, Fallback, ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import Text
 from handlers.gates.sources import Feed, GateSources, HttpText, MetricSample, SourceMissing
 
@@ -81,9 +81,7 @@ class PrometheusQueryParameters(ReadingParameters, frozen=True, kw_only=True):
 
     query: Annotated[Text, about("PromQL query whose smallest sample, clamped to 0..1, is the budget.")]
     pool: Annotated[str, about("Inference pool, for logs and metrics; it does not change the query.")] = ""
-    fallback: Annotated[float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)] = (
-        0.0
-    )
+    fallback: Fallback = 0.0
 
 
 class PrometheusQueryGate(ReadingGate):
@@ -179,13 +177,8 @@ class PrometheusBudgetParameters(ReadingParameters, frozen=True, kw_only=True):
     pool: Annotated[Text, about("Inference pool whose load is read.")]
     namespace: Annotated[str, about("Namespace of the pool; empty: any.")] = ""
     max_concurrency: Annotated[float, about("Requests that one pod handles at a time.", gt=0)] = 100.0
-    baseline: Annotated[
-        float,
-        about("Fraction of the pool's slots that stays free for real-time traffic, 0 to 1.", ge=0, lt=1),
-    ] = 0.05
-    fallback: Annotated[float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)] = (
-        0.0
-    )
+    baseline: Baseline = 0.05
+    fallback: Fallback = 0.0
 
 
 class PrometheusBudgetGate(ReadingGate):

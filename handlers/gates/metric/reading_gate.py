@@ -40,6 +40,15 @@ SHARE: Final = "share"
 HEADROOM: Final = "headroom"
 
 
+Fallback = Annotated[float, about("Budget without a reading, 0 to 1, with `on_missing: fallback`.", ge=0, le=1)]
+"""Type of the parameter that is the budget without a reading."""
+
+Baseline = Annotated[
+    float, about("Fraction of the pool's slots that stays free for real-time traffic, 0 to 1.", ge=0, lt=1)
+]
+"""Type of the parameter that keeps slots free."""
+
+
 class ReadingParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of all gates that follow one number.
 

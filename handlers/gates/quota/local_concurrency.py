@@ -34,13 +34,6 @@ class LocalConcurrencyParameters(msgspec.Struct, frozen=True, kw_only=True):
     ] = CLASSIFYING
 
 
-class _Slots(msgspec.Struct):
-    """Number of slots in use, and the requests that wait for one."""
-
-    waiters: Waiters
-    in_use: int = 0
-
-
 class LocalConcurrencyGate(Gate):
     """Counts requests in flight."""
 
@@ -49,7 +42,9 @@ class LocalConcurrencyGate(Gate):
     def __init__(self, parameters: LocalConcurrencyParameters, sources: GateSources) -> None:
         self._limit = parameters.limit
         self._is_blocking = parameters.gating_mode == BLOCKING
-        self._slots = _Slots(Waiters(sources.clock))
+        self._waiters = Waiters(sources.clock)
+        self.in_use = 0
+        """Number of requests in flight."""
         self._log = sources.log
 
     async def start(self) -> None:
@@ -61,19 +56,15 @@ class LocalConcurrencyGate(Gate):
             return await super().renewed(new, discarded)
         self._limit, self._is_blocking = new._limit, new._is_blocking
         await self.start()
-        self._slots.waiters.wake(max(0, self.room()))
+        self._waiters.wake(max(0, self.room()))
         return self
-
-    @property
-    def in_use(self) -> int:
-        return self._slots.in_use
 
     def room(self, labels: Mapping[str, str] = NO_LABELS) -> int:  # noqa: ARG002 - the limit is for all alike
         return self._limit - self.in_use
 
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - the limit is for all alike
         if self.in_use < self._limit:
-            self._slots.in_use += 1
+            self.in_use += 1
             return Go(CountedSlot(self.leave))
         if self._is_blocking:
             return Hold("full", self.wait_open)
@@ -81,11 +72,11 @@ class LocalConcurrencyGate(Gate):
 
     async def wait_open(self, until_at: float) -> bool:
         """Wait for a free slot, first come first served."""
-        return self.room() > 0 or await self._slots.waiters.wait(until_at)
+        return self.room() > 0 or await self._waiters.wait(until_at)
 
     def leave(self) -> None:
-        self._slots.in_use -= 1
-        self._slots.waiters.wake()
+        self.in_use -= 1
+        self._waiters.wake()
 
     def state(self) -> GateState:
         return GateState(
@@ -93,7 +84,7 @@ class LocalConcurrencyGate(Gate):
             value=self.in_use,
             threshold=self._limit,
             why_closed="" if self.room() else "full",
-            figures={"in_use": self.in_use, "waiting": len(self._slots.waiters)},
+            figures={"in_use": self.in_use, "waiting": len(self._waiters)},
         )
 
 
