@@ -305,7 +305,7 @@ def _named(path: Path, state: BatchState) -> str:
 @batch.command(
     "where",
     epilog="""\b
-Exit codes: 0 all were found; 1 a custom_id is unknown; 2 wrong flags; 4 Redis does not answer.""",
+Exit codes: 0 all were found; 1 a custom_id is unknown; 2 invalid flags; 4 Redis does not answer.""",
 )
 @OUT
 @click.argument("custom_ids", nargs=-1, required=True, metavar="CUSTOM_ID...", type=IdType())

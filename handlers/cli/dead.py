@@ -33,7 +33,7 @@ Examples:
 You may shorten the id of a dead letter, as long as it is unique. In the list, REQUEST is the id of the request, and
 DEATHS is the number of pollers that crashed while they held it (see MAX_DEATHS).
 
-Exit codes: 0 done; 1 no such dead letter, or not confirmed; 2 wrong flags; 4 Redis does not answer."""
+Exit codes: 0 done; 1 no such dead letter, or not confirmed; 2 invalid flags; 4 Redis does not answer."""
 )
 def dead() -> None:
     """List dead letters, queue them again or drop them.

@@ -25,7 +25,7 @@ from handlers.pubsub.channel import GOOGLE_ENDPOINT, PubSubChannel, PubSubOption
 from handlers.pubsub.errors import PubSubFailed
 
 _CODES: Final = (
-    "Exit codes: 0 all resources are as wanted; 1 one differs, or a dry run found one missing; 2 wrong settings; "
+    "Exit codes: 0 all resources are as wanted; 1 one differs, or a dry run found one missing; 2 invalid settings; "
     "4 Pub/Sub refused or did not answer."
 )
 _EMULATOR_BACKOFF: Final = (

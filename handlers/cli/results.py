@@ -34,7 +34,7 @@ Examples:
 A result is removed from the list or subscription only after it is printed. So a crash loses no result, but a result
 may be printed twice. --peek removes nothing.
 
-Exit codes: 0 done, even if results are errors; 2 wrong flags; 3 with --take, no result in the time given;
+Exit codes: 0 done, even if results are errors; 2 invalid flags; 3 with --take, no result in the time given;
 4 the broker does not answer; 130 interrupted.""",
 )
 @click.option("-n", "--take", type=click.IntRange(min=1), help="Stop after this many results.")

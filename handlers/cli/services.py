@@ -25,7 +25,7 @@ Examples:
   IGW_BASE_URL=http://gateway:80 async-processor serve --target dispatch
   PUSH_AUDIENCE=… PUSH_SERVICE_ACCOUNT=… async-processor serve --target pubsub_push --port 8080
 
-Exit codes: 0 stopped by SIGTERM or SIGINT after the last request; 2 a wrong setting or a port in use;
+Exit codes: 0 stopped by SIGTERM or SIGINT after the last request; 2 an invalid setting or a port in use;
 1 anything else.""",
 )
 @click.option("--target", type=click.Choice(["dispatch", "pubsub_push"]), help="Door to serve.  [env: FUNCTION_TARGET]")
@@ -68,7 +68,7 @@ Examples:
   REDIS_URL=redis://redis:6379 HANDLER_URL=http://handlers async-processor poll
   REDIS_URL=redis://redis:6379 IGW_BASE_URL=http://gateway async-processor poll    (handler in this process)
 
-Exit codes: 0 stopped by SIGTERM or SIGINT and drained; 2 a wrong setting or a port in use; 1 anything else.""",
+Exit codes: 0 stopped by SIGTERM or SIGINT and drained; 2 an invalid setting or a port in use; 1 anything else.""",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Most requests in flight at once.  [env: WORKERS]")
 @click.option("--handler-url", help="URL of the dispatch door.  [env: HANDLER_URL]")

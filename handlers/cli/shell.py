@@ -206,7 +206,7 @@ _DEADLINES: Final = "a time in the future: a duration such as 10m, an ISO time o
 _EXIT_CODES: Final = {
     ExitCode.DONE: "done",
     ExitCode.FAILED_REQUESTS: "a final result is an error",
-    ExitCode.WRONG_INPUT: "wrong flags or input",
+    ExitCode.WRONG_INPUT: "invalid flags or input",
     ExitCode.NOT_YET: "no result in the time given",
     ExitCode.UNREACHABLE: "the broker does not answer",
     ExitCode.CANCELLED: "the batch was cancelled",

@@ -40,7 +40,7 @@ Examples:
   REDIS_URL=rediss://redis:6379 async-processor top --once
 
 Keys: q quits; any other key refreshes.
-Exit codes: 0 done; 2 a wrong setting; 4 Redis does not answer (--once); 130 Ctrl-C; 143 SIGTERM."""
+Exit codes: 0 done; 2 an invalid setting; 4 Redis does not answer (--once); 130 Ctrl-C; 143 SIGTERM."""
 )
 @click.option(
     "--once", "is_once", is_flag=True, help="Print one frame and exit; the default if the output is not a terminal."

@@ -37,7 +37,7 @@ A request may name a receiver of --destination as webhook_url in its metadata; t
 handlers and poller. If that receiver is not allowed or refuses the result, the result goes to URL, with the reason in
 "undelivered". A receiver that is down does not delay the others.
 
-Exit codes: 0 stopped, or no result for --for; 1 the receiver answered 410 (gone); 2 wrong flags;
+Exit codes: 0 stopped, or no result for --for; 1 the receiver answered 410 (gone); 2 invalid flags;
 4 the broker does not answer."""
 )
 @click.argument("url")

@@ -44,7 +44,7 @@ again, or an id that was submitted twice.
 The command changes nothing. Pollers keep records of finished requests for a day (FINISHED_RECORDS and
 FINISHED_RECORDS_SECONDS of the poller). The result list is searched too, up to 2,000 results from each end.
 
-Exit codes: 0 all were found; 1 an id is unknown; 2 wrong flags; 4 Redis does not answer.""",
+Exit codes: 0 all were found; 1 an id is unknown; 2 invalid flags; 4 Redis does not answer.""",
 )
 @click.argument("ids", nargs=-1, required=True, metavar="ID...", type=IdType())
 @RETRY_QUEUE_FLAG
@@ -185,7 +185,7 @@ result keeps it.
 On Pub/Sub, the cancellation is written to the Redis in the push door's DEDUPE_REDIS_URL. It takes effect when the
 message is delivered, and the command does not know whether an id was live.
 
-Exit codes: 0 done; 1 an id was not live; 2 wrong flags; 4 the broker does not answer.""",
+Exit codes: 0 done; 1 an id was not live; 2 invalid flags; 4 the broker does not answer.""",
 )
 @click.argument("ids", nargs=-1, required=True, metavar="ID...", type=IdType())
 @click.option(
