@@ -203,7 +203,7 @@ async def test_a_result_list_of_another_type_fails_only_its_own_wait(client: Asy
     broken, sound = [await client.submit({"a": n}, deadline=timedelta(hours=1), has_own_results=True) for n in range(2)]
     redis.set(broken.results, "not a list")
     waits = [asyncio.create_task(client.wait(submission, within=60)) for submission in (broken, sound)]
-    with pytest.raises(BrokerUnreachable, match=f"{broken.id}: a key has another type"):
+    with pytest.raises(BrokerUnreachable, match=f"{broken.id}: a key's type differs"):
         await waits[0]
     redis.lpush(sound.results, encode_result(Result(sound.id, 200, "new", request_token=sound.token)))
     assert (await waits[1]).payload == "new"
