@@ -1,4 +1,4 @@
-"""The client's fixtures: a real Valkey, with queue names of each test's own."""
+"""The client's fixtures: a real Valkey, with separate queue names for each test."""
 
 from tests.client.conftest import client, options, redis, valkey_url
 

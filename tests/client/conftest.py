@@ -1,4 +1,4 @@
-"""A real Valkey for the client's tests, with queue names of each test's own."""
+"""A real Valkey for the client's tests, with separate queue names for each test."""
 
 from __future__ import annotations
 

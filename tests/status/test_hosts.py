@@ -1,4 +1,4 @@
-"""Under which names the page answers: a name that was turned to this machine is not one of them."""
+"""The host names under which the page answers; a foreign name that resolves to this machine is not one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs: one event, one line, whatever a request holds; valid JSON; nothing below the least level."""
+"""Logs: one event, one line, whatever a request holds; valid JSON; nothing below the lowest level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""While the dedup store fails, pushes are still answered; once when it is back.
+"""While the dedup store fails, pushes are still answered; when it is back, duplicates are dropped again.
 
 Twice is better than not at all; F20, F24, F26 for the push door, as a process.
 """

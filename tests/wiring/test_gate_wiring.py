@@ -1,4 +1,4 @@
-"""Every gate by its settings, in the poller and behind the push door: closed nothing passes, open everything does."""
+"""Every gate, built from settings, in the poller and at the push door: a closed one admits nothing, an open one all."""
 
 from __future__ import annotations
 

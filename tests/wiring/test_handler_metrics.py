@@ -1,4 +1,4 @@
-"""A handler's page of metrics: not there without a token, and then for its bearer only."""
+"""A handler's /metrics is disabled without a token, and otherwise requires it."""
 
 from __future__ import annotations
 

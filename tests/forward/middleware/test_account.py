@@ -1,4 +1,4 @@
-"""One line for each outcome that matters, with all that a search needs; and nothing for a plain success."""
+"""Each retry and failure is one log line with the fields to search by; a success is logged at debug only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retries are a share of the answers, and a few are always there."""
+"""Retries are limited to a share of the final results, plus one per second."""
 
 from __future__ import annotations
 

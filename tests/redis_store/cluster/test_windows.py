@@ -1,4 +1,4 @@
-"""Idempotent submission in a real Redis Cluster: of one id one submission is queued, once, wherever a producer dies."""
+"""Idempotent submission in a real Redis Cluster: an id is queued exactly once, at whatever step a producer crashes."""
 
 from __future__ import annotations
 
