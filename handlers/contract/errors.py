@@ -10,7 +10,7 @@ Packages define further subclasses of `AsyncProcessorError` beside the code that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -61,16 +61,23 @@ class InvalidSetting(AsyncProcessorError):
     """An invalid setting, which stops the start.
 
     `setting` is the variable, or the path of the field in `CONFIG_FILE`. If its name is probably misspelt, `meant` is
-    the path that was probably meant; that setting then has no value. `others` are further invalid settings.
+    the path that was probably meant; that setting then has no value. `others` are further invalid settings. `place` is
+    the setting, with the file that sets it if there are several files.
     """
 
     def __init__(self, setting: str, *, found: str, accepted: str, meant: str = "") -> None:
         super().__init__(f"{setting}: expected {accepted}, got {found}")
         self.setting = setting
+        self.place = setting
         self.found = found
         self.accepted = accepted
         self.meant = meant
         self.others: tuple[InvalidSetting, ...] = ()
+
+    def put_at(self, place: str) -> None:
+        """Name the place in the text, instead of the setting."""
+        self.place = place
+        self.args = (f"{place}: expected {self.accepted}, got {self.found}",)
 
 
 class SettingFaults:
@@ -82,10 +89,15 @@ class SettingFaults:
     def __init__(self) -> None:
         self.found: list[InvalidSetting] = []
         self._touched: set[str] = set()
+        self.place_of: Callable[[str], str] = str
+        """The place of a setting, see `InvalidSetting.place`."""
 
     def add(self, fault: InvalidSetting) -> None:
         """Record the fault and its `others`, but each faulty setting once."""
         for one in (fault, *fault.others):
+            place = self.place_of(one.setting)
+            if place != one.setting:
+                one.put_at(place)
             is_new = one.setting not in self._touched or one.setting == "CONFIG_FILE"  # it may name several files
             if is_new and str(one) not in [str(known) for known in self.found]:
                 self.found.append(one)

@@ -252,10 +252,17 @@ def partial_config_file(path: str, faults: SettingFaults) -> ConfigFile:
     Lists in several files are joined; any other field may be in only one file. An empty path counts as an empty file.
     Errors are added to `faults`; an invalid field counts as unset, an unreadable file as empty.
     """
-    contents = []
-    for one in config_paths(path):
-        with faults.collected():
-            contents.append(_content(_text(one)))
+    paths = config_paths(path)
+    contents: list[tuple[str, dict[str, Any]]] = []
+    for one in paths:
+        try:
+            contents.append((one, _content(_text(one))))
+        except InvalidSetting as fault:
+            if len(paths) > 1 and not fault.found.startswith(one):
+                fault.put_at(one)
+            faults.add(fault)
+    if len(paths) > 1:
+        faults.place_of = Places(contents).of
     return ConfigFile() if faults.touch("CONFIG_FILE") else _config(_merged(contents, faults), faults)
 
 
@@ -273,21 +280,47 @@ def _text(path: str) -> str:
         ) from None
 
 
-def _merged(contents: list[dict[str, Any]], faults: SettingFaults) -> dict[str, Any]:
+class Places:
+    """Where several files set fields and list entries; `contents` with their paths."""
+
+    def __init__(self, contents: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        self._files: dict[str, str] = {}
+        self._entries: dict[str, list[tuple[str, int]]] = {}
+        for path, content in contents:
+            for name, value in content.items():
+                self._files.setdefault(name, path)
+                if isinstance(value, list):
+                    self._entries.setdefault(name, []).extend((path, number) for number in range(len(value)))
+
+    def of(self, setting: str) -> str:
+        """The file and the path in it: `b.yaml: queues[0].id`. Unchanged if no file sets it."""
+        name, *rest = steps_of(setting) or [""]
+        entries, number = self._entries.get(name, []), whole(rest[0]) if rest else None
+        if number is not None and number < len(entries):
+            path, own = entries[number]
+            return f"{path}: {name}[{own}]{setting.removeprefix(f'{name}[{number}]')}"
+        path = "" if name in self._entries else self._files.get(name, "")
+        return f"{path}: {setting}" if path else setting
+
+
+def _merged(contents: Sequence[tuple[str, dict[str, Any]]], faults: SettingFaults) -> dict[str, Any]:
     """The contents of several files, merged.
 
     A field that two files set keeps its first value, and the error is added to `faults`.
     """
     merged: dict[str, Any] = {}
-    for content in contents:
+    files: dict[str, str] = {}
+    for path, content in contents:
         for name, value in content.items():
             if isinstance(value, list) and isinstance(merged.get(name, []), list):
                 merged[name] = [*merged.get(name, []), *value]
             elif name in merged:
-                found = f"{shown_value(merged[name])} and {shown_value(value)}"
+                first = f"{shown_value(merged[name])} in {files[name]}"
+                found = f"{first} and {shown_value(value)} in {path}"
                 faults.add(InvalidSetting(str(name), found=found, accepted="one file that sets it"))
             else:
                 merged[name] = value
+                files[name] = path
     return merged
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -46,12 +46,14 @@ _SECRET_FILES: Final = ("token_file", "password_file")
 class Settings(msgspec.Struct, frozen=True):
     """All settings of a process. A field in `file` wins over `env`.
 
-    `name_warnings` are about ignored variables whose names resemble settings.
+    `name_warnings` are about ignored variables whose names resemble settings. `place_of` names the file of
+    a field if there are several files.
     """
 
     env: Environment
     file: ConfigFile
     name_warnings: Sequence[str] = ()
+    place_of: Callable[[str], str] = str
 
     def __repr__(self) -> str:
         return "Settings(…)"  # a password must not reach a log through a traceback
@@ -254,7 +256,7 @@ def read_settings(variables: Mapping[str, str], faults: SettingFaults) -> Settin
     warnings = _check_names(readable, faults)
     env = read_environment(readable, faults)
     file = ConfigFile() if faults.touch("CONFIG_FILE") else partial_config_file(env.config_file, faults)
-    settings = Settings(env=env, file=file, name_warnings=warnings)
+    settings = Settings(env=env, file=file, name_warnings=warnings, place_of=faults.place_of)
     _check_urls(settings, faults)
     _check_redis(settings, faults)
     _check_bases(settings, faults)
@@ -284,7 +286,9 @@ def unused_gates(settings: Settings) -> dict[str, str]:
     used = {entry.worker_pool_id for entry in settings.queues}
     used |= {entry.worker_pool_id for entry in settings.file.topics}
     return {
-        f"pools[{number}].gate_type": f"no queue or subscription uses the pool {pool.id!r}: this gate limits nothing"
+        settings.place_of(
+            f"pools[{number}].gate_type"
+        ): f"no queue or subscription uses the pool {pool.id!r}: this gate limits nothing"
         for number, pool in enumerate(settings.file.pools)
         if pool.gate_type and pool.id not in used
     }
@@ -363,7 +367,7 @@ def _check_distinct(settings: Settings, faults: SettingFaults) -> None:
         if faults.touch(setting, setting.lower()):
             continue
         if name in taken:
-            accepted = f"a name other than {taken[name]}"
+            accepted = f"a name other than {faults.place_of(taken[name])}"
             faults.add(InvalidSetting(setting, found=shown_value(name), accepted=accepted))
         elif setting == retry:
             taken[name] = setting

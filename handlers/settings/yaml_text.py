@@ -22,8 +22,9 @@ def parse_yaml(text: str, setting: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # also invalid dates and deep nesting
         at = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "a value that cannot be read"
-        where = f" (line {at.line + 1}, column {at.column + 1})" if at else ""
-        raise InvalidSetting(setting, found=f"{problem}{where}", accepted="valid YAML or JSON") from None
+        where = f" on line {at.line + 1}, column {at.column + 1}" if at else ""
+        found = f"a syntax error{where}: {problem}"
+        raise InvalidSetting(setting, found=found, accepted="valid YAML or JSON") from None
 
 
 class _RepeatedKey(Exception):

@@ -174,7 +174,7 @@ def _tiers(settings: Settings) -> list[Finding]:
     entries += [(f"topics[{n}]", one.labels) for n, one in enumerate(settings.file.topics)]
     fix = f"use one of {', '.join(TIERS)}; any other counts as batch"
     return [
-        Finding(f"{path}.labels.{label}", "warning", shown_value(labels[label]), fix)
+        Finding(settings.place_of(f"{path}.labels.{label}"), "warning", shown_value(labels[label]), fix)
         for path, labels in entries
         if labels.get(label, "batch") not in TIERS
     ]

@@ -75,7 +75,7 @@ class ConfigWatch:
             self._log.error("configuration refused", error=type(error).__name__)
             return
         for one in (error, *error.others):
-            self._log.error("configuration refused", setting=one.setting, found=one.found, accepted=one.accepted)
+            self._log.error("configuration refused", setting=one.place, found=one.found, accepted=one.accepted)
 
     def poll(self) -> Settings | None:
         """The settings of a valid change since the last call, or None.
@@ -106,6 +106,8 @@ class ConfigWatch:
                 await apply(settings)
             except Exception as error:  # noqa: BLE001  # no change may end the process
                 end_if_cancelled()
+                if isinstance(error, InvalidSetting):
+                    error.put_at(settings.place_of(error.setting))
                 self.refuse(error)
             else:
                 self.take()

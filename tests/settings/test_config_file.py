@@ -38,7 +38,8 @@ def refused(text: str) -> InvalidSetting:
         ),
         (
             "a: 1\n b: 2",
-            "CONFIG_FILE: expected valid YAML or JSON, got mapping values are not allowed here (line 2, column 3)",
+            "CONFIG_FILE: expected valid YAML or JSON, got a syntax error on line 2, column 3: "
+            "mapping values are not allowed here",
         ),
         *(
             (

@@ -47,10 +47,30 @@ def test_a_queue_may_use_a_pool_of_another_file_but_no_unknown_pool(files: dict[
 def test_a_field_in_two_files_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).write_text(f"retry_queue_name: {name}")
-    with pytest.raises(InvalidSetting, match="retry_queue_name: expected one file that sets it, got 'one' and 'two'"):
+    with pytest.raises(
+        InvalidSetting, match=r"retry_queue_name: expected one file that sets it, got 'one' in .*/one and 'two' in"
+    ):
         read(tmp_path / "one", tmp_path / "two")
 
 
 def test_a_name_in_two_files_is_refused(files: dict[str, Path]) -> None:
     with pytest.raises(InvalidSetting, match=r"pools.id|queues.queue_name"):
         read(files["queues"], files["pools"], files["pools"])
+
+
+def test_an_error_names_its_file_and_the_path_in_it(files: dict[str, Path], tmp_path: Path) -> None:
+    more, broken = tmp_path / "more.yaml", tmp_path / "broken.yaml"
+    more.write_text("queues: [{queue_name: c}, {queue_name: d, worker_pool_id: nowhere}]\nbatch_size: x\n")
+    with pytest.raises(InvalidSetting) as caught:
+        read(files["queues"], files["pools"], more)
+    found = [str(one) for one in (caught.value, *caught.value.others)]
+    assert found[0].startswith(f"{more}: batch_size: expected an integer")
+    assert found[1].startswith(f"{more}: queues[1].worker_pool_id: expected one of")
+    assert len(found) == 2
+
+    broken.write_text("queues: [}\n")
+    with pytest.raises(InvalidSetting) as caught:
+        read(files["queues"], broken)
+    assert str(caught.value).startswith(
+        f"{broken}: expected valid YAML or JSON, got a syntax error on line 1, column 10"
+    )
