@@ -68,7 +68,7 @@ class BatchState(msgspec.Struct, kw_only=True):
 
 
 def open_private(path: Path, mode: str = "rb") -> IO[bytes]:
-    """Open a regular file that is not a symbolic link. Raises `BatchConflict`.
+    """Open a regular file that is no link to another. Raises `BatchConflict`.
 
     `mode` is `rb`, `rb+`, `ab` or `wb`, which truncates only after the checks. A new file has mode 0600.
     """
@@ -80,7 +80,11 @@ def open_private(path: Path, mode: str = "rb") -> IO[bytes]:
         if error.errno == errno.ELOOP:
             raise BatchConflict(f"{path}: expected a regular file, got a symbolic link") from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    found = os.fstat(descriptor)
+    if found.st_nlink > 1 and mode != "rb":
+        os.close(descriptor)
+        raise BatchConflict(f"{path}: expected a file of its own, got a hard link")
+    if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
         raise BatchConflict(f"{path}: expected a regular file, got a folder, a pipe or a device")
     if mode == "wb":

@@ -8,7 +8,7 @@ import gzip
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -420,11 +420,14 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path, options: ClientOptions) ->
     assert state.total == 2
 
 
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
 @pytest.mark.parametrize("ending", [".lock", ".batch.new", ".batch", ".cancel", ".cancel-lines", ""])
-def test_no_file_of_a_batch_is_opened_through_a_link(tmp_path: Path, options: ClientOptions, ending: str) -> None:
+def test_no_file_of_a_batch_is_opened_through_a_link(
+    tmp_path: Path, options: ClientOptions, ending: str, link: Callable[[Path, Path], None]
+) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (tmp_path / f"out.jsonl{ending}").symlink_to(victim)
+    link(tmp_path / f"out.jsonl{ending}", victim)
     files = BatchFiles(tmp_path / "out.jsonl")
     with pytest.raises(BatchConflict), files.locked():
         begin(files, write_requests(tmp_path / "in.jsonl", 1), options)
