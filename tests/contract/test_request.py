@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.lenient_json import MAX_DEPTH, MAX_PAIRS
+from handlers.contract.lenient_json import BLOCKING_BYTES, MAX_DEPTH, MAX_PAIRS
 from handlers.contract.request import (
     LATEST_DEADLINE,
     LONGEST_TTL_SECONDS,
@@ -17,6 +18,7 @@ from handlers.contract.request import (
     MAX_METADATA_ENTRIES,
     Request,
     decode_body,
+    decode_body_aside,
 )
 from tests.contract.json_texts import BODIES, JSON, STRANGE, broken, text
 
@@ -223,3 +225,20 @@ def test_no_input_crashes(wire: bytes) -> None:
     except InvalidRequest as error:
         assert error.field
         assert error.found
+
+
+@pytest.mark.parametrize(("size", "is_aside"), [(BLOCKING_BYTES, False), (BLOCKING_BYTES + 1, True)])
+async def test_only_a_large_body_is_decoded_in_a_thread(
+    size: int, is_aside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the event loop it would delay all other requests."""
+    threads: list[threading.Thread] = []
+
+    def decode(body: bytes, **known: Any) -> Request:
+        threads.append(threading.current_thread())
+        return decode_body(body, **known)
+
+    monkeypatch.setattr("handlers.contract.request.decode_body", decode)
+    head = b'{"id":"a","deadline":5,"payload":{"a":"'
+    await decode_body_aside(head + b"x" * (size - len(head) - 3) + b'"}}')
+    assert [thread is not threading.main_thread() for thread in threads] == [is_aside]
