@@ -68,7 +68,7 @@ class BatchState(msgspec.Struct, kw_only=True):
 
 
 def open_private(path: Path, mode: str = "rb") -> IO[bytes]:
-    """Open a regular file that is no link to another. Raises `BatchConflict`.
+    """Open a regular file, but no symbolic or hard link. Raises `BatchConflict`.
 
     `mode` is `rb`, `rb+`, `ab` or `wb`, which truncates only after the checks. A new file has mode 0600.
     """
