@@ -13,7 +13,7 @@ from handlers.contract.errors import InvalidRequest
 from handlers.number_text import whole
 from handlers.redis_store.keys import payload_key
 from handlers.redis_store.opening import open_submissions
-from handlers.redis_store.queue.payloads import delete_payloads, whole_results
+from handlers.redis_store.results.payloads import delete_payloads, whole_results
 from handlers.redis_store.results.results import drop_oldest_results, oldest_results
 from handlers.redis_store.submit.submissions import MemberParts, RedisAccess, open_redis
 

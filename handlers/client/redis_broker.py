@@ -50,7 +50,7 @@ from handlers.redis_store.idempotency.idempotency import (
 )
 from handlers.redis_store.keys import payload_key, result_of_key
 from handlers.redis_store.opening import open_submissions
-from handlers.redis_store.queue.payloads import delete_payloads, whole_result, whole_results
+from handlers.redis_store.results.payloads import delete_payloads, whole_result, whole_results
 from handlers.redis_store.results.results import AckOutcome, HeldResult, Results, oldest_results, peek_results
 from handlers.redis_store.scripts import BATCH_BYTES
 from handlers.redis_store.submit.submissions import (

@@ -43,8 +43,8 @@ from handlers.redis_store.keys import (
     result_of_key,
     result_payload_key,
 )
-from handlers.redis_store.queue.payloads import StoredPayload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack
+from handlers.redis_store.results.payloads import StoredPayload
 from handlers.telemetry.logs import Logger
 
 _DAY_SECONDS: Final = 86_400

@@ -37,8 +37,8 @@ from handlers.redis_store.admin.status_board import FinishedLimits, FinishedReco
 from handlers.redis_store.connection import STORE_FAILURES, Store
 from handlers.redis_store.opening import open_queue, open_retries
 from handlers.redis_store.queue.cancellations import ForeignCancellations
-from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import QueueOptions
+from handlers.redis_store.results.payloads import read_payload
 from handlers.settings.settings import Settings
 from handlers.status.collect import POST_SECONDS, Tally, status_watch
 from handlers.telemetry.logs import Logger

@@ -184,7 +184,7 @@ WRITERS = {
     "contract/result.py": "defines the functions",
     "demo/demo.py": "prints results of its own stack",
     "poller/dispatcher.py": "reads a handler's answer, which has its payload",
-    "redis_store/queue/payloads.py": "fetches payloads for the readers",
+    "redis_store/results/payloads.py": "fetches payloads for the readers",
     "redis_store/queue/queue.py": "puts a payload back into a result that it writes",
 }
 

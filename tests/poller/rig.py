@@ -22,8 +22,8 @@ from handlers.poller.claimer import ClaimedQueue, Claimer, ClaimerOptions
 from handlers.poller.settlement import RequestLimits, ResultRoute
 from handlers.poller.worker import Worker, WorkerOptions
 from handlers.redis_store.connection import Store
-from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import Claim, QueueOptions, RedisQueue
+from handlers.redis_store.results.payloads import read_payload
 from handlers.telemetry.logs import Logger, get_logger
 from handlers.telemetry.metrics import Metrics, QueueMetrics
 

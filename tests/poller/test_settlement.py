@@ -17,8 +17,8 @@ from handlers.contract.request import Envelope, decode_member
 from handlers.contract.result import ErrorCode, ResultNames, answered_result, decode_result, filled_result
 from handlers.forward.outcome import Answered, LastResponse, Retry
 from handlers.poller.settlement import ResultRoute, dead_lettered, dead_record, refuse, settle
-from handlers.redis_store.queue.payloads import StoredPayload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack
+from handlers.redis_store.results.payloads import StoredPayload
 
 NOW = 1_000.0
 PLAIN = ResultRoute("", None, "result-list")

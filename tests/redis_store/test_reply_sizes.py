@@ -27,8 +27,8 @@ from handlers.redis_store.cluster.queue import ClusterQueue, ClusterRetries
 from handlers.redis_store.cluster.submissions import ClusterSubmissions
 from handlers.redis_store.keys import beside, result_of_key
 from handlers.redis_store.queue.cancellations import Cancellation
-from handlers.redis_store.queue.payloads import StoredPayload
 from handlers.redis_store.queue.queue import Claim, Nack, QueueOptions, RedisQueue, Retries
+from handlers.redis_store.results.payloads import StoredPayload
 from handlers.redis_store.results.results import Results
 from handlers.redis_store.scripts import BATCH_BYTES, SCRIPT_BYTES
 from handlers.redis_store.submit.submissions import RequestState, Submissions

@@ -31,7 +31,7 @@ from handlers.redis_store.keys import (
     settled_key,
 )
 from handlers.redis_store.queue.cancellations import AT_ONCE, Cancellation, CancelSearch, searches
-from handlers.redis_store.queue.payloads import StoredPayload, delete_payloads, store_payloads
+from handlers.redis_store.results.payloads import StoredPayload, delete_payloads, store_payloads
 from handlers.redis_store.scripts import SCRIPT_BYTES, Replication, in_batches, lua_script
 
 SCAN_COUNT: Final = 500

@@ -1,1 +1,1 @@
-"""Read results under a lease."""
+"""Read results under a lease; offloaded payloads."""

@@ -23,8 +23,8 @@ from handlers.redis_store.idempotency.idempotency import key_record_name
 from handlers.redis_store.keys import beside, queue_keys
 from handlers.redis_store.limits.limits import RedisPoolSharing
 from handlers.redis_store.queue.cancellations import ForeignCancellations
-from handlers.redis_store.queue.payloads import read_payload
 from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions, RedisQueue, Retries
+from handlers.redis_store.results.payloads import read_payload
 from handlers.redis_store.submit.submissions import RequestState
 from tests.manifests.keda_rehearsal import COUNT
 from tests.redis_store.queue.queueing import DEADLINE, body, recalled, recalled_retries

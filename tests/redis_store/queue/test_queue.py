@@ -11,8 +11,8 @@ from redis.exceptions import ResponseError
 from handlers.contract.request import encode_retry
 from handlers.contract.result import answered_result, encode_result
 from handlers.redis_store.idempotency.idempotency import IdRecord
-from handlers.redis_store.queue.payloads import StoredPayload
 from handlers.redis_store.queue.queue import Claim, Nack, QueueOptions, RedisQueue
+from handlers.redis_store.results.payloads import StoredPayload
 from tests.redis_store.queue.queueing import DEADLINE, LEASE_SECONDS, Bench, body, envelope
 
 

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from handlers.contract.result import answered_result, encode_result
 from handlers.redis_store.keys import is_own_payload, payload_key
-from handlers.redis_store.queue.payloads import (
+from handlers.redis_store.results.payloads import (
     StoredPayload,
     WholeResult,
     read_payload,
@@ -96,7 +96,7 @@ async def test_results_are_whole_for_their_readers(store: Redis) -> None:
 async def test_no_more_than_the_named_size_of_a_payload_is_read(
     store: Redis, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.redis_store.queue.payloads.LARGEST_PAYLOAD", 2_000)
+    monkeypatch.setattr("handlers.redis_store.results.payloads.LARGEST_PAYLOAD", 2_000)
     await store.set(KEY, bytes(10_000_000))
     sent = (await store.info("stats"))["total_net_output_bytes"]
     (found,) = await whole_results(store, [reference()[:-1] + b',"payload_size":%d}' % size])
