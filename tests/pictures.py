@@ -70,7 +70,10 @@ def running_stack(folder: Path, seconds: float, *faults: str) -> Iterator[Stack]
 
 async def take_status(page: Page, folder: Path) -> None:
     """The first page of `async-processor status`."""
-    with running_stack(folder, 0.5, "503=0.03") as stack, redis.Redis.from_url(stack.redis_url) as store:
+    with (
+        running_stack(folder, 0.5, "503=0.03") as stack,
+        redis.Redis.from_url(stack.redis_url, socket_timeout=60) as store,
+    ):
         store.set("gate-of-evaluations", "0")
         elapse(2 * POST_SECONDS, "the gate reads its key")
         await post_last_hour(stack.redis_url)

@@ -36,6 +36,8 @@ CANNOT_CHANGE = "does not change any more"
 """In a comment on the line: the value is final, or a maximum."""
 
 HTTPX = re.compile(r"httpx\.(?:AsyncClient|Client|get|post|put|delete|head|request|stream)")
+FIVE_SECONDS = re.compile(rf"{HTTPX.pattern}|(?:\w+\.)*Redis(?:\.from_url)?|\w*redis\.from_url")
+"""Calls that wait for five seconds unless they name a limit."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -177,11 +179,11 @@ def short_waits(tree: ast.Module) -> Iterator[int]:
 
 
 def default_waits(tree: ast.AST) -> Iterator[int]:
-    """Lines that use httpx' time limit, which is 5 s."""
+    """Lines that use the time limit of httpx or of the Redis library, which is 5 s."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and HTTPX.fullmatch(ast.unparse(node.func)):
+        if isinstance(node, ast.Call) and FIVE_SECONDS.fullmatch(ast.unparse(node.func)):
             given = {keyword.arg for keyword in node.keywords}
-            yield from () if given & {"timeout", "transport"} else (node.lineno,)
+            yield from () if given & {"timeout", "transport", "socket_timeout"} else (node.lineno,)
 
 
 def waited_for(statement: ast.stmt) -> ast.Call | None:
@@ -285,6 +287,8 @@ def test_no_wait_for_an_event_is_short() -> None:
         ("await asyncio.wait_for(work, IN_TIME)", False),
         ("await asyncio.wait_for(work, SOON)", True),
         ("httpx.get(url)", True),
+        ("redis.Redis.from_url(url)", True),
+        ("redis.from_url(url, socket_timeout=60)", False),
         ("httpx.post(url, timeout=5)", True),
         ("httpx.AsyncClient()", True),
         ("httpx.Client(timeout=60)", False),

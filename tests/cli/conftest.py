@@ -18,5 +18,5 @@ def valkey_url() -> Iterator[str]:
 
 @pytest.fixture
 def redis(valkey_url: str) -> Iterator[Redis]:
-    with Redis.from_url(valkey_url) as redis:
+    with Redis.from_url(valkey_url, socket_timeout=60) as redis:
         yield redis

@@ -15,12 +15,12 @@ from click.testing import CliRunner, Result
 from handlers.cli import main
 from handlers.demo.stack import Stack, StackOptions
 from handlers.wiring.checks import clock_finding
-from tests.servers.forked import LONG_REDIS_TIMEOUT
+from tests.servers.forked import LONG_REDIS_TIMEOUT, ForkedChild
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with Stack(StackOptions(has_pubsub=False)) as running:
+    with Stack(StackOptions(child=ForkedChild, has_pubsub=False)) as running:
         yield running
 
 
@@ -64,7 +64,7 @@ def test_a_default_gateway_that_does_not_resolve_is_reported_as_the_default() ->
 
 
 def test_a_key_of_another_type_is_named(stack: Stack) -> None:
-    store = redis.Redis.from_url(stack.redis_url)
+    store = redis.Redis.from_url(stack.redis_url, socket_timeout=60)
     store.set("check-wrong-type", "x")
 
     code, found = findings(
@@ -218,7 +218,7 @@ def test_a_gate_of_an_unused_pool_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_a_gate_is_ok_if_its_source_has_the_value_and_else_a_fault(stack: Stack, tmp_path: Path) -> None:
-    store = redis.Redis.from_url(stack.redis_url)
+    store = redis.Redis.from_url(stack.redis_url, socket_timeout=60)
     store.set("dispatch-gate-budget", "0.5")
     store.close()
     address = stack.redis_url.removeprefix("redis://")
@@ -280,7 +280,7 @@ def test_an_unreachable_source_of_a_gate_is_explained(stack: Stack, tmp_path: Pa
 
 
 def test_enabled_features_need_their_own_rights(stack: Stack) -> None:
-    store = redis.Redis.from_url(stack.redis_url)
+    store = redis.Redis.from_url(stack.redis_url, socket_timeout=60)
     keys = (
         "~request-sortedset*",
         "~retry-sortedset",
@@ -305,7 +305,7 @@ def test_enabled_features_need_their_own_rights(stack: Stack) -> None:
 
 
 def test_a_user_without_the_right_to_write_results_gets_an_error(stack: Stack) -> None:
-    store = redis.Redis.from_url(stack.redis_url)
+    store = redis.Redis.from_url(stack.redis_url, socket_timeout=60)
     user = ("ACL", "SETUSER", "narrow", "on", ">narrow-password", "~*", "+@all", "-lpush")
     store.execute_command(*user)  # type: ignore[no-untyped-call]  # untyped
     url = stack.redis_url.replace("redis://", "redis://narrow:narrow-password@")

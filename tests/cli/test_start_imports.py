@@ -90,7 +90,7 @@ def unneeded(output: str, heavy: Iterable[str]) -> set[str]:
 def test_a_command_starts_without_the_modules_that_it_does_not_need(
     command: str, valkey: Valkey, tmp_path: Path
 ) -> None:
-    with Redis.from_url(valkey.url) as redis:
+    with Redis.from_url(valkey.url, socket_timeout=60) as redis:
         redis.flushall()  # a result of an earlier test would keep the webhook's command busy
     arguments, sign = started(command, tmp_path)
     output = output_until(sign, command, arguments, valkey.url, tmp_path)

@@ -29,7 +29,7 @@ def url() -> Iterator[str]:
     with Valkey(find_valkey()) as server:
         gateway = f"http://127.0.0.1:{free_port()}"
         variables = {"REDIS_URL": server.url, "IGW_BASE_URL": gateway, "METRICS_PORT": "0"}
-        with Child("poller", [PROGRAM, "poll"], variables), Redis.from_url(server.url) as store:
+        with Child("poller", [PROGRAM, "poll"], variables), Redis.from_url(server.url, socket_timeout=60) as store:
             wait_until(lambda: store.hlen("{async-processor}:status:pollers"), "the poller on the board")
             yield server.url
 
@@ -37,7 +37,7 @@ def url() -> Iterator[str]:
 def queue(url: str, request_id: str) -> None:
     """One request that fails at the gateway."""
     deadline = int(time.time()) + 3_600
-    with Redis.from_url(url) as store:
+    with Redis.from_url(url, socket_timeout=60) as store:
         body = {"id": request_id, "deadline": deadline, "payload": {"prompt": "x"}}
         store.zadd("request-sortedset", {json.dumps(body): deadline})
 

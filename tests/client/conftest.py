@@ -10,6 +10,7 @@ from redis import Redis
 
 from handlers.client import AsyncClient, ClientOptions
 from handlers.demo.valkey import Valkey, find_valkey
+from tests.servers.valkey import LONG_LIMIT
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,7 @@ def valkey_url() -> Iterator[str]:
 
 @pytest.fixture
 def redis(valkey_url: str) -> Iterator[Redis]:
-    with Redis.from_url(valkey_url) as redis:
+    with Redis.from_url(valkey_url, socket_timeout=60) as redis:
         yield redis
 
 
@@ -32,5 +33,5 @@ def options() -> ClientOptions:
 
 @pytest.fixture
 async def client(valkey_url: str, options: ClientOptions) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient.for_redis(valkey_url, options) as client:
+    async with AsyncClient.for_redis(valkey_url, options, access=LONG_LIMIT) as client:
         yield client

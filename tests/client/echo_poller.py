@@ -42,7 +42,7 @@ def answer(redis: Redis, queue: str, limit: int = 500) -> int:
 def main() -> None:
     url, queue = sys.argv[1:3]
     left = int(sys.argv[3]) if len(sys.argv) > 3 else -1
-    redis = Redis.from_url(url)
+    redis = Redis.from_url(url, socket_timeout=60)
     while left:
         # Nothing to do yet: wait without spinning, and return the scanned member.
         first = cast("tuple[bytes, bytes, float] | None", redis.bzpopmin(queue, 1))

@@ -21,6 +21,7 @@ from handlers.redis_store.idempotency.idempotency import key_record_name
 from handlers.redis_store.submit.submissions import RequestState, Submissions
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster
+from tests.servers.valkey import LONG_LIMIT
 
 pytestmark = pytest.mark.xdist_group("redis-idempotency-keys")
 HOUR = timedelta(hours=1)
@@ -45,7 +46,7 @@ def keyed(options: ClientOptions) -> ClientOptions:
 
 @pytest.fixture
 async def client(url: str, keyed: ClientOptions) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient.for_redis(url, keyed) as client:
+    async with AsyncClient.for_redis(url, keyed, access=LONG_LIMIT) as client:
         yield client
 
 
@@ -99,7 +100,7 @@ async def test_a_conflict_that_arises_after_the_check_is_found_by_the_submission
         return found
 
     monkeypatch.setattr(Submissions, "recorded", then_taken)
-    async with AsyncClient.for_redis(url, keyed) as other:
+    async with AsyncClient.for_redis(url, keyed, access=LONG_LIMIT) as other:
         with pytest.raises(IdempotencyConflict):
             await other.submit({"a": 2}, deadline=HOUR, idempotency_key="k")
 
@@ -117,12 +118,12 @@ async def test_a_call_may_mix_repeated_keys_other_keys_and_no_key(
 async def test_a_key_belongs_to_its_queue(url: str, client: AsyncClient, keyed: ClientOptions) -> None:
     await client.submit({"a": 1}, deadline=HOUR, idempotency_key="k")
     elsewhere = msgspec.structs.replace(keyed, queue=f"other-{keyed.queue}")
-    async with AsyncClient.for_redis(url, elsewhere) as other:
+    async with AsyncClient.for_redis(url, elsewhere, access=LONG_LIMIT) as other:
         assert (await other.submit({"a": 2}, deadline=HOUR, idempotency_key="k")).is_new
 
 
 async def test_one_of_many_producers_with_the_same_key_submits(url: str, store: Store, keyed: ClientOptions) -> None:
-    clients = [AsyncClient.for_redis(url, keyed) for _ in range(6)]
+    clients = [AsyncClient.for_redis(url, keyed, access=LONG_LIMIT) for _ in range(6)]
     calls = [client.submit({}, deadline=HOUR, idempotency_key=f"k{n}") for n in range(5) for client in clients]
     found = await asyncio.gather(*calls)
     await asyncio.gather(*(client.close() for client in clients))
@@ -180,7 +181,7 @@ async def test_no_id_has_the_record_of_a_key(client: AsyncClient) -> None:
 
 def test_the_synchronous_client_takes_a_key(valkey_url: str, keyed: ClientOptions) -> None:
     key = uuid.uuid4().hex
-    with Client.for_redis(valkey_url, keyed) as client:
+    with Client.for_redis(valkey_url, keyed, access=LONG_LIMIT) as client:
         first, again = (client.submit({}, deadline=HOUR, idempotency_key=key) for _ in range(2))
         with pytest.raises(IdempotencyConflict):
             client.submit({"a": 1}, deadline=HOUR, idempotency_key=key)

@@ -27,6 +27,7 @@ from handlers.client import (
 from handlers.contract.result import encode_result
 from handlers.redis_store.admin.status_board import FINISHED, FinishedRecord
 from handlers.redis_store.keys import active_key, result_of_key
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until, wait_until_async
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +98,7 @@ async def test_a_killed_reader_loses_nothing(valkey_url: str, redis: Redis, opti
         assert reader.stdout is not None
         assert reader.stdout.readline() == "held\n"
         try:
-            async with AsyncClient.for_redis(valkey_url, short) as client:
+            async with AsyncClient.for_redis(valkey_url, short, access=LONG_LIMIT) as client:
                 assert await read(client) == [], "it holds them"
                 index = f"{options.results}:result-claims-idx"
                 held = cast("list[tuple[bytes, float]]", redis.zrange(index, 0, -1, withscores=True))
@@ -143,7 +144,7 @@ async def test_a_duplicate_of_an_acknowledged_result_is_dropped(
 
 async def test_a_late_ack_raises_lease_lost(valkey_url: str, redis: Redis, options: ClientOptions) -> None:
     push(redis, options, "a")
-    async with AsyncClient.for_redis(valkey_url, options) as client:
+    async with AsyncClient.for_redis(valkey_url, options, access=LONG_LIMIT) as client:
         async with client.results() as stream:
             delivery = await anext(stream)
             redis.zadd(f"{options.results}:result-claims-idx", {delivery.claim_key: 1})  # ended long ago

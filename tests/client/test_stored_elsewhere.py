@@ -24,6 +24,7 @@ from handlers.redis_store.keys import result_of_key
 from handlers.webhook.call import event_body
 from tests.pubsub.resources import Resources
 from tests.servers.pubsub_emulator import pubsub_emulator
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until_async
 
 __all__ = ["pubsub_emulator"]
@@ -70,7 +71,7 @@ def place(valkey_url: str, options: ClientOptions, redis: Redis) -> Place:
 
 @pytest.fixture
 async def client(place: Place) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient.for_redis(place.url, place.options) as client:
+    async with AsyncClient.for_redis(place.url, place.options, access=LONG_LIMIT) as client:
         yield client
 
 
@@ -99,7 +100,7 @@ async def test_the_client_returns_the_reference_unchanged(
 
 
 def test_the_synchronous_client_returns_the_reference_unchanged(place: Place) -> None:
-    with Client.for_redis(place.url, place.options) as client:
+    with Client.for_redis(place.url, place.options, access=LONG_LIMIT) as client:
         assert _passed_on(client.wait("a", within=60))
         assert _passed_on(next(client.peek(limit=1)))
         with client.results(limit=1) as stream:
@@ -164,7 +165,7 @@ def test_credentials_in_a_place_are_masked_in_messages() -> None:
 
 
 def test_where_finds_a_result_that_is_stored_elsewhere(place: Place) -> None:
-    with Client.for_redis(place.url, place.options) as client:
+    with Client.for_redis(place.url, place.options, access=LONG_LIMIT) as client:
         assert "HTTP 200" in str(client.where("a"))
 
 

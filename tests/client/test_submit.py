@@ -30,6 +30,7 @@ from handlers.clock import FollowedClock
 from handlers.contract.request import decode_member
 from handlers.redis_store.keys import sent_key
 from handlers.redis_store.submit.submissions import MemberParts, Submissions, open_redis
+from tests.servers.valkey import LONG_LIMIT
 
 HOUR = timedelta(hours=1)
 PAYLOAD = b'{ "model": "m",  "prompt": "Gr\xc3\xbc\xc3\x9fe", "temperature": 0.10 }'
@@ -198,7 +199,7 @@ async def test_an_id_that_is_live_or_recently_finished_does_not_run_again(
     valkey_url: str, redis: Redis, options: ClientOptions
 ) -> None:
     once = msgspec.structs.replace(options, idempotent_window_seconds=600)
-    async with AsyncClient.for_redis(valkey_url, once) as client:
+    async with AsyncClient.for_redis(valkey_url, once, access=LONG_LIMIT) as client:
         first = await client.submit({"a": 1}, deadline=HOUR)
         second = await client.submit({"a": 2}, deadline=HOUR, id=first.id)
         assert (second.is_new, second.token) == (False, first.token)
@@ -214,7 +215,7 @@ async def test_the_live_one_of_two_submissions_of_an_id_is_returned(
     valkey_url: str, redis: Redis, options: ClientOptions, client: AsyncClient
 ) -> None:
     once = msgspec.structs.replace(options, idempotent_window_seconds=600)
-    async with AsyncClient.for_redis(valkey_url, once) as idempotent:
+    async with AsyncClient.for_redis(valkey_url, once, access=LONG_LIMIT) as idempotent:
         finished = await idempotent.submit({"a": 1}, deadline=HOUR)
         redis.delete(options.queue, f"request-active:{finished.id}")
         live = await client.submit({"a": 2}, deadline=HOUR, id=finished.id)
@@ -231,7 +232,10 @@ async def test_concurrent_submissions_of_an_id_are_queued_once(
     ids = [f"id-{number}" for number in range(30)]
     requests = [NewRequest(payload={}, deadline=HOUR, id=one) for one in ids]
     async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(AsyncClient.for_redis(valkey_url, once)) for _ in range(6)]
+        clients = [
+            await stack.enter_async_context(AsyncClient.for_redis(valkey_url, once, access=LONG_LIMIT))
+            for _ in range(6)
+        ]
         calls = [client.submit_many([*requests, *requests[::-1]]) for client in clients[:3]]
         calls += [client.submit_many([one]) for client in clients[3:] for one in requests]
         found = [submission for done in await asyncio.gather(*calls) for submission in done]
@@ -253,7 +257,7 @@ async def test_without_a_window_an_id_may_be_submitted_again(client: AsyncClient
 
 async def test_a_large_payload_is_offloaded(valkey_url: str, redis: Redis, options: ClientOptions) -> None:
     offloaded = msgspec.structs.replace(options, payload_apart_bytes=len(PAYLOAD))
-    async with AsyncClient.for_redis(valkey_url, offloaded) as client:
+    async with AsyncClient.for_redis(valkey_url, offloaded, access=LONG_LIMIT) as client:
         await client.submit(b"{}", deadline=timedelta(minutes=1))
         submission = await client.submit(PAYLOAD, deadline=HOUR)
     small, large = (decode_member(member, "") for member, _ in members(redis, options))

@@ -12,12 +12,13 @@ from redis import Redis
 
 from handlers.client import AsyncClient, Client, ClientOptions, NewRequest, NoResultYet, RequestState
 from tests.client.echo_poller import answer
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until
 
 
 @pytest.fixture
 def sync_client(valkey_url: str, options: ClientOptions) -> Client:
-    return Client.for_redis(valkey_url, options)
+    return Client.for_redis(valkey_url, options, access=LONG_LIMIT)
 
 
 def test_the_synchronous_client_has_every_method_of_the_asynchronous_one() -> None:

@@ -105,7 +105,7 @@ class Consumer:
     """The work of one process."""
 
     def __init__(self, url: str, queue: str, gateway_url: str, at_a_retry: str) -> None:
-        self._redis = redis.Redis.from_url(url)
+        self._redis = redis.Redis.from_url(url, socket_timeout=60)
         self._queue = queue
         self._gateway = urlsplit(gateway_url)
         self._at_a_retry = at_a_retry

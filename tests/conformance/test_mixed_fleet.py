@@ -47,7 +47,7 @@ class Fleet:
 
     def __init__(self, parts: ExitStack, at_a_retry: str, failing: float) -> None:
         self.url = parts.enter_context(Valkey(find_valkey())).url
-        self.store = parts.enter_context(redis.Redis.from_url(self.url))
+        self.store = parts.enter_context(redis.Redis.from_url(self.url, socket_timeout=60))
         self._at_a_retry = at_a_retry
         # The crash of one that keeps its claim at a retry may end a request twice.
         self._untouched_owners = OWNER_PREFIX if at_a_retry == "keeps" else ""

@@ -30,6 +30,7 @@ from tests.gates.exporter import running_exporter
 from tests.gates.opening import started
 from tests.servers.pubsub_broker import running_broker
 from tests.servers.raw_http import answer, running_raw_http
+from tests.servers.valkey import LONG_LIMIT
 
 DEADLINE = 1_999_999_999
 
@@ -117,7 +118,7 @@ async def test_a_reader_gets_the_payload_or_the_place_where_it_is(store: Redis, 
     await store.set("result-payload:a:1", "stored")
     await store.lpush("results", case["result"])
     async with (
-        AsyncClient.for_redis(valkey.url, ClientOptions(results="results")) as client,
+        AsyncClient.for_redis(valkey.url, ClientOptions(results="results"), access=LONG_LIMIT) as client,
         client.results(limit=1) as stream,
     ):
         result = (await anext(stream)).result
@@ -132,7 +133,7 @@ async def test_a_second_submission_under_a_key_is_recorded_new_or_a_conflict(
     def fields(name: str) -> dict[str, Any]:
         return {"deadline": DEADLINE, "idempotency_key": "k", **case[name]}
 
-    async with AsyncClient.for_redis(valkey.url, ClientOptions(queue="q")) as client:
+    async with AsyncClient.for_redis(valkey.url, ClientOptions(queue="q"), access=LONG_LIMIT) as client:
         first = await client.submit(**fields("first"))
         try:
             second = await client.submit(**fields("second"))

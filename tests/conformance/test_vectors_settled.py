@@ -24,6 +24,7 @@ from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions, Red
 from handlers.telemetry.logs import get_logger
 from tests.conformance.test_vectors import Case, cases
 from tests.redis_keys import end_leases
+from tests.servers.valkey import LONG_LIMIT
 
 QUEUE, DEADLINE = "q", 1_999_999_999
 OPTIONS = QueueOptions("retries", "results")
@@ -152,7 +153,7 @@ async def test_a_request_is_cancelled_by_its_own_token_alone(store: Redis, case:
 @cases("submissions")
 async def test_our_submissions_have_the_references_format(store: Redis, valkey: Valkey, case: Case) -> None:
     options = ClientOptions(queue=QUEUE, results="results", payload_apart_bytes=32)
-    async with AsyncClient.for_redis(valkey.url, options) as client:
+    async with AsyncClient.for_redis(valkey.url, options, access=LONG_LIMIT) as client:
         token = (await client.submit(id="a", deadline=DEADLINE, **case["fields"])).token
 
     found: Any = await store.zrange(QUEUE, 0, -1, withscores=True)

@@ -66,7 +66,6 @@ def run(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=installed,
         capture_output=True,
         text=True,
-        timeout=110,
         check=False,
     )
 

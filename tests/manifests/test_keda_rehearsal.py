@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> Iterator[redis.Redis]:
     binary = shutil.which("valkey-server") or str(get_binary_path())
     arguments = [binary, "--port", str(port), "--save", "", "--dir", str(tmp_path), "--bind", "127.0.0.1"]
     with running_process(arguments, stdout=subprocess.DEVNULL):
-        client = redis.Redis(port=port)
+        client = redis.Redis(port=port, socket_timeout=60)
         wait_for_port(port)
         yield client
         client.close()

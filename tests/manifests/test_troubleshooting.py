@@ -93,15 +93,15 @@ def is_listening(port: int) -> bool:
 
 
 def test_missing_and_wrong_passwords_give_the_errors_of_the_table(server: Valkey) -> None:
-    with Redis.from_url(server.url) as admin:
+    with Redis.from_url(server.url, socket_timeout=60) as admin:
         admin.config_set("requirepass", PASSWORD)
     with (
-        Redis.from_url(server.url, protocol=2) as client,
+        Redis.from_url(server.url, protocol=2, socket_timeout=60) as client,
         pytest.raises(AuthenticationError, match="Authentication required"),  # NOAUTH, without the word
     ):
         client.eval(COUNT, 1, QUEUE)
     with (
-        Redis.from_url(server.url, protocol=2, username="default", password="wrong") as client,
+        Redis.from_url(server.url, protocol=2, username="default", password="wrong", socket_timeout=60) as client,
         pytest.raises(AuthenticationError, match="invalid username-password pair"),  # WRONGPASS
     ):
         client.eval(COUNT, 1, QUEUE)
@@ -111,9 +111,9 @@ def test_missing_and_wrong_passwords_give_the_errors_of_the_table(server: Valkey
 def test_a_user_without_llen_fails_on_empty_queues_only(server: Valkey) -> None:
     rules = acl_rules(Role.KEDA)
     assert "+llen" in rules
-    with Redis.from_url(server.url) as admin:
+    with Redis.from_url(server.url, socket_timeout=60) as admin:
         admin.execute_command("ACL", "SETUSER", "keda", "on", f">{PASSWORD}", *rules.split(), "-llen")
-        with Redis.from_url(server.url, username="keda", password=PASSWORD) as keda:
+        with Redis.from_url(server.url, username="keda", password=PASSWORD, socket_timeout=60) as keda:
             of_redis, of_valkey = "can't run this command", "no permissions to run the 'llen' command"
             with pytest.raises(ResponseError, match=f"{of_redis}|{of_valkey}"):
                 keda.eval(COUNT, 1, QUEUE)
@@ -123,7 +123,7 @@ def test_a_user_without_llen_fails_on_empty_queues_only(server: Valkey) -> None:
 
 
 def test_a_queue_of_another_type_is_named_in_the_log_of_the_poller(server: Valkey, tmp_path: Path) -> None:
-    with Redis.from_url(server.url) as admin:
+    with Redis.from_url(server.url, socket_timeout=60) as admin:
         admin.set(QUEUE, "not a sorted set")
     variables = {"REDIS_URL": server.url, "METRICS_PORT": "0"}
     with running(["poll"], variables, tmp_path / "log") as log:
@@ -149,10 +149,10 @@ def test_a_queue_of_another_type_is_named_in_the_log_of_the_poller(server: Valke
 def test_keda_meets_a_key_of_another_type(
     server: Valkey, role: Role, write: Callable[[Redis], object], error: str
 ) -> None:
-    with Redis.from_url(server.url) as admin:
+    with Redis.from_url(server.url, socket_timeout=60) as admin:
         admin.execute_command("ACL", "SETUSER", role, "on", f">{PASSWORD}", *words(acl_rules(role)))
         write(admin)
-    with Redis.from_url(server.url, username=role, password=PASSWORD) as user:
+    with Redis.from_url(server.url, username=role, password=PASSWORD, socket_timeout=60) as user:
         if error:
             with pytest.raises(ResponseError, match=error):
                 user.eval(COUNT, 1, QUEUE)
@@ -166,7 +166,7 @@ def test_retries_and_claims_keep_one_poller_until_their_deadlines(server: Valkey
     (manifest,) = of_kind(render(ROOT / "keda"), "ScaledObject")
     scaling = Scaling.read(manifest)
     deadline = int(time.time()) + 8
-    with Redis.from_url(server.url) as redis:
+    with Redis.from_url(server.url, socket_timeout=60) as redis:
         redis.zadd(QUEUE, {json.dumps({"id": "r", "deadline": deadline, "payload": {}}): deadline})
 
         def values() -> dict[str, float]:
@@ -265,7 +265,7 @@ spec:
 
 
 def test_the_status_page_names_the_password_that_it_lacks(server: Valkey, tmp_path: Path) -> None:
-    with Redis.from_url(server.url) as admin:
+    with Redis.from_url(server.url, socket_timeout=60) as admin:
         admin.config_set("requirepass", PASSWORD)
     port = free_port()
     with running(["status", "--port", str(port)], {"REDIS_URL": server.url}, tmp_path / "log"):
@@ -328,7 +328,7 @@ def test_check_prints_the_value_that_won(server: Valkey) -> None:
 async def test_a_door_that_is_not_ready_is_in_the_pollers_log(server: Valkey, tmp_path: Path) -> None:
     """Knative's activator answers 503 while no handler is ready."""
     member = json.dumps({"id": "r", "deadline": 1_999_999_999, "payload": {}})
-    with Redis.from_url(server.url) as admin:
+    with Redis.from_url(server.url, socket_timeout=60) as admin:
         admin.zadd(QUEUE, {member: 1_999_999_999})
         async with running_raw_http() as activator:
             activator.reply(answer(503, b"no ready address"))
@@ -351,7 +351,7 @@ def test_a_handler_that_refuses_the_poller_is_in_the_pollers_log(
     server: Valkey, tmp_path: Path, poller: dict[str, str], path: str, status: int
 ) -> None:
     member = json.dumps({"id": "r", "deadline": 1_999_999_999, "payload": {}})
-    with Redis.from_url(server.url) as admin:
+    with Redis.from_url(server.url, socket_timeout=60) as admin:
         admin.zadd(QUEUE, {member: 1_999_999_999})
     door = ["serve", "--target", "dispatch", "--port", "0", "--host", "127.0.0.1"]
     with running(door, {"DISPATCH_TOKEN": TOKEN}, tmp_path / "door") as log:

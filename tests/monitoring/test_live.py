@@ -19,12 +19,13 @@ from handlers.demo.stack import Stack, StackOptions
 from tests.monitoring.files import ALERTS, alerts, panels
 from tests.servers.forked import ForkedChild
 from tests.servers.prometheus import running_prometheus
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import NotInTime, wait_until
 
 pytestmark = pytest.mark.xdist_group("monitoring")  # one stack for all of them
 
 TOKEN = "a-token-for-prometheus"
-REQUESTS = 120
+REQUESTS = 60
 
 
 def config(gateway_port: int) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def answer_requests(stack: Stack) -> None:
     """Put requests through, and wait for their results."""
     payload = {"model": "m", "prompt": "hello", "max_tokens": 4}
-    with Client.for_redis(stack.redis_url) as client:
+    with Client.for_redis(stack.redis_url, access=LONG_LIMIT) as client:
         wanted = [NewRequest(payload=payload, deadline=timedelta(seconds=120)) for _ in range(REQUESTS)]
         client.submit_many(wanted)
         with client.results(limit=REQUESTS) as results:

@@ -75,9 +75,7 @@ def copy(one: Distribution, packages: Path) -> None:
 def run(python: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [str(python), "-W", "error", *arguments]
     environment = {"PATH": os.environ["PATH"], **variables}
-    return subprocess.run(
-        command, env=environment, cwd=python.parent, capture_output=True, text=True, timeout=110, check=False
-    )
+    return subprocess.run(command, env=environment, cwd=python.parent, capture_output=True, text=True, check=False)
 
 
 def command(python: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

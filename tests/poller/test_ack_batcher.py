@@ -136,7 +136,7 @@ async def test_a_burst_takes_few_round_trips(store: Redis, count: int) -> None:
 
 
 async def test_an_empty_batcher_is_drained() -> None:
-    rig = Rig(Redis())
+    rig = Rig(Redis(socket_timeout=60))
     await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
 
 

@@ -92,7 +92,7 @@ async def test_many_acknowledgements_are_sent_in_calls_that_the_service_accepts(
 
 async def test_a_missing_or_invalid_subscription_is_reported(channel: PubSubChannel) -> None:
     with pytest.raises(PubSubFailed, match="404"):
-        await Puller(channel, "missing").receive(1)
+        await Puller(channel, "missing").receive(1, wait_seconds=60)
     with pytest.raises(PubSubFailed, match="404"):
         await Puller(channel, "missing").lease_seconds()
     with pytest.raises(InvalidSetting, match="subscription"):

@@ -48,14 +48,14 @@ async def submit(port: int, names: range, **options: Any) -> None:
 
 async def claimed(port: int) -> list[str]:
     """All claimable requests, in order."""
-    async with Redis(port=port) as redis:
+    async with Redis(port=port, socket_timeout=60) as redis:
         queue = RedisQueue(redis, QUEUE, QueueOptions("retries", "results"))
         return [claim.claim_key.split(b"\0")[0].decode() for claim in await queue.claim(2 * REQUESTS)]
 
 
 @pytest.mark.parametrize("server", [("--appendonly", "no")], indirect=True)
 async def test_f21_without_an_append_only_file_all_is_lost_and_the_start_warns(server: Server) -> None:
-    async with Redis(port=server.port) as redis:
+    async with Redis(port=server.port, socket_timeout=60) as redis:
         assert any("append-only" in warning for warning in await durability_warnings(redis))
     await submit(server.port, range(REQUESTS))
     server.kill()

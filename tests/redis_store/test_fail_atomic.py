@@ -183,8 +183,8 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self.admin = Redis.from_url(url)
-        self.user = Redis.from_url(url, username="worker", password="-")
+        self.admin = Redis.from_url(url, socket_timeout=60)
+        self.user = Redis.from_url(url, username="worker", password="-", socket_timeout=60)
         self._fill = self.admin.register_script(_FILL)
         self._texts = self.admin.register_script(_TEXTS)
         self._commands = json.dumps(

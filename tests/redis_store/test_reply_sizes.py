@@ -35,6 +35,7 @@ from handlers.redis_store.submit.submissions import RequestState, Submissions
 from handlers.telemetry.logs import Logger
 from tests.poller.rig import running
 from tests.redis_store.queue.queueing import DEADLINE, Bench, LosingRedis
+from tests.servers.valkey import LONG_LIMIT
 
 ITEM = 700_000
 COUNT = 12
@@ -277,7 +278,9 @@ OFFLOADED = pytest.mark.parametrize("is_offloaded", [False, True])
 
 
 def _client(valkey: Any) -> AsyncClient:
-    return AsyncClient.for_redis(valkey.url, ClientOptions(queue="q", results="results", lease_seconds=60))
+    return AsyncClient.for_redis(
+        valkey.url, ClientOptions(queue="q", results="results", lease_seconds=60), access=LONG_LIMIT
+    )
 
 
 class Held:

@@ -63,7 +63,7 @@ def options(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             cert_file=file,
             key_file=file,
             max_connections=CONNECTIONS,
-            timeout_seconds=60,
+            timeout_seconds=600,  # also of the wait for a connection, for which hundreds queue
             connect_timeout_seconds=60,
         )
 

@@ -65,6 +65,7 @@ def running_prometheus(
             f"--storage.tsdb.path={folder}/data",
             f"--web.listen-address={url.removeprefix('http://')}",
             "--query.lookback-delta=30s",  # a dropped series disappears at once
+            "--scrape.discovery-reload-interval=100ms",  # else it scrapes nothing for its first five seconds
             "--log.level=warn",
         ]
         with (

@@ -72,7 +72,7 @@ class Server:
 
     def client(self, **arguments: Any) -> Any:
         """A connection of the test's own to this server alone, without TLS."""
-        return Redis(host="127.0.0.1", port=self.own_port, socket_timeout=5, **arguments)
+        return Redis(host="127.0.0.1", port=self.own_port, socket_timeout=60, **arguments)
 
     def answers_for(self, key: str) -> bool:
         """Whether it is running and is the key's master now."""

@@ -7,8 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from redis.asyncio import Redis
 
+from handlers.client import RedisAccess
 from handlers.demo.valkey import Valkey
 from tests.servers.presence import redis_program
+
+LONG_LIMIT = RedisAccess(timeout_seconds=60)
+"""For clients: on a busy machine Redis may need longer than by default."""
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +25,7 @@ def valkey() -> Iterator[Valkey]:
 @pytest.fixture
 async def store(valkey: Valkey) -> AsyncIterator[Redis]:
     """A client of a server that holds nothing."""
-    client = Redis.from_url(valkey.url)
+    client = Redis.from_url(valkey.url, socket_timeout=60)
     await client.flushall()
     yield client
     await client.aclose()

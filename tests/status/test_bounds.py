@@ -65,7 +65,7 @@ async def test_a_sample_of_a_hash_reads_no_value_that_it_does_not_return(
     await store.hset("h", "small", "y")
     commands = ["+@all"] if is_allowed else ["+@all", "-hscan"]
     await store.acl_setuser("viewer", enabled=True, nopass=True, keys=["*"], commands=commands)
-    viewer = Redis.from_url(valkey.url.replace("://", "://viewer:x@"))
+    viewer = Redis.from_url(valkey.url.replace("://", "://viewer:x@"), socket_timeout=60)
     await store.config_resetstat()
 
     assert sorted(await sample_members(viewer, "HSCAN", "h")) == [b""] * 40 + [b"y"]

@@ -19,6 +19,7 @@ import redis
 from handlers.demo.servers import free_port
 from handlers.demo.stack import Stack, StackOptions
 from tests.servers.chromium import Page, running_chromium
+from tests.servers.forked import ForkedChild
 from tests.servers.process import running_process
 from tests.waiting import wait_until, wait_until_async
 
@@ -69,15 +70,16 @@ def stack(folder: Path) -> Iterator[Stack]:
     port = free_port()
     config = folder / "config.yaml"
     config.write_text(CONFIG.replace("PORT", str(port)))
-    options = StackOptions(redis_port=port, has_pubsub=False, variables={"CONFIG_FILE": str(config)})
-    with Stack(options) as running, redis.Redis.from_url(running.redis_url) as store:
+    variables = {"CONFIG_FILE": str(config), "GATE_REFRESH_SECONDS": "0.2"}
+    options = StackOptions(child=ForkedChild, redis_port=port, has_pubsub=False, variables=variables)
+    with Stack(options) as running, redis.Redis.from_url(running.redis_url, socket_timeout=60) as store:
         store.set("gate-of-evaluations", "0")
         _queue(store, "summaries", "good-1", {"prompt": "x"})
         _queue(store, "summaries", "hard-1", {"simulate": {"status": 503}})
         _queue(store, "summaries", "<b>bold</b>", {"simulate": {"status": 404}})
         store.zadd("summaries", {"no request at all": FAR})
         wait_until(lambda: store.llen("result-list") >= 2, "two results")
-        # The gate reads its key every few seconds; nothing releases requests that were queued before.
+        # Nothing releases requests that were queued before the gate reads its key.
         wait_until(lambda: '"why_closed":"the published budget is 0' in _reports(running), "the gate to be closed")
         for number in range(5):
             _queue(store, "evaluations", f"held-{number}", {"prompt": "x"}, tenant=("red", "green")[number % 2])
@@ -96,7 +98,7 @@ def _queue(store: redis.Redis, queue: str, name: str, payload: dict[str, object]
 
 
 def _reports(stack: Stack) -> str:
-    with redis.Redis.from_url(stack.redis_url) as store:
+    with redis.Redis.from_url(stack.redis_url, socket_timeout=60) as store:
         reports = store.hvals("{async-processor}:status:pollers")
         return b" ".join(reports).decode()
 
@@ -202,7 +204,7 @@ async def test_a_request_is_found_with_the_keyboard_alone(page: Page, base_url: 
 async def test_a_dead_letter_is_requeued_and_dropped_only_with_the_token(
     page: Page, base_url: str, stack: Stack
 ) -> None:
-    with redis.Redis.from_url(stack.redis_url) as store:
+    with redis.Redis.from_url(stack.redis_url, socket_timeout=60) as store:
         await page.open(f"{base_url}/dead?queue=summaries")
         form = "document.querySelector('article form')"
         press = "{f}.querySelector('button[value={action}]').click()"

@@ -70,7 +70,7 @@ class Breakable:
         )
         self.poller.wait_for(lambda output: output if "polling" in output else None)
         self._process = psutil.Process(self.poller.process.pid)
-        self.store: redis.Redis = self._parts.enter_context(redis.Redis(port=self.redis_port))
+        self.store: redis.Redis = self._parts.enter_context(redis.Redis(port=self.redis_port, socket_timeout=60))
 
     def start_redis(self, *options: str, is_ready: str = "Ready to accept connections") -> None:
         """Start it with the data of its append-only file; returns when `is_ready` is in its log."""

@@ -31,13 +31,13 @@ def pubsub_stack() -> Iterator[Stack]:
     found = find_emulator()
     if isinstance(found, NoEmulator):
         not_found(f"the Pub/Sub emulator ({found.reason})")
-    with Stack(StackOptions(gateway_arguments=LATENCY, variables=VARIABLES)) as running:
+    with Stack(StackOptions(child=ForkedChild, gateway_arguments=LATENCY, variables=VARIABLES)) as running:
         yield running
 
 
 @pytest.fixture
 def store(stack: Stack) -> Iterator[redis.Redis]:
     """A plain client of the stack's Valkey."""
-    client = redis.Redis.from_url(stack.redis_url)
+    client = redis.Redis.from_url(stack.redis_url, socket_timeout=60)
     yield client
     client.close()

@@ -15,6 +15,7 @@ from handlers.client import Client, NewRequest, Submission
 from handlers.contract.result import ErrorCode
 from handlers.demo.stack import Stack, StackOptions
 from tests.servers.forked import ForkedChild
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
@@ -41,7 +42,7 @@ def busy_stack() -> Iterator[Stack]:
 
 @pytest.fixture
 def client(busy_stack: Stack) -> Iterator[Client]:
-    with Client.for_redis(busy_stack.redis_url) as opened:
+    with Client.for_redis(busy_stack.redis_url, access=LONG_LIMIT) as opened:
         yield opened
 
 
@@ -52,7 +53,7 @@ def gateway_is_busy(stack: Stack) -> bool:
 
 
 def keys_left(stack: Stack) -> set[str]:
-    with redis.Redis.from_url(stack.redis_url) as store:
+    with redis.Redis.from_url(stack.redis_url, socket_timeout=60) as store:
         keys = {key.decode() for key in store.scan_iter()}
     return {
         key
@@ -99,7 +100,7 @@ def test_a_cancelled_pending_request_is_answered_although_no_slot_is_free(busy_s
 
 def test_a_cancelled_retry_is_answered_before_it_is_due(busy_stack: Stack, client: Client) -> None:
     submission = client.submit(REFUSED, deadline=HOUR, has_own_results=True)
-    with redis.Redis.from_url(busy_stack.redis_url) as store:
+    with redis.Redis.from_url(busy_stack.redis_url, socket_timeout=60) as store:
         wait_until(lambda: store.zcard("retry-sortedset"), "the request among the retries")
         cancelled(client, submission)
         assert not store.zcard("retry-sortedset")
@@ -121,7 +122,7 @@ def test_a_queued_request_is_cancelled_by_another_producers_marker(busy_stack: S
     deadline = int(time.time()) + 3_600
     body = {"id": "foreign", "deadline": deadline, "payload": {"prompt": "hi"}}
     member = msgspec.json.encode({"internal": {"request_token": "t"}, "request_kind": "redis", "data": body})
-    with redis.Redis.from_url(busy_stack.redis_url) as store:
+    with redis.Redis.from_url(busy_stack.redis_url, socket_timeout=60) as store:
         store.set("request-active:foreign", "t", exat=deadline)
         store.set("request-cancel:foreign", "t", exat=deadline)
         store.zadd("request-sortedset", {member: deadline})
@@ -131,7 +132,7 @@ def test_a_queued_request_is_cancelled_by_another_producers_marker(busy_stack: S
 
 
 def test_the_marker_of_another_submission_cancels_nothing(busy_stack: Stack, client: Client) -> None:
-    with redis.Redis.from_url(busy_stack.redis_url) as store:
+    with redis.Redis.from_url(busy_stack.redis_url, socket_timeout=60) as store:
         submission = client.submit({"prompt": "hi"}, deadline=HOUR, has_own_results=True, id="again")
         store.set("request-cancel:again", "an-older-token", ex=60)
         assert client.wait(submission, within=SOON_SECONDS).status_code == 200
@@ -159,7 +160,7 @@ def test_a_marker_of_another_producers_client_is_found_while_the_request_waits_f
 ) -> None:
     busy = client.submit(SLOW, deadline=HOUR, has_own_results=True)
     wait_until(lambda: gateway_is_busy(busy_stack), "the request at the gateway")
-    with redis.Redis.from_url(busy_stack.redis_url) as store:
+    with redis.Redis.from_url(busy_stack.redis_url, socket_timeout=60) as store:
         foreign_request(store, "waits", {"prompt": "hi"})
         store.set("request-cancel:waits", "5f2c", ex=604_800)
         assert foreign_result(store, "waits") == "CANCELLED"
@@ -170,7 +171,7 @@ def test_a_marker_of_another_producers_client_is_found_while_the_request_waits_f
 def test_a_marker_of_another_producers_client_is_found_while_the_request_waits_for_a_retry(
     busy_stack: Stack,
 ) -> None:
-    with redis.Redis.from_url(busy_stack.redis_url) as store:
+    with redis.Redis.from_url(busy_stack.redis_url, socket_timeout=60) as store:
         foreign_request(store, "retried", REFUSED)
         wait_until(lambda: store.zcard("retry-sortedset"), "the request among the retries")
         store.set("request-cancel:retried", "5f2c", ex=604_800)
@@ -181,7 +182,7 @@ def test_a_marker_of_another_producers_client_is_found_while_the_request_waits_f
 def test_our_client_cancels_requests_of_another_producer(busy_stack: Stack, client: Client) -> None:
     busy = client.submit(SLOW, deadline=HOUR, has_own_results=True)
     wait_until(lambda: gateway_is_busy(busy_stack), "the request at the gateway")
-    with redis.Redis.from_url(busy_stack.redis_url) as store:
+    with redis.Redis.from_url(busy_stack.redis_url, socket_timeout=60) as store:
         foreign_request(store, "other", {"prompt": "hi"})
         assert client.cancel("other")
         assert foreign_result(store, "other") == "CANCELLED"
@@ -194,7 +195,7 @@ def test_thousands_of_cancelled_requests_are_answered_although_no_slot_is_free(
     busy = client.submit(SLOW, deadline=HOUR, has_own_results=True)
     wait_until(lambda: gateway_is_busy(busy_stack), "the request at the gateway")
     requests = [NewRequest(payload={"n": n}, deadline=HOUR) for n in range(5_000)]
-    with redis.Redis.from_url(busy_stack.redis_url) as store:
+    with redis.Redis.from_url(busy_stack.redis_url, socket_timeout=60) as store:
         store.delete("result-list")
         assert all(client.cancel_many(client.submit_many(requests)))
         wait_until(lambda: store.llen("result-list") == 5_000, "all answered")

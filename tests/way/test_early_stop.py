@@ -95,7 +95,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_a_service(
     command: str, number: int, valkey: Valkey, tmp_path: Path
 ) -> None:
     count = MOMENTS if number == signal.SIGTERM else FEW_MOMENTS
-    with Redis.from_url(valkey.url) as redis:
+    with Redis.from_url(valkey.url, socket_timeout=60) as redis:
         redis.flushall()
         redis.zadd("request-sortedset", {REQUEST: 1999999999})
         # Each start has its own port: one that is still stopping may hold the port of another.
@@ -143,7 +143,7 @@ SHORT = {
 def test_a_signal_at_any_moment_of_the_start_ends_a_command(
     command: str, number: int, valkey: Valkey, tmp_path: Path
 ) -> None:
-    with Redis.from_url(valkey.url) as redis:
+    with Redis.from_url(valkey.url, socket_timeout=60) as redis:
         redis.flushall()
     body = '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": "m", "prompt": "Hi"}}'
     lines = []

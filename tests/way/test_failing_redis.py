@@ -76,7 +76,7 @@ def busy(rig: Breakable) -> Iterator[None]:
     rig.store.config_set("busy-reply-threshold", "20")
 
     def run() -> None:
-        with contextlib.suppress(redis.ResponseError), redis.from_url(rig.redis_url) as other:
+        with contextlib.suppress(redis.ResponseError), redis.from_url(rig.redis_url, socket_timeout=60) as other:
             other.eval("while true do end", 0)
 
     running = threading.Thread(target=run)
@@ -181,7 +181,11 @@ def test_a_poller_that_starts_without_redis_logs_one_line() -> None:
 
 def test_after_a_failover_the_promoted_replica_serves_the_queue() -> None:
     """F23, with a replica that has all submissions; lost claims are made again."""
-    with Breakable() as own, Valkey(find_valkey()) as replica, redis.from_url(replica.url) as promoted:
+    with (
+        Breakable() as own,
+        Valkey(find_valkey()) as replica,
+        redis.from_url(replica.url, socket_timeout=60) as promoted,
+    ):
         own.store.config_set("repl-diskless-sync-delay", "0")
         promoted.replicaof("127.0.0.1", str(own.redis_port))
         wait_until(lambda: promoted.info("replication")["master_link_status"] == "up", "a replica")

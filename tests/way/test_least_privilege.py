@@ -22,6 +22,7 @@ from tests.redis_store.admin.test_acl import rules_without_whole_reads
 from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Server
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until_async
 from tests.way.poller_fleet import PollerFleet
 
@@ -71,7 +72,7 @@ async def test_pollers_client_and_command_do_all_their_work_with_the_documented_
     settings = {"REDIS_URL": place.url(Role.POLLER), "RESULT_DETAILS": "true", "RESULT_APART_BYTES": "200"}
     settings |= LONG_REDIS_TIMEOUT
     with PollerFleet(settings, token_seconds=0.002) as fleet:
-        async with AsyncClient.for_redis(place.url(Role.CLIENT), options) as client:
+        async with AsyncClient.for_redis(place.url(Role.CLIENT), options, access=LONG_LIMIT) as client:
             plain = [NewRequest(id=f"p{n}", payload={"n": n}, deadline=deadline) for n in range(PLAIN)]
             refused_once = {"simulate": {"key": "again", "status": 503, "times": 1}}
             await client.submit_many([*plain, NewRequest(id="again", payload=refused_once, deadline=deadline)])

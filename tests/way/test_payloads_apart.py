@@ -15,6 +15,7 @@ from handlers.client import Client, ClientOptions
 from handlers.contract.result import ErrorCode, Result, decode_result
 from handlers.demo.stack import Stack, StackOptions
 from tests.servers.forked import ForkedChild
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until
 
 IN_TIME = 60.0
@@ -31,13 +32,13 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture
 def client(stack: Stack) -> Iterator[Client]:
-    with Client.for_redis(stack.redis_url, ClientOptions(payload_apart_bytes=1)) as opened:
+    with Client.for_redis(stack.redis_url, ClientOptions(payload_apart_bytes=1), access=LONG_LIMIT) as opened:
         yield opened
 
 
 @pytest.fixture
 def store(stack: Stack) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(stack.redis_url) as opened:
+    with redis.Redis.from_url(stack.redis_url, socket_timeout=60) as opened:
         yield opened
 
 

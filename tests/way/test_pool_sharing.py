@@ -35,7 +35,7 @@ class Fleet:
         latency = ("--time-to-first-token", "0.2", "--capacity", "5000")
         self._gateway_url = stack.enter_context(running_gateway(*latency, "--witness", str(self._witness)))
         server = stack.enter_context(Valkey(find_valkey()))
-        self.redis = blocking_redis.Redis.from_url(server.url)
+        self.redis = blocking_redis.Redis.from_url(server.url, socket_timeout=60)
         stack.callback(self.redis.close)
         self.redis.set("dispatch-gate-budget", "1")
         self._variables = {

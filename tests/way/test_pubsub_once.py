@@ -20,7 +20,7 @@ LEASE_SECONDS = 6.0
 @pytest.fixture
 async def store(valkey: Valkey) -> AsyncIterator[Redis]:
     """An empty dedup store."""
-    async with Redis.from_url(valkey.url) as client:
+    async with Redis.from_url(valkey.url, socket_timeout=60) as client:
         await client.flushall()
         yield client
 

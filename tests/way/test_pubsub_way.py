@@ -98,7 +98,6 @@ async def test_the_guides_own_gcloud_commands_work_as_written(pubsub_stack: Stac
             env=environment,
             capture_output=True,
             text=True,
-            timeout=90,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -24,7 +24,7 @@ def test_slots_of_a_killed_poller_are_freed_and_the_limit_always_holds(tmp_path:
     with ExitStack() as stack:
         up = stack.enter_context(gateway("--time-to-first-token", "0.3"))
         server = stack.enter_context(valkey())
-        store = blocking_redis.Redis.from_url(server.url)
+        store = blocking_redis.Redis.from_url(server.url, socket_timeout=60)
         stack.callback(store.close)
         params = {"address": server.url, "limit": LIMIT, "mode": "concurrency", "lease_seconds": 6}
         queue = {"queue_name": QUEUE, "gate_type": "redis-quota", "gate_params": params}

@@ -14,6 +14,7 @@ import pytest
 
 from handlers.cli.demo import variables_of
 from handlers.demo.stack import Stack
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.servers.presence import not_found
 from tests.waiting import wait_until
 
@@ -40,14 +41,13 @@ def run(pubsub_stack: Stack, tmp_path: Path) -> Run:
     environment = {
         **os.environ,
         "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        **variables_of(pubsub_stack),  # all that `make dev` sets, and nothing else
+        **variables_of(pubsub_stack),  # all that `make dev` sets, and no other setting but a longer wait
+        **LONG_REDIS_TIMEOUT,
         "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",
     }
 
     def run_line(line: str) -> str:
-        done = subprocess.run(
-            ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=90, check=False
-        )
+        done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout
 

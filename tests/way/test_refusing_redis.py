@@ -24,6 +24,7 @@ from handlers.client.options import ClientOptions
 from handlers.client.sync_client import Client
 from handlers.redis_store.admin.acl import Role, acl_rules
 from handlers.redis_store.keys import CANCELLATIONS, PAYLOAD_PREFIX, queue_keys
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until
 from tests.way.breakable import QUEUE, RESULTS, RETRIES, Breakable
 
@@ -48,8 +49,10 @@ class Rig(Breakable):
         self._run("ACL", "SETUSER", "admin", "on", "nopass", "~*", "&*", "+@all")
         self.store.close()
         url = f"redis://admin:-@127.0.0.1:{self.redis_port}"
-        self.store = self._parts.enter_context(redis.Redis.from_url(url))
-        self.client = self._parts.enter_context(Client.for_redis(url, ClientOptions(payload_apart_bytes=200)))
+        self.store = self._parts.enter_context(redis.Redis.from_url(url, socket_timeout=60))
+        self.client = self._parts.enter_context(
+            Client.for_redis(url, ClientOptions(payload_apart_bytes=200), access=LONG_LIMIT)
+        )
         self.allow(RULES)
 
     def allow(self, rules: list[str]) -> None:

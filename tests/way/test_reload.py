@@ -75,7 +75,7 @@ def stack(config: ConfigMap) -> Iterator[Stack]:
 
 @pytest.fixture
 def store(stack: Stack) -> Iterator[redis.Redis]:
-    client = redis.Redis.from_url(stack.redis_url)
+    client = redis.Redis.from_url(stack.redis_url, socket_timeout=60)
     yield client
     client.close()
 

@@ -17,6 +17,7 @@ from handlers.contract.result import decode_result
 from handlers.demo.stack import Stack, StackOptions
 from handlers.redis_store.submit.submissions import RequestState
 from tests.servers.forked import ForkedChild
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until
 
 IN_TIME = 60.0
@@ -31,7 +32,7 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture
 def client(stack: Stack) -> Iterator[Client]:
-    with Client.for_redis(stack.redis_url) as opened:
+    with Client.for_redis(stack.redis_url, access=LONG_LIMIT) as opened:
         yield opened
 
 
@@ -44,7 +45,7 @@ def test_a_plain_producers_request_gets_its_own_list_and_details(stack: Stack, c
         "payload": {"model": "m", "prompt": "Hi"},
         "metadata": {"userid": "me"},
     }
-    with redis.Redis.from_url(stack.redis_url) as store:
+    with redis.Redis.from_url(stack.redis_url, socket_timeout=60) as store:
         store.zadd("request-sortedset", {json.dumps(body): now + 600})
         wait_until(lambda: client.look_up("plain") is not RequestState.UNKNOWN, what="the claim of a request")
         result = client.wait("plain", within=IN_TIME)

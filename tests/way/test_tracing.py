@@ -43,7 +43,7 @@ def traced_stack(receiver: OtlpReceiver) -> Iterator[Stack]:
 def submit(stack: Stack, request_id: str, metadata: dict[str, str], payload: dict[str, object]) -> None:
     deadline = int(time.time()) + 600
     body = {"id": request_id, "deadline": deadline, "payload": payload, "metadata": metadata}
-    with redis.Redis.from_url(stack.redis_url) as store:
+    with redis.Redis.from_url(stack.redis_url, socket_timeout=60) as store:
         store.zadd(QUEUE, {json.dumps(body): deadline})
 
 
@@ -91,7 +91,7 @@ def test_a_producer_that_did_not_sample_gets_no_spans(traced_stack: Stack, recei
     submit(traced_stack, "t4", {}, {"prompt": "hi"})
 
     receiver.wait_for(PROCESS_REQUEST, 1, "t4")
-    with redis.Redis.from_url(traced_stack.redis_url) as store:
+    with redis.Redis.from_url(traced_stack.redis_url, socket_timeout=60) as store:
         assert store.blpop(["result-list"], timeout=60)
     assert not receiver.named(PROCESS_REQUEST, "t3")
 

@@ -20,6 +20,7 @@ from handlers.demo.stack import Stack
 from handlers.settings.settings import load_settings
 from handlers.status.page import OwnHosts, StatusPages
 from handlers.wiring.status_page import RedisSource
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
@@ -28,7 +29,7 @@ REFUSED = {"simulate": {"status": 429, "retry_after": "3000"}}
 
 @pytest.fixture
 def client(stack: Stack) -> Iterator[Client]:
-    with Client.for_redis(stack.redis_url) as opened:
+    with Client.for_redis(stack.redis_url, access=LONG_LIMIT) as opened:
         yield opened
 
 

@@ -34,6 +34,7 @@ from handlers.webhook.destinations import (
     webhook_target_of,
 )
 from tests.servers.raw_http import End, RawHttp, Received, answer, running_raw_http
+from tests.servers.valkey import LONG_LIMIT
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # the specification's own example
 KEYS = read_secrets(SECRET, "secret")
@@ -152,7 +153,7 @@ async def receiver() -> AsyncIterator[RawHttp]:
 
 @pytest.fixture
 async def client(valkey: Valkey, store: Redis) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient.for_redis(valkey.url, ClientOptions(lease_seconds=5.0)) as opened:
+    async with AsyncClient.for_redis(valkey.url, ClientOptions(lease_seconds=5.0), access=LONG_LIMIT) as opened:
         yield opened
 
 

@@ -26,6 +26,7 @@ from handlers.webhook.call import event_body, read_secrets
 from handlers.webhook.deliver import LONGEST_PAUSE_SECONDS, Lane, Receiver, Webhook, WebhookOptions
 from handlers.webhook.destinations import WebhookTarget, read_destination
 from tests.servers.raw_http import Answer, End, RawHttp, answer, running_raw_http
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until_async
 
 KEYS = read_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "secret")
@@ -36,7 +37,7 @@ IN_TIME = 60.0
 
 @pytest.fixture
 async def client(valkey: Valkey, store: Redis) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient.for_redis(valkey.url, ClientOptions(lease_seconds=5.0)) as opened:
+    async with AsyncClient.for_redis(valkey.url, ClientOptions(lease_seconds=5.0), access=LONG_LIMIT) as opened:
         yield opened
 
 

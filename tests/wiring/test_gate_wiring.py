@@ -167,7 +167,7 @@ async def world(server: RedisServer, exporter: Exporter, request: pytest.Fixture
     has_prometheus = gate_type.startswith("prometheus")
     # First: it skips the test where there is no Prometheus, and nothing may be open then.
     prometheus_url = request.getfixturevalue("prometheus_url") if has_prometheus else ""
-    redis = Redis.from_url(f"redis://{server.address}")
+    redis = Redis.from_url(f"redis://{server.address}", socket_timeout=60)
     await redis.flushall()
     yield World(redis, server.address, exporter, prometheus_url)
     await redis.aclose()
@@ -334,7 +334,7 @@ async def a_gate_behind_the_push_door(gate_type: str, owner: str, world: World, 
             assert not outcome.counts_attempt, owner
             assert behind.seen == [], owner
             await turned(world, case, gate_type, is_open=True)
-        assert isinstance(await forward(push(), AttemptOptions(seconds=20)), Answered), owner
+        assert isinstance(await forward(push(), AttemptOptions(seconds=60)), Answered), owner
     assert len(behind.seen) == 1, owner
 
 
@@ -355,7 +355,7 @@ async def test_subscriptions_of_one_pool_share_its_slots(world: World, tmp_path:
     settings = settings_of(world, tmp_path, {"topics": topics, "pools": [pool]}, "http://127.0.0.1:1")
     held = held_pushes(settings, forward, parts)
     async with started(parts):
-        await asyncio.gather(*(held(push(name), AttemptOptions(seconds=20)) for name in "ab" * 6))
+        await asyncio.gather(*(held(push(name), AttemptOptions(seconds=60)) for name in "ab" * 6))
     assert most == 2
 
 

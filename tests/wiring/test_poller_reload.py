@@ -200,7 +200,7 @@ async def test_a_removed_queue_finishes_sent_requests_and_releases_the_others(re
 async def test_a_changed_redis_url_takes_effect_and_old_requests_finish_on_the_old_redis(
     store: Redis, valkey: Valkey, tmp_path: Path
 ) -> None:
-    first = Redis.from_url(f"{valkey.url}/1", client_name="test")
+    first = Redis.from_url(f"{valkey.url}/1", client_name="test", socket_timeout=60)
     reloading = Reloading(first, f"{valkey.url}/1", tmp_path / "config.json")
     async with reloading.running([A], TWO):
         await reloading.submit("a", 1)

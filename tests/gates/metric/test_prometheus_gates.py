@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from handlers.contract.errors import InvalidSetting
 from handlers.gates.gate import Feedback, Go, Refuse
 from handlers.gates.sources import GateSources
-from tests.gates.building import ReadableLog, gate, request, sources
+from tests.gates.building import Clock, ReadableLog, gate, request, sources
 from tests.gates.exporter import Exporter
 from tests.gates.opening import started, until_budget
 from tests.waiting import wait_until_async
@@ -106,15 +107,18 @@ async def test_a_missing_metric_is_reported_and_on_missing_holds(
 
 
 async def test_a_metric_that_disappears_is_held_for_a_while_and_then_replaced_by_the_fallback(
-    from_prometheus: GateSources, routers: Routers, log: ReadableLog, pool: str
+    prometheus_url: str, routers: Routers, log: ReadableLog, pool: str
 ) -> None:
+    clock = Clock()
+    given = sources(prometheus_url=prometheus_url, log=log, clock=clock)
     routers[0].set(NEW_SATURATION, 0.5, inference_pool=pool, namespace="a")
-    params = {"pool": pool, "on_missing": "hold", "hold_seconds": "1s", "fallback": 0.7}
-    async with started("prometheus-saturation", params, from_prometheus) as built:
+    params = {"pool": pool, "on_missing": "hold", "hold_seconds": "1m", "fallback": 0.7}
+    async with contextlib.aclosing(given.http), started("prometheus-saturation", params, given) as built:
         await until_budget(built, 0.3, "read")
         routers[0].remove(NEW_SATURATION)
         await wait_until_async(lambda: built.state().on_missing == "hold", "the hold to begin")
         assert built.budget() == pytest.approx(0.3)
+        clock.now += 61
         await wait_until_async(lambda: built.state().on_missing == "fallback", "the hold to end")
         assert built.budget() == pytest.approx(0.1)
         await wait_until_async(

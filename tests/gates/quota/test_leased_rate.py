@@ -135,9 +135,10 @@ async def test_the_gate_is_open_only_during_a_lease(redis: Redis, from_redis: Ga
     async with started("redis-leased-rate", PARAMS, from_redis) as built:
         assert built.budget() == 0.0
         assert built.state().why_closed == "no valid lease"
-        await lease(redis, "5", seconds=0.4)
+        await lease(redis, "5")
         await until_budget(built, 1.0, "leased")
         assert isinstance(await built.admit(request()), Go)
+        await lease(redis, "5", seconds=0)
         await until_budget(built, 0.0, "the lease ended")
         assert isinstance(await built.admit(request()), Refuse)
 

@@ -59,7 +59,9 @@ def _same(store: RedisGateStore, _address: str) -> RedisGateStore:
 @pytest.fixture
 async def pollers(redis_server: RedisServer, redis: Redis) -> AsyncIterator[list[GateSources]]:
     """Ten processes' worth of connections to one server."""
-    clients = [Redis.from_url(f"redis://{redis_server.address}", max_connections=16) for _ in range(10)]
+    clients = [
+        Redis.from_url(f"redis://{redis_server.address}", max_connections=16, socket_timeout=60) for _ in range(10)
+    ]
     stores = [RedisGateStore(client) for client in clients]
     yield [sources(stores=partial(_same, store)) for store in stores]
     for client in clients:

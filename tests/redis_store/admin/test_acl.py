@@ -30,6 +30,7 @@ from tests.manifests.keda_rehearsal import COUNT
 from tests.redis_store.queue.queueing import DEADLINE, body, recalled, recalled_retries
 from tests.servers.presence import program_path, valkey_program
 from tests.servers.redis_topologies import Server
+from tests.servers.valkey import LONG_LIMIT
 
 QUEUE, RETRIES, RESULTS = "request-sortedset", "retry-sortedset", "result-list"
 KEYS = queue_keys(QUEUE)
@@ -71,8 +72,8 @@ def rules_without_whole_reads(role: Role) -> list[str]:
 
 @pytest.fixture
 async def users(guarded: Server) -> AsyncIterator[dict[Role, Redis]]:
-    made = {role: Redis.from_url(_url(guarded, role)) for role in Role}
-    admin = Redis(port=guarded.port)
+    made = {role: Redis.from_url(_url(guarded, role), socket_timeout=60) for role in Role}
+    admin = Redis(port=guarded.port, socket_timeout=60)
     await admin.flushall()
     await admin.acl_log_reset()
     await admin.aclose()
@@ -95,7 +96,9 @@ async def test_the_whole_request_path_works_with_the_least_rights(guarded: Serve
     poller = users[Role.POLLER]
     queue = RedisQueue(poller, QUEUE, QueueOptions(RETRIES, RESULTS))
     retries = Retries(poller, RETRIES, QUEUE)
-    async with AsyncClient.for_redis(_url(guarded, Role.CLIENT), ClientOptions(payload_apart_bytes=100)) as client:
+    async with AsyncClient.for_redis(
+        _url(guarded, Role.CLIENT), ClientOptions(payload_apart_bytes=100), access=LONG_LIMIT
+    ) as client:
         sent = await client.submit({"text": "x" * 200}, deadline=time.time() + 600, idempotency_key="k")
         taken_back = await client.submit({"n": 1}, deadline=time.time() + 700)
         assert await client.look_up(sent) is RequestState.PENDING

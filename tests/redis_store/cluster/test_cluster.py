@@ -40,6 +40,7 @@ from handlers.redis_store.submit.submissions import MemberParts, RequestState
 from tests.redis_store.queue.queueing import DEADLINE, body, envelope, recalled, recalled_retries
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Server
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.xdist_group("redis-cluster")
@@ -96,7 +97,7 @@ class ClusterBench:
 
     def client(self, **options: object) -> AsyncClient:
         given = ClientOptions(queue=self.requests, results=self.results, **options)  # type: ignore[arg-type]  # as a test names them
-        return AsyncClient.for_redis(self.url, given)
+        return AsyncClient.for_redis(self.url, given, access=LONG_LIMIT)
 
     async def make_overdue(self) -> None:
         """Make the records in the outboxes overdue."""

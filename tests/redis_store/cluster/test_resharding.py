@@ -18,6 +18,7 @@ from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, Store,
 from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Server
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import elapse_async, wait_until_async
 
 pytestmark = pytest.mark.xdist_group("redis-resharding")
@@ -109,7 +110,7 @@ async def test_a_slot_that_moves_to_a_new_node_stops_no_poller(cluster: Cluster,
     options = ClientOptions(queue=QUEUE, results=RESULTS, idempotent_window_seconds=window_seconds)
     async with (
         contextlib.aclosing(connect(RedisOptions(cluster.url, timeout_seconds=60))) as redis,
-        AsyncClient.for_redis(cluster.url, options) as client,
+        AsyncClient.for_redis(cluster.url, options, access=LONG_LIMIT) as client,
     ):
         fleet = Fleet(redis, client)
         working = asyncio.create_task(fleet.run())

@@ -36,7 +36,7 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def redis(server: RedisServer) -> AsyncIterator[Redis]:
-    redis = Redis.from_url(f"redis://{server.address}")
+    redis = Redis.from_url(f"redis://{server.address}", socket_timeout=60)
     yield redis
     await redis.aclose()
 

@@ -257,7 +257,7 @@ async def test_a_list_that_the_acl_refuses_delays_no_other_result(bench: Bench) 
     own = [f"{bench.queue_name}*", bench.results, "request-*"]
     await bench.redis.acl_setuser("poller", enabled=True, passwords=["+p"], keys=own, categories=["+@all"])
     server = bench.redis.connection_pool.connection_kwargs
-    poller = Redis(host=server["host"], port=server["port"], username="poller", password="p")
+    poller = Redis(host=server["host"], port=server["port"], username="poller", password="p", socket_timeout=60)
     queue = RedisQueue(poller, bench.queue_name, QueueOptions(bench.retries, bench.results))
     await bench.put(body("named"), 1)
     await bench.put(body("plain"), 2)
@@ -276,7 +276,7 @@ async def test_results_keep_their_payloads_if_the_acl_refuses_the_payload_keys(b
     own = [f"{bench.queue_name}*", bench.results, "request-[acp]*"]
     await bench.redis.acl_setuser("poller", enabled=True, passwords=["+p"], keys=own, categories=["+@all"])
     server = bench.redis.connection_pool.connection_kwargs
-    poller = Redis(host=server["host"], port=server["port"], username="poller", password="p")
+    poller = Redis(host=server["host"], port=server["port"], username="poller", password="p", socket_timeout=60)
     queue = RedisQueue(poller, bench.queue_name, QueueOptions(bench.retries, bench.results))
     await bench.put(body("r"))
     (claim,) = await queue.claim(1)
