@@ -222,7 +222,6 @@ HARMLESS = {
     "batch.start.file_format": "reads the first 8 bytes",
     "batch.start.check_text_file": "reads the first 8 bytes",
     "batch.lines.error_kind": "reads a line that we wrote",
-    "forward.forward.answered": "calls answered_result",
     "poller.settlement.ack": "copies",
 }
 ROOMS = ("contract", "doors", "batch", "status", "client", "forward", "gates", "poller")
