@@ -27,7 +27,7 @@ from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.contract.lenient_json import MALFORMED
 from handlers.contract.masked_text import shown_value
 from handlers.number_text import whole
-from handlers.telemetry.logs import get_logger
+from handlers.telemetry.logs import RareWarning, get_logger
 from handlers.transport.failures import UnusableResponse
 from handlers.transport.transport import TransportOptions, http_client
 
@@ -80,7 +80,7 @@ class SigningKeys:
     def __init__(self, options: SigningKeysOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
         self._clock = clock
-        self._log = get_logger("doors")
+        self._unfetched = RareWarning(get_logger("doors"), "signing keys not fetched", clock)
         self._keys: Mapping[str, RSAPublicKey] = {}
         self._fresh_until = self._usable_until = self._retry_at = float("-inf")
         self._failure = ""
@@ -138,7 +138,7 @@ class SigningKeys:
 
     def _failed(self, failure: str) -> None:
         self._failure = failure
-        self._log.warning("signing keys not fetched", error=failure, keys_held=len(self._keys))
+        self._unfetched.report(error=failure, keys_held=len(self._keys))
 
 
 async def _download(options: SigningKeysOptions) -> tuple[Mapping[str, RSAPublicKey], float]:

@@ -115,6 +115,19 @@ async def test_an_unavailable_key_server_is_called_once_in_ten_seconds(
     assert server.asked == 2
 
 
+async def test_an_outage_logs_one_line_a_minute(
+    keys: SigningKeys, server: KeyServer, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Callers with tokens of unknown keys cause the fetches."""
+    server.status = 500
+    for _ in range(12):
+        with pytest.raises(KeysUnavailable):
+            await keys.key("one")
+        clock.now += 10
+    assert server.asked == 12
+    assert [record.getMessage() for record in caplog.records] == ["signing keys not fetched"] * 2
+
+
 async def test_a_rotation_is_noticed_by_the_unknown_key(keys: SigningKeys, server: KeyServer, clock: Clock) -> None:
     await keys.key("one")
     server.body = certificates("two")
