@@ -11,11 +11,12 @@ Rules beyond RFC 8259 (https://pkg.go.dev/encoding/json#Unmarshal and its decode
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from random import randrange
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -25,8 +26,16 @@ MAX_DEPTH: Final = 10_000
 MAX_REQUEST_BYTES = 10_000_000
 """Largest request body, in bytes: the limit of one Pub/Sub message."""
 
-BLOCKING_BYTES: Final = 1_000_000
+BLOCKING_BYTES: Final = 250_000
 """Texts with more bytes are decoded in a thread, because they could block the event loop for 100 ms."""
+
+T = TypeVar("T")
+
+
+async def aside(size: int, call: Callable[[], T]) -> T:
+    """Return `call()`, made in a thread if `size` exceeds `BLOCKING_BYTES`."""
+    return await asyncio.to_thread(call) if size > BLOCKING_BYTES else call()
+
 
 MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """Errors that msgspec raises: invalid JSON or types, invalid UTF-8, nesting too deep for its recursion."""

@@ -12,9 +12,9 @@ The payload is not decoded: it keeps its bytes. A deadline may be a number or a 
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
+from functools import partial
 from math import inf
 from typing import Any, Final
 
@@ -22,13 +22,13 @@ import msgspec
 
 from handlers.contract.errors import InvalidRequest
 from handlers.contract.lenient_json import (
-    BLOCKING_BYTES,
     MALFORMED,
     MAX_PAIRS,
     MAX_REQUEST_BYTES,
     SALVAGED_BYTES,
     Fields,
     Malformed,
+    aside,
     canonical_fields,
     check_json,
     has_more_fields,
@@ -165,9 +165,7 @@ def decode_body(
 
 async def decode_body_aside(body: bytes, **known: Any) -> Request:
     """As `decode_body`. A large body, which would block the event loop, is decoded in a thread."""
-    if len(body) <= BLOCKING_BYTES:
-        return decode_body(body, **known)
-    return await asyncio.to_thread(decode_body, body, **known)
+    return await aside(len(body), partial(decode_body, body, **known))
 
 
 def _metadata(body: bytes, wire: _Body, extra: Mapping[str, str] | None) -> dict[str, str]:
@@ -491,7 +489,7 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, trace
     member = repaired(member)
     parts = canonical_fields(member, _FRAME, structs=_STRUCTS)
     if not _is_framed(parts):
-        parts = _wrapped(member)
+        parts = _wrapped(member, parts)
     given = _internal_parts(parts)
     # The queue to return to comes first, because the Lua scripts read only the beginning of a large member.
     internal = {"retry_count": _raw(attempt), "request_queue_name": _raw(queue)}
@@ -504,10 +502,10 @@ def encode_retry(member: bytes, *, queue: str, attempt: int, score: float, trace
     return _encoder.encode({"internal": internal, **others})  # `internal` first, as the reference writes it
 
 
-def _wrapped(body: bytes) -> Fields:
-    """Wrap a bare body in an envelope with the body's result queue."""
+def _wrapped(body: bytes, fields: Fields) -> Fields:
+    """Wrap a bare body, split into `fields`, in an envelope."""
     parts = {"request_kind": msgspec.Raw(b'"plain"'), "data": msgspec.Raw(body)}
-    own = canonical_fields(body, _OWN_RESULT)
+    own = canonical_fields(body, _OWN_RESULT, fields=fields)
     if "result_queue_name" in own:
         parts["internal"] = msgspec.Raw(pick(own, _OWN_RESULT))
     return parts

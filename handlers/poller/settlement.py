@@ -15,7 +15,6 @@ import msgspec
 from msgspec.structs import replace
 
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.lenient_json import BLOCKING_BYTES
 from handlers.contract.request import Envelope, Request, encode_retry, unread
 from handlers.contract.result import (
     ErrorCode,
@@ -336,6 +335,8 @@ def _text(member: bytes) -> str:
 
 
 _LONGEST_TOKEN: Final = 256
+_PARSED_BYTES: Final = 1_000_000
+"""Most bytes of a payload that `_digest` parses. A change would make retries look like other submissions."""
 
 
 class Duplicates:
@@ -403,7 +404,7 @@ def _digest(request: Request) -> str:
     """
     payload: object
     try:
-        is_large = len(request.payload) > BLOCKING_BYTES
+        is_large = len(request.payload) > _PARSED_BYTES
         payload = None if is_large else json.loads(request.payload or b"null", parse_int=float)
     except RecursionError:
         is_large = True

@@ -14,7 +14,7 @@ import msgspec
 from handlers.backoff import backoff_seconds
 from handlers.byte_budget import ByteBudget, HeldBytes
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.lenient_json import BLOCKING_BYTES
+from handlers.contract.lenient_json import aside
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Envelope, Request, decode_member, encode_whole, with_payload
 from handlers.contract.result import ErrorCode, error_result
@@ -264,7 +264,11 @@ class Worker:
             attempt = self._outcome(held, envelope)
             outcome = await counted_attempt(attempt, envelope.request, self._clock(), options.metrics)
             await held.bytes.room_for_result(result_bytes(outcome, options.route.offload_bytes))
-        return self._settled_as(held, envelope, outcome, began_at)
+        outcome = ended_by_attempts(envelope.request, outcome, options.limits.max_attempts)
+        # A retry encodes the member again, which takes as long as decoding it.
+        encoded_bytes = len(claim.member) if isinstance(outcome, Retry) else 0
+        make = partial(settle, claim, envelope, outcome, options.route, self._clock())
+        return self._noted(held, envelope, outcome, await aside(encoded_bytes, make), began_at)
 
     def _refused(self, claim: Claim, options: WorkerOptions, error: InvalidRequest) -> Settlement:
         """The settlement of an invalid request, counted and logged."""
@@ -284,17 +288,20 @@ class Worker:
         request = Request(id=request_id, deadline=0.0, payload=b"", queue=claim.queue)
         self._on_outcome(request, Answered(error_result(request_id, "", code, "")))
 
-    def _settled_as(
-        self, held: Held, envelope: Envelope, outcome: Outcome, began_at: float | None = None
-    ) -> Settlement:
-        """The settlement of an outcome, counted and logged.
+    def _answered(self, held: Held, envelope: Envelope, outcome: Answered) -> Settlement:
+        """The settlement of a claim without work, counted and logged."""
+        settlement = settle(held.claim, envelope, outcome, held.options.route, self._clock())
+        return self._noted(held, envelope, outcome, settlement, None)
 
-        A retry after the deadline becomes final. `began_at` is when the work began (`time.monotonic`); None for a
+    def _noted(
+        self, held: Held, envelope: Envelope, outcome: Outcome, settlement: Settlement, began_at: float | None
+    ) -> Settlement:
+        """The settlement of an outcome, after it is counted and logged.
+
+        A retry after the deadline counts as expired. `began_at` is when the work began (`time.monotonic`); None for a
         claim without work.
         """
         options, now = held.options, self._clock()
-        outcome = ended_by_attempts(envelope.request, outcome, options.limits.max_attempts)
-        settlement = settle(held.claim, envelope, outcome, options.route, now)
         if isinstance(outcome, Retry) and isinstance(settlement, Ack):
             outcome = expired(envelope.request, outcome.last)
         account(
@@ -322,7 +329,8 @@ class Worker:
                     return Retry(delay, "payload_not_read", counts_attempt=False)
                 if payload is None:
                     return _without_payload(envelope.request)
-                envelope = with_payload(envelope, payload, max_bytes=options.max_request_bytes)
+                fill = partial(with_payload, envelope, payload, max_bytes=options.max_request_bytes)
+                envelope = await aside(len(payload), fill)
             # The queue's labels win over the request's, and a request may not choose its own priority.
             request = labelled(without_labels(envelope.request, options.withheld_labels), options.labels)
             attempt = AttemptOptions(body=envelope.data, ask_for_room=held.bytes.answer.ask, on_sending=held.sending)
@@ -358,7 +366,7 @@ class Worker:
         """
         claim, most = held.claim, held.options.max_request_bytes
         decode = partial(decode_member, claim.member, claim.queue, max_bytes=most)
-        return await asyncio.to_thread(decode) if len(claim.member) > BLOCKING_BYTES else decode()
+        return await aside(len(claim.member), decode)
 
     async def answer_expired(self, claims: Sequence[Claim]) -> None:
         """Settle claims without a slot: answer overdue, cancelled and invalid requests.
@@ -379,7 +387,7 @@ class Worker:
             else:
                 self._settle(Release(held.claim))
                 continue
-            self._settle(self._settled_as(held, envelope, outcome))
+            self._settle(self._answered(held, envelope, outcome))
 
     def _settle(self, settlement: Settlement) -> None:
         self._ack_batcher.add(settlement, self.settled)
@@ -426,10 +434,11 @@ class Worker:
         if payload is None:
             return claim.member
         try:
-            whole = with_payload(envelope, payload, max_bytes=self._options.max_request_bytes)
+            fill = partial(with_payload, envelope, payload, max_bytes=self._options.max_request_bytes)
+            whole = await aside(len(payload), fill)
         except InvalidRequest:
             return claim.member
-        return encode_whole(claim.member, whole.data)
+        return await aside(len(whole.data), partial(encode_whole, claim.member, whole.data))
 
     def lose(self, claims: Sequence[Claim]) -> None:
         """Stop the work of claims whose leases are lost.
@@ -469,7 +478,7 @@ class Worker:
         outcome = cancelled(envelope.request)
         if held.sent_at and held.options.route.has_details:
             outcome = lasted(outcome, time.monotonic() - held.sent_at)
-        return self._settled_as(held, envelope, outcome)
+        return self._answered(held, envelope, outcome)
 
     def hand_back(self) -> None:
         """Stop all work and return claims without an outcome to pending."""

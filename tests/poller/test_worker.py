@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from handlers.byte_budget import ByteBudget
+from handlers.contract.lenient_json import BLOCKING_BYTES
 from handlers.contract.request import Envelope, Request, encode_retry
 from handlers.contract.result import ErrorCode, Result, answered_result
 from handlers.forward.forward import AttemptOptions
@@ -65,6 +67,28 @@ async def test_a_deadline_too_far_ahead_is_an_invalid_request(store: Redis) -> N
     found = {result.id: result for result in await rig.results()}
     assert (found["a"].error_code, found["b"].status_code) == (ErrorCode.INVALID_REQUEST, 200)
     assert "MAX_DEADLINE_SECONDS" in found["a"].error_message
+
+
+@pytest.mark.parametrize("size", [10, BLOCKING_BYTES])
+async def test_only_a_large_retry_is_encoded_in_a_thread(
+    store: Redis, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the event loop it would delay the renewal of leases."""
+    threads: list[threading.Thread] = []
+
+    def encode(member: bytes, **known: Any) -> bytes:
+        threads.append(threading.current_thread())
+        return encode_retry(member, **known)
+
+    async def busy(_request: Request) -> Outcome:
+        return Retry(60.0, "rejected")
+
+    monkeypatch.setattr("handlers.poller.settlement.encode_retry", encode)
+    rig = Rig(store, busy)
+    rig.change(max_request_bytes=1_000_000)
+    await carried(rig, body("a", text="x" * size))
+    assert [thread is not threading.main_thread() for thread in threads] == [size == BLOCKING_BYTES]
+    assert await store.zcard(RETRIES) == 1
 
 
 async def test_a_retry_goes_to_the_retry_set(store: Redis) -> None:

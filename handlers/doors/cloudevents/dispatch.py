@@ -40,7 +40,7 @@ from handlers.contract.events import (
     text,
     to_header,
 )
-from handlers.contract.lenient_json import BLOCKING_BYTES, MALFORMED
+from handlers.contract.lenient_json import MALFORMED, aside
 from handlers.contract.request import Request, decode_body_aside
 from handlers.contract.result import Result, encode_result
 from handlers.doors.cloudevents.foreign_event import EventFields, as_request, read_event, with_tenant, write_event
@@ -114,8 +114,7 @@ class DispatchDoor:
 
     async def _converted(self, event: Event, delivery: Delivery, fields: EventFields) -> bytes:
         """The event's data as a request. Large data, which would block the event loop, is converted in a thread."""
-        convert = partial(as_request, event, delivery, fields, self._clock())
-        return await asyncio.to_thread(convert) if len(event.data) > BLOCKING_BYTES else convert()
+        return await aside(len(event.data), partial(as_request, event, delivery, fields, self._clock()))
 
     async def _request(self, event: Event) -> Request:
         extensions = event.extensions
