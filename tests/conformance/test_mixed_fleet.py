@@ -192,7 +192,7 @@ def check(fleet: Fleet, count: int, cancelled: set[int]) -> None:
     assert left == [], "what was a submission's own goes with its result"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_mixed_fleet_answers_every_request_once(parts: ExitStack) -> None:
     """Both sides are killed and stopped at any point of a request, with cancellations."""
     fleet, cancelled = Fleet(parts, "drops", 0.1), set[int]()
@@ -212,7 +212,7 @@ def test_a_mixed_fleet_answers_every_request_once(parts: ExitStack) -> None:
     check(fleet, COUNT, cancelled)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_retries_cross_to_a_processor_that_keeps_its_claims_and_back(parts: ExitStack) -> None:
     """The other processor renews its claim during the wait. Only ours are killed: its own crash may end such a
     request twice.

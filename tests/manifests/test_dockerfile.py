@@ -109,7 +109,7 @@ def test_the_builder_gets_exactly_the_copied_files(stages: list[Stage]) -> None:
     assert copied == sent - {"Dockerfile"}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_application_stage_makes_a_command_that_runs(stages: list[Stage], tmp_path: Path) -> None:
     """Its own RUN lines with /opt moved, and the dependencies of this interpreter."""
     for name in ("pyproject.toml", "README.md", "LICENSE", "requirements-build.txt"):

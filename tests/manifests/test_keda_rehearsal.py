@@ -29,7 +29,7 @@ from tests.waiting import wait_until
 MOST = 4
 """Most replicas; two cores cannot start more in reasonable time."""
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

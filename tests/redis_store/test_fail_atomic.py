@@ -317,7 +317,7 @@ def test_a_script_that_fails_loses_nothing(name: str, filled: Store) -> None:
     assert list(_all_lost(filled, SCENES[name], script_text(name))) == []
 
 
-@pytest.mark.timeout(300)  # thousands of calls, each of which may wait for a core
+@pytest.mark.timeout(600)  # thousands of calls, each of which may wait for a core
 def test_no_script_that_fails_loses_anything_on_redis() -> None:
     with Valkey(program_path("redis-server")) as server, contextlib.closing(Store(server.url)) as store:
         lost = {name: list(_all_lost(store, SCENES[name], script_text(name))) for name in SCRIPTS}

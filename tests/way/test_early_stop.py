@@ -30,7 +30,7 @@ FEW_MOMENTS = 5
 LONGEST_START_SECONDS = 1.0
 REQUEST = '{"id":"one","payload":{},"deadline":1999999999}'
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def arguments(command: str, folder: Path) -> list[str]:

@@ -92,7 +92,7 @@ class _Reader:
 
 
 @pytest.mark.xdist_group("failover-sentinel")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_f23_a_master_under_sentinels_dies_and_everything_accepted_is_answered_once(
     sentinels: Sentinels,
 ) -> None:
@@ -104,7 +104,7 @@ async def test_f23_a_master_under_sentinels_dies_and_everything_accepted_is_answ
 
 
 @pytest.mark.xdist_group("failover-cluster")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_f23_the_master_of_a_clusters_queue_dies_and_everything_accepted_is_answered_once(
     cluster: Cluster,
 ) -> None:

@@ -65,7 +65,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     server.stop()
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 async def test_pollers_client_and_command_do_all_their_work_with_the_documented_rights(place: Place) -> None:
     deadline = time.time() + 600
     options = ClientOptions(payload_apart_bytes=60, idempotent_window_seconds=60)

@@ -31,7 +31,7 @@ from tests.servers.redis_topologies import Cluster, Sentinels, Server
 from tests.waiting import wait_until
 from tests.way.poller_fleet import PollerFleet
 
-pytestmark = [pytest.mark.xdist_group("redis-forms"), pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.xdist_group("redis-forms"), pytest.mark.timeout(600)]
 SECRET = "canary-of-forms"
 BUDGET, RATE, QUEUE = "dispatch-gate-budget", "{rates}", "request-sortedset"
 LINES = 5

@@ -178,7 +178,7 @@ def test_a_poller_that_loses_one_right_copes_and_loses_nothing(rig: Rig, right: 
     rig.check_results(ids)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_poller_that_meets_a_key_of_another_type_copes_and_loses_nothing(rig: Rig) -> None:
     used = rig.used_keys()
     known = [*msgspec.structs.astuple(queue_keys(QUEUE)), RETRIES, RESULTS, CANCELLATIONS, "request-active:*"]

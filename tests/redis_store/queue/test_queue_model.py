@@ -73,7 +73,7 @@ class QueueMachine(RuleBasedStateMachine):
             self._loop.close()
 
 
-@pytest.mark.timeout(300)  # thousands of calls, each of which may wait for a core
+@pytest.mark.timeout(600)  # thousands of calls, each of which may wait for a core
 def test_every_request_is_answered_once_for_any_order_of_operations(each_server: Valkey) -> None:
     class Machine(QueueMachine):
         url = each_server.url
