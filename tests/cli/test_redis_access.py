@@ -117,6 +117,8 @@ def test_a_password_that_rotates_is_read_for_the_next_connection(locked: Locked)
             locked.password_file.write_text("another")
             admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         client.submit({}, deadline=timedelta(minutes=1))
+    with locked.server.client(password="another") as admin:
+        assert admin.zcard(locked.queue) == 2
 
 
 def test_flags_and_access_show_no_password() -> None:

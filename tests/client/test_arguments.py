@@ -163,7 +163,8 @@ def test_a_wrong_field_of_the_access_is_named_and_not_shown(name: str) -> None:
 
 
 def test_each_field_of_the_access_may_have_its_default() -> None:
-    Client.for_redis(NOWHERE, access=RedisAccess()).close()
+    with Client.for_redis(NOWHERE, access=RedisAccess()) as client:
+        assert isinstance(client, Client)
 
 
 def test_each_field_of_a_request_is_checked() -> None:

@@ -71,6 +71,7 @@ async def test_results_are_read_under_a_lease(project: Project) -> None:
             await delivery.ack()
             if seen == {"a", "b"}:
                 break
+    assert seen == {"a", "b"}
 
 
 async def test_a_wait_returns_its_own_result_and_releases_the_others(project: Project) -> None:

@@ -142,5 +142,5 @@ async def test_the_trace_is_current_until_the_requests_task_ends(tracing: Tracin
 async def test_an_unavailable_receiver_of_traces_delays_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")  # shorter than the first pause before another try
     tracing = Tracing(TracingOptions("http://127.0.0.1:9", "service", "1"))
-    await traced(tracing, ANSWERED)
+    assert await traced(tracing, ANSWERED) == ANSWERED
     await asyncio.wait_for(tracing.aclose(), 60)
