@@ -59,8 +59,9 @@ def test_every_image_is_pinned(objects: list[Manifest]) -> None:
     for pod in pods(objects):
         for container in pod.spec["containers"] + pod.spec.get("initContainers", []):
             image = container["image"]
-            assert re.search(r"(:[\w.-]+|@sha256:[0-9a-f]{64})$", image), f"{pod.name}: {image} has no tag"
-            assert not image.endswith(":latest"), f"{pod.name}: {image}"
+            is_ours = "async-processor" in image  # a deployment replaces its tag by the digest that it has built
+            pin = r":(?!latest)[\w.-]+$" if is_ours else r"@sha256:[0-9a-f]{64}$"
+            assert re.search(pin, image), f"{pod.name}: {image}"
 
 
 @every_output
