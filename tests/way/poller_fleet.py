@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.request
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Self
 
 from tests.servers.forked import COMMAND, ForkedChild, running_gateway
 
+_OUTAGES = ("no answer in time", "the server closed the connection", "no connection to ", "no node of the cluster")
 _PAGES = re.compile(r'"metrics_port":(\d+)')
 
 
@@ -36,6 +38,11 @@ class PollerFleet:
     def are_ready(self) -> bool:
         """Whether all pollers are ready."""
         return all(_is_ready(port) for port in self.pages)
+
+    def refused_calls(self) -> list[str]:
+        """The logged errors of calls that Redis refused. Lost connections are none: a busy machine has them too."""
+        lines = [line for poller in self.pollers for line in poller.output().splitlines() if "Redis unavailable" in line]
+        return [error for error in (json.loads(line)["error"] for line in lines) if not error.startswith(_OUTAGES)]
 
     def __enter__(self) -> Self:
         return self

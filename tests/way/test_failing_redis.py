@@ -160,9 +160,11 @@ def test_an_outage_is_one_line_in_the_log_and_its_end_another(fault: Fault) -> N
         own.wait_for_results(ids)
         events = [json.loads(line) for line in own.poller.output().splitlines() if line.startswith("{")]
     lines = [line for line in events if "Redis" in line["event"]]
-    assert [line["event"] for line in lines] == ["work paused: Redis unavailable", "Redis available again"]
-    assert lines[0]["error"]
-    assert lines[1]["seconds"] > 0
+    starts, ends = lines[::2], lines[1::2]  # a busy machine may add an outage of its own
+    assert {line["event"] for line in starts} == {"work paused: Redis unavailable"}
+    assert {line["event"] for line in ends} == {"Redis available again"}
+    assert all(line["error"] for line in starts)
+    assert all(line["seconds"] > 0 for line in ends)
 
 
 def test_a_poller_that_starts_without_redis_logs_one_line() -> None:
