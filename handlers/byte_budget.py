@@ -76,7 +76,7 @@ class ByteShare:
         return not self._waiting and (self.held == 0 or size <= self.limit - self.held)
 
     def give(self, size: int) -> None:
-        """Free `size` bytes (negative: hold more), then grant waiting requests in order."""
+        """Return `size` bytes (if negative, take more), then grant waiting `ByteRequest`s in order."""
         self.held -= size
         while self._waiting and (self.held == 0 or self._waiting[0].size <= self.limit - self.held):
             asked = self._waiting.popleft()

@@ -10,7 +10,7 @@ from handlers.telemetry.logs import Logger
 
 
 def end_if_cancelled() -> None:
-    """Raise `CancelledError` if the current task was cancelled. Call it in endless loops.
+    """Raise `CancelledError` if the current task was cancelled. Call it in every loop that never ends by itself.
 
     The Redis library sometimes turns a cancellation into a connection error, or returns the reply as usual. Without
     this check a loop would continue, and its caller would wait for it indefinitely.

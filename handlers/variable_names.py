@@ -59,7 +59,7 @@ def warning(name: str, known: Collection[str]) -> str:
         return f"{name}: unknown variable, ignored; did you mean {close}?"
     if not rest or first in _SHARED or not family:
         return ""
-    return f"{name}: unknown variable, ignored; known are {', '.join(family)}"
+    return f"{name}: unknown variable, ignored; expected one of {', '.join(family)}"
 
 
 def is_shared(name: str) -> bool:

@@ -187,7 +187,8 @@ def _kind(line: _Written) -> str:
 def encode_result_line(batch: str, number: int, custom_id: str, result: Result) -> tuple[bytes, bool]:
     """The line for a result, and whether the output file gets it.
 
-    Lines with a 2xx answer do. A payload that is stored elsewhere (`payload_ref` with an `s3://` URL) is an error.
+    Only lines with a 2xx answer go to the output file. A payload that is stored elsewhere (`payload_ref` with an
+    `s3://` URL) is an error.
     """
     if result.payload_ref:
         return encode_error(batch, number, custom_id, "payload_stored_elsewhere", result.stored_elsewhere), False

@@ -101,7 +101,10 @@ class BatchRun:
         for place in self._output.damaged[:SHOWN_DAMAGED]:
             log.warning("%s: damaged line, its request is submitted again", place)
         if len(self._output.damaged) > SHOWN_DAMAGED:
-            log.warning("%d more damaged lines", len(self._output.damaged) - SHOWN_DAMAGED)
+            more = len(self._output.damaged) - SHOWN_DAMAGED
+            log.warning(
+                "%s, %s: %d more damaged lines, their requests are submitted again", files.out, files.errors, more
+            )
         self._waiting: dict[int, str] = {}  # line -> custom id: submitted, or about to be, and not answered
         self._last_result_at = time.monotonic()
         self._is_fed = False

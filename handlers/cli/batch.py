@@ -104,7 +104,7 @@ twice, and no result is lost or written twice.
     type=click.IntRange(1, 1_000_000),
     default=20_000,
     show_default=True,
-    help="Most unanswered requests in the queue at a time.",
+    help="Maximum number of unanswered requests in the queue at a time.",
 )
 @RETRY_QUEUE_FLAG
 @click.option(
@@ -134,8 +134,8 @@ def run(
 ) -> ExitCode:
     """Submit a file of requests and collect the answers.
 
-    With `-`, requests are read from stdin into a file beside the output. To resume, give the same requests, or none
-    (`</dev/null`). A resumed batch keeps its settings: other values are refused.
+    With `-`, requests are read from stdin into a file beside the output. To resume, pass the same requests again, or
+    no input (`</dev/null`). A resumed batch keeps its settings: other values are refused.
     """
     from handlers.batch.files import BatchFiles
     from handlers.batch.start import begin_or_resume

@@ -25,11 +25,27 @@ Examples:
   async-processor check --only redis --only gateway
   async-processor check --json | jq '.findings[] | select(.state != "ok")'
 
+\b
+Parts:
+  memory      MAX_IN_FLIGHT_BYTES against the memory limit
+  gateway     the inference gateway
+  redis       Redis, its clock and durability, and the queues
+  handler     the dispatch door at HANDLER_URL
+  pubsub      topics and subscriptions
+  prometheus  the server that gates query
+  gates       each gate's source
+
 Exit codes: 0 no fault; 1 a check failed (the fix is printed); 2 a setting is invalid."""
 )
-@click.option("--only", "parts", multiple=True, type=click.Choice(PARTS), help="Check only this part; may be repeated.")
+@click.option(
+    "--only",
+    "parts",
+    multiple=True,
+    type=click.Choice(PARTS),
+    help="Check only this part; may be repeated.  [default: all in use]",
+)
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
-@click.option("--all", "is_all", is_flag=True, help="Print every setting, also those at their default.")
+@click.option("--all", "is_all", is_flag=True, help="Print every setting, including defaults.")
 def check(parts: tuple[str, ...], is_json: bool, is_all: bool) -> None:
     """Check the settings and the servers that they name.
 

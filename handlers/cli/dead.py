@@ -30,8 +30,8 @@ Examples:
   async-processor dead requeue 3f1c 88a0
   async-processor dead drop --all --yes
 
-You may shorten the id of a dead letter, as long as it is unique. In the list, REQUEST is the id of the request, and
-DEATHS is the number of pollers that crashed while they held it (see MAX_DEATHS).
+You may shorten the id of a dead letter, as long as the prefix is unique. In the list, REQUEST is the id of the
+request, and DEATHS is the number of pollers that crashed while they held it (see MAX_DEATHS).
 
 Exit codes: 0 done; 1 no such dead letter, or not confirmed; 2 invalid flags; 4 Redis does not answer."""
 )

@@ -79,12 +79,12 @@ WAIT_REPLICAS_FLAG = click.option(
     type=click.IntRange(0, 10),
     default=0,
     show_envvar=True,
-    help="Wait until this many Redis replicas have stored the request.",
+    help="Wait until this many Redis replicas have stored each request.",
 )
 PAYLOAD_APART_FLAG = click.option(
     "--payload-apart-bytes",
     type=click.IntRange(min=0),
-    help="Store payloads of at least this many bytes in separate keys (Redis).  [default: never]",
+    help="Offload payloads of at least this size in bytes to separate keys (Redis).  [default: never]",
 )
 RETRY_QUEUE_FLAG = click.option(
     "--retry-queue",
@@ -122,15 +122,6 @@ REDIS_FLAGS = (
     ),
 )
 PUBSUB_FLAGS = (
-    click.option(
-        "--to",
-        "--from",
-        "to",
-        type=click.Choice(["redis", "pubsub"]),
-        default="redis",
-        show_default=True,
-        help="Broker.",
-    ),
     click.option("--project", envvar="PROJECT_ID", default="", show_envvar=True, help="Google Cloud project."),
     click.option("--topic", envvar="REQUEST_TOPIC_ID", default="", show_envvar=True, help="Topic of the requests."),
     click.option(
@@ -149,18 +140,24 @@ def _chosen(queue: str, flags: dict[str, Any]) -> QueueFlags:
     return QueueFlags(queue=queue, variables=os.environ, **flags)  # noqa: TID251  # the process's entry
 
 
-def queue_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags of both brokers, passed as `queue` (a `QueueFlags`)."""
+def queue_flags(*names: str, meaning: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the flags of both brokers, passed as `queue` (a `QueueFlags`). The flag `names` chooses the broker."""
+    broker = click.option(
+        *names, "to", type=click.Choice(["redis", "pubsub"]), default="redis", show_default=True, help=meaning
+    )
 
-    @functools.wraps(command)
-    def run(**flags: Any) -> None:
-        names = ("to", "redis_url", "results", "project", "topic", "subscription", "emulator_host")
-        chosen = {name: flags.pop(name) for name in names if name in flags}
-        command(queue=_chosen(flags.pop("queue_name"), chosen), **flags)
+    def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**flags: Any) -> None:
+            fields = ("to", "redis_url", "results", "project", "topic", "subscription", "emulator_host")
+            chosen = {each: flags.pop(each) for each in fields if each in flags}
+            command(queue=_chosen(flags.pop("queue_name"), chosen), **flags)
 
-    for flag in reversed((PUBSUB_FLAGS[0], *REDIS_FLAGS, *PUBSUB_FLAGS[1:])):
-        run = flag(run)
-    return run
+        for flag in reversed((broker, *REDIS_FLAGS, *PUBSUB_FLAGS)):
+            run = flag(run)
+        return run
+
+    return with_flags
 
 
 def redis_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -47,7 +47,7 @@ Exit codes: 0 done, even if results are errors; 2 invalid flags; 3 with --take, 
     default="auto",
     help="JSON lines or a table.  [default: a table to a terminal, else JSON lines]",
 )
-@queue_flags
+@queue_flags("--from", "--to", meaning="Broker of the results.")
 @exits
 def results(*, take: int | None, is_peek: bool, idle: timedelta | None, form: str, queue: QueueFlags) -> ExitCode:
     """Read and remove results until Ctrl-C or a limit."""

@@ -70,7 +70,9 @@ Examples:
 
 Exit codes: 0 stopped by SIGTERM or SIGINT and drained; 2 an invalid setting or a port in use; 1 anything else.""",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Most requests in flight at once.  [env: WORKERS]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Maximum number of requests in flight at once.  [env: WORKERS]"
+)
 @click.option("--handler-url", help="URL of the dispatch door.  [env: HANDLER_URL]")
 def poll(workers: int | None, handler_url: str | None) -> None:
     """Claim requests from Redis, send them, and write their results.

@@ -54,9 +54,9 @@ T = TypeVar("T")
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's work to its end. Ctrl-C and SIGTERM cancel it.
+    """Run a command's coroutine to its end and return its value. Ctrl-C and SIGTERM cancel the coroutine.
 
-    Then it raises `KeyboardInterrupt` or `SystemExit(143)`, unless the work returns a value nevertheless.
+    After a cancellation, raises `KeyboardInterrupt` or `SystemExit(143)`, unless the coroutine still returns a value.
     """
     import asyncio
 

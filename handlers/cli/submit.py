@@ -52,7 +52,7 @@ Examples:
 @click.argument("source", required=False, metavar="[FILE|-]", type=click.Path(allow_dash=True))
 @click.option("--prompt", help="Text to complete, instead of a file.")
 @click.option("--model", default="", help="Model of a request with --prompt.  [default: none; the gateway chooses]")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of the answer, with --prompt.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Maximum number of tokens in the answer, with --prompt.")
 @click.option(
     "--deadline",
     type=DeadlineType(),
@@ -65,7 +65,7 @@ Examples:
     help="Priority class to ask for; ignored unless the poller's ALLOWED_LABELS lists `tier`.",
 )
 @click.option("--tenant", default="", help="Tenant, for fairness and quotas.")
-@click.option("--endpoint", default="", help="Path at the gateway, instead of the queue's.")
+@click.option("--endpoint", default="", help="Path at the gateway, instead of the queue's default path.")
 @click.option(
     "--header",
     "headers",
@@ -91,7 +91,7 @@ Examples:
 @click.option("--timeout", type=DurationType(), help="Longest time for --wait.  [default: until the deadline]")
 @WAIT_REPLICAS_FLAG
 @PAYLOAD_APART_FLAG
-@queue_flags
+@queue_flags("--to", meaning="Broker to submit to.")
 @exits
 def submit(
     *,

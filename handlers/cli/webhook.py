@@ -60,13 +60,13 @@ Exit codes: 0 stopped, or no result for --for; 1 the receiver answered 410 (gone
     type=click.IntRange(1, 1_000),
     default=16,
     show_default=True,
-    help="Most calls at once, to URL and to each --destination.",
+    help="Maximum number of calls at once, to URL and to each --destination.",
 )
 @click.option(
     "--give-up", type=DurationType(), default="3d", show_default=True, help="Longest time to retry one result."
 )
 @click.option("--for", "idle", type=DurationType(), help="Stop after this time without a result.")
-@queue_flags
+@queue_flags("--from", "--to", meaning="Broker of the results.")
 @exits
 def webhook(
     *,

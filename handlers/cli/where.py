@@ -38,8 +38,8 @@ Examples:
 
 With --json, `where` in each entry of `places` is `pending` (queued), `claimed` (in flight or waiting at a gate),
 `retry` or `dead`. `attempts` counts finished attempts. `due_at` is the time of the retry, else the deadline, in Unix
-seconds. If the request is live, `finished` and `result` are those of an earlier run: a dead letter that was queued
-again, or an id that was submitted twice.
+seconds. If the request is live, `finished` and `result` are those of an earlier run (of a requeued dead letter, or
+of an id submitted twice).
 
 The command changes nothing. Pollers keep records of finished requests for a day (FINISHED_RECORDS and
 FINISHED_RECORDS_SECONDS of the poller). The result list is searched too, up to 2,000 results from each end.
@@ -195,7 +195,7 @@ Exit codes: 0 done; 1 an id was not live; 2 invalid flags; 4 the broker does not
     show_envvar=True,
     help="Redis of the push door (Pub/Sub).",
 )
-@queue_flags
+@queue_flags("--from", "--to", meaning="Broker of the requests.")
 @exits
 def cancel(*, ids: tuple[str, ...], queue: QueueFlags, dedupe_redis_url: str) -> ExitCode:
     """Cancel the live request with each ID and print the outcome."""

@@ -173,7 +173,7 @@ def check_count(name: str, value: int | None, *, least: int, may_be_none: bool =
 
 
 def check_name(name: str, value: str) -> None:
-    """Refuse a name of a list or subscription that is not text."""
+    """Refuse a list or subscription name that is not text."""
     if not isinstance(value, str):
         raise InvalidRequest(name, found=shown(value), accepted="text")
 

@@ -130,7 +130,7 @@ class PubSubBroker:
 
     async def where(self, submission: Submission | str) -> Whereabouts:
         """Raises `NotOffered`: Pub/Sub does not report where a request is."""
-        raise NotOffered(f"searching {id_of(submission)}", "Pub/Sub", "wait for its result, or queue on Redis")
+        raise NotOffered(f"searching for {id_of(submission)}", "Pub/Sub", "wait for its result, or queue on Redis")
 
     async def look_up(self, submission: Submission | str) -> RequestState:
         """Raises `NotOffered`: Pub/Sub does not report where a request is."""

@@ -199,7 +199,9 @@ def _decode(body: bytes, fields: Fields | None) -> tuple[Fields, _Body]:
             # Checked before they are decoded: as objects, many short entries take ten times their bytes.
             if has_more_fields(bytes(fields[name]), MAX_PAIRS):
                 most = MAX_METADATA_ENTRIES if name == "metadata" else MAX_PAIRS
-                raise _invalid(body, name, f"more than {MAX_PAIRS:,} entries", f"at most {most:,}")
+                far = "far " if most < MAX_PAIRS else ""
+                found = f"{far}more entries (over {MAX_PAIRS:,})"
+                raise _invalid(body, name, found, f"at most {most:,}")
         return fields, _body_decoder.decode(pick(fields, _SMALL_FIELDS))
     except Malformed as error:
         raise _invalid(body, "body", shape_of(body, error), "one JSON object") from None

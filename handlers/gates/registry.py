@@ -67,7 +67,7 @@ P = TypeVar("P", bound=msgspec.Struct)
 class GateKind(msgspec.Struct, frozen=True):
     """One gate type: its class, its parameters, and how to build it.
 
-    `build` takes raw parameters, sources, and the path of the parameters in the settings, for errors.
+    `build` takes the raw parameters, the sources, and the name of the parameters' setting, which errors show.
     """
 
     gate: type[Gate]

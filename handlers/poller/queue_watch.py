@@ -202,7 +202,7 @@ class QueueWatch:
                     self._release(lambda waiter, name=name: [name] if name in waiter.names else [])  # type: ignore[misc]  # a default binds it now
             except (*STORE_FAILURES, MemoryError) as error:  # after a reply too large for memory, try again
                 end_if_cancelled()
-                self._log.debug("wake signal unavailable", error=explained(error))
+                self._log.debug("wake-up subscription unavailable", error=explained(error))
             await asyncio.sleep(RESUBSCRIBE_SECONDS)
 
 

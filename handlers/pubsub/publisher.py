@@ -66,7 +66,7 @@ class TopicBatches:
         self._calls: dict[asyncio.Task[None], list[Waiting]] = {}
 
     def add(self, waiting: Waiting) -> None:
-        """Add a publish. Its batch is sent when full or when its time is over."""
+        """Add a publish. Its batch is sent when it is full or its delay has passed."""
         self._waiting.append(waiting)
         self._waiting_bytes += waiting.size
         if len(self._waiting) >= self._options.max_batch or self._waiting_bytes >= self._options.max_batch_bytes:

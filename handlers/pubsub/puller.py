@@ -58,9 +58,10 @@ class Puller:
         return float(found.ack_deadline_seconds)
 
     async def receive(self, limit: int, *, wait_seconds: float = 1.0) -> list[Pulled]:
-        """At most `limit` (and `MAX_PULL`) deliveries.
+        """Up to `limit` deliveries, at most `MAX_PULL`.
 
-        Empty if nothing arrives within `wait_seconds`. Raises `PubSubFailed`; call again if it `is_retryable`.
+        Returns an empty list if nothing arrives within `wait_seconds`. Raises `PubSubFailed`; if the error
+        `is_retryable`, call again.
         """
 
         async def pull(clients: Clients) -> Any:

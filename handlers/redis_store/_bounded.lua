@@ -1,4 +1,5 @@
--- Included by scripts that read or delete what clients may write: a string may have 500 MB, a set millions of entries.
+-- Included by scripts that read or delete keys that clients may write: a string may have 500 MB, a sorted set millions
+-- of entries.
 -- text_of(key, most): the string, or false if it is missing or empty. A string longer than `most` bytes (default:
 -- 64 KB) is cut after `most` + 1 bytes.
 -- holds(key, text): whether the string is exactly `text`. It reads at most one byte more than `text` has.

@@ -140,7 +140,7 @@ class PoolEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     workers: Annotated[
         Annotated[int, Meta(ge=1, le=100_000)] | None,
         about(
-            "Most requests in flight at once, in each poller; with `shared`, in all pollers together. "
+            "Maximum number of requests in flight at once, in each poller; with `shared`, in all pollers together. "
             "Default: `WORKERS`.",
             "64",
         ),

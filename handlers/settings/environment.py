@@ -144,10 +144,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     handler_url: Annotated[
         str, about("URL of the dispatch door; empty: the poller runs the handler in its own process.")
     ] = ""
-    workers: Annotated[int, about("Most requests in flight at once.", ge=1, le=100_000)] = 64
+    workers: Annotated[int, about("Maximum number of requests in flight at once.", ge=1, le=100_000)] = 64
     max_in_flight_bytes: Annotated[
         int,
-        about("Most bytes of requests and responses in a poller or handler; 0: derived from its memory limit.", ge=0),
+        about(
+            "Maximum bytes of requests and responses in a poller or handler; 0: derived from its memory limit.",
+            ge=0,
+        ),
     ] = 0
     poll_interval_ms: Annotated[int, about("Interval between polls of an idle queue.", ge=1, le=60_000)] = 20
     lease_seconds: Annotated[
@@ -160,7 +163,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     max_attempts: Annotated[
         int,
         about(
-            "Most attempts of a queued request. Its result is then the last response, or "
+            "Maximum number of attempts of a queued request. Its result is then the last response, or "
             "`UNDELIVERABLE`. At one attempt per minute, the default lasts a week.",
             ge=1,
         ),
@@ -272,13 +275,13 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     finished_records: Annotated[
         int,
         about(
-            "Most records of finished requests (id, outcome, time, result list), for `where`; 0: none.",
+            "Maximum number of records of finished requests (id, outcome, time, result list), for `where`; 0: none.",
             ge=0,
             le=10_000_000,
         ),
     ] = 50_000
     finished_records_bytes: Annotated[
-        int, about("Most bytes of all records of finished requests; the oldest are dropped first.", ge=1_024)
+        int, about("Maximum bytes of all records of finished requests; the oldest are dropped first.", ge=1_024)
     ] = 10_000_000
     finished_records_seconds: Annotated[int, about("Lifetime of a record of a finished request.", ge=1)] = 86_400
     config_file: Annotated[str, about("Files (JSON or YAML, comma-separated) with queues, pools and transforms.")] = ""
@@ -294,7 +297,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         float, about("Interval between readings of a gate's metric.", ge=0.05, le=3_600)
     ] = 5.0
     gate_source_timeout_seconds: Annotated[float, about("Timeout of one reading of a metric.", gt=0, le=60)] = 4.0
-    gate_most_held: Annotated[int, about("Most pushes that wait at a closed gate.", ge=1, le=100_000)] = 1_000
+    gate_most_held: Annotated[int, about("Maximum number of pushes that wait at a closed gate.", ge=1, le=100_000)] = (
+        1_000
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], about("Lowest level that is logged.")] = "info"
     log_format: Annotated[Literal["auto", "json", "text"], about("`auto`: text in a terminal, else JSON.")] = "auto"
     log_hash_ids: Annotated[bool, about("Log the start of each id's SHA-256 instead of the id.")] = False

@@ -41,7 +41,9 @@ class DeadlineProximity(Collector):
     def replace(self, labels: tuple[str, ...], counts: Sequence[int], total: int) -> None:
         """Set a snapshot: counts by `DEADLINE_BOUNDS_SECONDS`, and the total."""
         if len(counts) != len(DEADLINE_BOUNDS_SECONDS):
-            raise ValueError(f"counts: expected {len(DEADLINE_BOUNDS_SECONDS)}, got {len(counts)}")
+            raise ValueError(
+                f"counts: expected {len(DEADLINE_BOUNDS_SECONDS)} (one for each deadline bound), got {len(counts)}"
+            )
         # The queue may change between two counts, but a bucket must not hold less than the one before.
         rising: list[int] = []
         for count in counts:

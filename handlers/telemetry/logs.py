@@ -246,7 +246,7 @@ _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 def json_line(fields: Mapping[str, Any]) -> str:
-    """One JSON object without line breaks and control characters."""
+    """One JSON object without line breaks or control characters."""
     line = _json(fields)
     if len(line) > LONGEST_LINE:
         line = _json({name: _shortest(value) for name, value in fields.items()})

@@ -147,7 +147,7 @@ def tracing_of(settings: Settings) -> Tracing | None:
     try:
         from handlers.telemetry.tracing import Tracing, TracingOptions
     except ImportError:
-        accepted = "nothing, or the package installed with its extra `otel`"
+        accepted = "nothing, or `pip install 'async-processor[otel]'`"
         raise InvalidSetting(
             _SETTING,
             found=f"{shown_value(env.otel_exporter_otlp_endpoint)} without the OpenTelemetry SDK",

@@ -85,9 +85,9 @@ class ServedQueue(msgspec.Struct):
 
 
 def store_identity(settings: Settings) -> tuple[object, ...]:
-    """The settings that are fixed for one `RedisQueues`.
+    """The settings that a `RedisQueues` cannot change.
 
-    If they change, a new one replaces it.
+    If one of them changes, a new `RedisQueues` replaces it.
     """
     return (settings.redis_url, settings.retry_queue_name, settings.result_queue_name, settings.poll_interval_seconds)
 

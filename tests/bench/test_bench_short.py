@@ -25,7 +25,7 @@ def test_a_scenario_runs_and_has_figures(name: str) -> None:
     assert all(value >= 0 for value in figures.values()), figures
 
 
-def test_a_missing_server_is_named_with_its_installation_before_anything_runs(
+def test_a_missing_server_is_reported_with_its_install_command_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tests.bench.__main__.nginx_program", lambda: None)

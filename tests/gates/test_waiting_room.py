@@ -118,7 +118,9 @@ async def test_a_drop_is_returned_at_once_and_holds_no_slot() -> None:
 
 
 @pytest.mark.parametrize(("delay", "is_waited_for"), [(0.01, True), (60.0, False)])
-async def test_a_request_waits_for_the_delay_of_a_refusal_if_that_fits(delay: float, is_waited_for: bool) -> None:
+async def test_a_request_waits_out_the_delay_of_a_refusal_that_ends_before_its_deadline(
+    delay: float, is_waited_for: bool
+) -> None:
     always = Always(Refuse(delay, "over quota"))
     waiting_room = WaitingRoom([always], slots=1)
     entering = asyncio.create_task(waiting_room.enter(request(), soon(20)))

@@ -49,7 +49,7 @@ def scaled_object(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, A
     return {"form": request.param, **found["spec"]}
 
 
-def test_every_field_but_the_names_equals_the_first_queues(scaled_object: dict[str, Any]) -> None:
+def test_every_field_but_the_names_equals_that_of_the_first_queue(scaled_object: dict[str, Any]) -> None:
     triggers = {trigger["name"]: trigger for trigger in scaled_object["triggers"]}
     kinds = ["pending", "claimed", *(["outbox"] if scaled_object["form"] == "cluster" else [])]
     for number, queue in enumerate(QUEUES, start=2):

@@ -287,7 +287,7 @@ async def test_a_cancellation_during_a_tick_ends_the_task() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1])
-def test_an_interval_that_would_spin_is_refused(seconds: float) -> None:
+def test_an_interval_that_would_cause_a_busy_loop_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="scan"):
         PeriodicTask("scan", seconds, Ticks().tick, get_logger("test"), ())
 

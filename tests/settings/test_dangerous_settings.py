@@ -104,9 +104,9 @@ def test_a_name_with_a_word_too_few_or_too_many_is_refused(name: str, meant: str
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("IGW_ADDRESS", "known are IGW_BASE_URL"),
-        ("REDIS_HOST", "known are REDIS_CA_FILE, "),
-        ("RESULT_LIST", "known are RESULT_APART_BYTES, "),
+        ("IGW_ADDRESS", "expected one of IGW_BASE_URL"),
+        ("REDIS_HOST", "expected one of REDIS_CA_FILE, "),
+        ("RESULT_LIST", "expected one of RESULT_APART_BYTES, "),
         ("MAX_DEADLINE", "did you mean MAX_DEADLINE_SECONDS?"),
         ("GATEWAY_CA", "did you mean GATEWAY_CA_FILE?"),
     ],

@@ -214,7 +214,7 @@ async def test_an_unknown_coding_below_a_known_one_is_reported(transport: Transp
 
 
 @pytest.mark.parametrize(("excess", "is_read"), [(0, True), (1, False)])
-async def test_a_coded_body_may_unpack_to_exactly_the_limit(
+async def test_a_compressed_body_may_decompress_to_exactly_the_limit(
     transport: Transport, server: RawHttp, excess: int, is_read: bool
 ) -> None:
     half = LIMIT // 2

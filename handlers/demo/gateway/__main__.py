@@ -43,8 +43,12 @@ def _rates(_context: click.Context, _parameter: click.Parameter, values: tuple[s
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=0, help="Port; 0 picks a free one.")
-@click.option("--capacity", type=click.IntRange(0), default=32, show_default=True, help="Most running requests.")
-@click.option("--queue-size", type=click.IntRange(0), default=256, show_default=True, help="Most waiting requests.")
+@click.option(
+    "--capacity", type=click.IntRange(0), default=32, show_default=True, help="Maximum number of running requests."
+)
+@click.option(
+    "--queue-size", type=click.IntRange(0), default=256, show_default=True, help="Maximum number of waiting requests."
+)
 @click.option("--time-to-first-token", type=click.FloatRange(0), default=0.0, help="Latency in seconds.")
 @click.option("--time-per-token", type=click.FloatRange(0), default=0.0, help="Latency in seconds.")
 @click.option("--evicts", is_flag=True, help="Evict sheddable requests if others need their slots.")

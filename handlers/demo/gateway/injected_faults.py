@@ -69,7 +69,7 @@ class Faults:
         """Replace all rates. Raises `UnknownFault`."""
         for name in rates:
             if name not in FAULTS and not name.isdigit():
-                raise UnknownFault(f"{name!r}; known are status codes and {', '.join(FAULTS)}")
+                raise UnknownFault(f"unknown fault {name!r}: expected a status code, or one of {', '.join(FAULTS)}")
         self.rates = dict(rates)
 
     def choose(self, payload: CompletionBody) -> Simulate | None:

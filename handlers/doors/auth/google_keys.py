@@ -102,7 +102,7 @@ class SigningKeys:
         return found
 
     def start(self) -> None:
-        """Start to fetch the keys before the first delivery needs them."""
+        """Start fetching the keys before the first delivery needs them."""
         self._fetch_if_due(self._clock())
 
     async def close(self) -> None:

@@ -108,7 +108,7 @@ class Once:
             answer = await call
         except STORE_FAILURES as error:
             self._dedup_store.report(has_failed=True)
-            self._log.warning("dedup store unavailable", error=explained(error))
+            self._log.warning("dedup store (Redis) unavailable", error=explained(error))
             return None
         self._dedup_store.report(has_failed=False)
         return answer

@@ -120,7 +120,7 @@ class QuotaGate(Gate):
             keys=f"{self._parameters.prefix}{self._parameters.attribute}:*",
             gating_mode=self._parameters.gating_mode,
             on_missing=self._parameters.on_missing,
-            is_missing=self._is_missing,
+            is_redis_missing=self._is_missing,
         )
 
     async def aclose(self) -> None:

@@ -133,8 +133,8 @@ async def live_state(redis: Store, request_id: str, keys: Searched, *, steps: in
 async def may_be_queued(redis: Store, request_id: str, keys: Searched, *, steps: int) -> bool:
     """Whether a request may be in a queue or the retry set.
 
-    It searches with `steps` calls, and returns True if the keys are too long for that. Keys that the ACL refuses count
-    as empty.
+    Searches with at most `steps` calls. Also True if the keys hold more than it can search. Keys that the ACL refuses
+    count as empty.
     """
     budget = SearchBudget(steps=steps)
     places, _ = await _places_of(redis, request_id, keys, budget)

@@ -1,4 +1,4 @@
--- confirm_submission: reduce the marker of an id or idempotency key to its final form, since the submission is queued.
+-- confirm_submission: reduce the marker of an id or idempotency key to its final form once the submission is queued.
 -- Sending it twice does no harm: the second finds the final form.
 -- KEYS[1] request-submitted:<id>  string  the whole submission until it is queued, then its token (and key record);
 --                                         expires

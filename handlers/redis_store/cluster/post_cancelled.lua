@@ -4,7 +4,7 @@
 -- KEYS[2] {<retry set>}:outbox      hash  id -> record to deliver
 -- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = time of the record, Unix seconds of this server
 -- ARGV[1] random part of the ids   ARGV[2] the queue of members that do not name one
--- ARGV[3] due time to begin with, first -inf   ARGV[4] members of that time to skip, first 0
+-- ARGV[3] due time to start from (first call: -inf)   ARGV[4] members due at that time to skip (first call: 0)
 -- ARGV[5] members per call   ARGV[6] bytes per call   ARGV[7..] claim keys that were cancelled
 -- Returns the due time to continue with (empty: done), its members to skip, then two values for each: id and record
 -- (empty if it is large: the outbox has it).

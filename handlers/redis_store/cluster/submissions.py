@@ -122,9 +122,10 @@ class ClusterWindows:
     async def submit(
         self, parts: Sequence[MemberParts], markers: Sequence[Marker], members: Sequence[bytes]
     ) -> list[Queued]:
-        """Queue each part whose id or idempotency key has no submission yet.
+        """Queue each request whose id or idempotency key has no submission yet.
 
-        `markers` and `members` belong to the same requests. Returns the new or the earlier submission of each.
+        `parts`, `markers` and `members` describe the same requests, in the same order. Returns the new or the earlier
+        submission of each request.
         """
         texts = [msgspec.json.encode(marker) + b"\n" + member for marker, member in zip(markers, members, strict=True)]
         await self._store_payloads(parts)

@@ -6,7 +6,8 @@
 -- KEYS[4] <queue>:deaths            hash    claim key -> number of owners that crashed
 -- KEYS[5] <queue>:dead              hash    dead letter id -> record
 -- KEYS[6] <queue>:settled:<batch>   string  1 or 0 for each claim of this batch; expires in a minute
--- ARGV: ten for each claim. Keys among them are not declared, so a key that the ACL refuses does not fail the others.
+-- ARGV: ten for each claim. The key names among them are not in KEYS, so that a key that the ACL refuses fails only its
+-- own claim.
 -- ARGV[10n - 9] claim key   ARGV[10n - 8] owner token   ARGV[10n - 7] result (empty: none)
 -- ARGV[10n - 6] result list, gets the result at its head   ARGV[10n - 5] seconds until the list expires (empty: never)
 -- ARGV[10n - 4] record for the dead letters (empty: none)   ARGV[10n - 3] request token (empty: none)

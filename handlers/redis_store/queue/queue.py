@@ -306,7 +306,7 @@ class RedisQueue:
         return [effect == 1 for effect in effects]
 
     async def recall(self, cancelled: Sequence[Cancellation]) -> AsyncIterator[list[Claim]]:
-        """Claim cancelled pending requests at any position, so they are not sent."""
+        """Claim cancelled pending requests, wherever they are queued, to answer them unsent."""
         for search in searches(cancelled):
             place = (1, 0)
             while place[0]:

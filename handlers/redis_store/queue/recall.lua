@@ -7,7 +7,7 @@
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
 -- KEYS[5] <queue>:deaths        hash  claim key -> number of owners that crashed
 -- ARGV[1] lease, seconds   ARGV[2] random part of the owner tokens
--- ARGV[3] the range to begin with, from 1   ARGV[4] members of it to skip
+-- ARGV[3] number of the range to start from (first call: 1)   ARGV[4] members of that range to skip
 -- ARGV[5] most members to read   ARGV[6] most bytes of members; the first is read whatever its size
 -- ARGV[7] number of ranges
 -- ARGV[8..] lowest and highest score of each range, as ZRANGEBYSCORE takes them; then the claim keys

@@ -1,8 +1,8 @@
 -- recall_retries: move cancelled requests from one part of the retry set to their queues, where recall.lua claims them.
 -- The members name their queues, so those keys are not declared. Sending it twice does no harm.
 -- KEYS[1] <retry set>  zset  envelope, score = due time
--- ARGV[1] the queue of members that do not name one   ARGV[2] due time to begin with, first -inf
--- ARGV[3] members of that time to skip, first 0   ARGV[4] members per call   ARGV[5] bytes per call
+-- ARGV[1] the queue of members that do not name one   ARGV[2] due time to start from (first call: -inf)
+-- ARGV[3] members due at that time to skip (first call: 0)   ARGV[4] members per call   ARGV[5] bytes per call
 -- ARGV[6..] claim keys that were cancelled
 -- Returns the due time to continue with (empty: done), its members to skip, and the number of moved members.
 -- include _run

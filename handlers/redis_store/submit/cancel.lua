@@ -2,7 +2,7 @@
 -- no harm.
 -- KEYS[1]       request-cancellations  zset    deadline (Unix seconds) NUL id NUL token; score = time of the
 --                                              cancellation, Unix seconds of this server; removed after an hour
--- KEYS[2n]      request-active:<id>    string  token of the live submission; its remaining life is read
+-- KEYS[2n]      request-active:<id>    string  token of the live submission; its TTL is read
 -- KEYS[2n + 1]  request-cancel:<id>    string  token of the cancelled one; expires an hour after the deadline
 -- ARGV[2n - 1]  the id   ARGV[2n]  token of the submission to cancel (empty: the live one)
 -- Returns for each 1, or 0 if it is not live (finished, expired, unknown, another token; then nothing was changed).

@@ -41,7 +41,7 @@ def test_a_wrapped_push_is_unwrapped_byte_for_byte() -> None:
     assert push.attributes == {"k": "v"}
 
 
-def test_both_spellings_of_the_id_are_read() -> None:
+def test_both_spellings_of_the_message_id_field_are_read() -> None:
     frame = wrapped()
     frame["message"] = {"data": "e30=", "message_id": "8", "publish_time": "x", "orderingKey": "o"}
     push = decode_push(pushed(frame))

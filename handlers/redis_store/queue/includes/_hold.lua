@@ -3,9 +3,9 @@
 -- probe_claims(): fails if a later command would fail.
 -- hold(member, rank, owner, lease_end): claim the pending member of this rank for `owner`: write the claim, then remove
 -- the member.
--- Returns the claim key and the number of owners that crashed holding it. Returns nothing for a duplicate of a request
--- that one of our pollers has claimed. The duplicate is dropped, because that poller will ack, nack or release the
--- claim.
+-- Returns the claim key and the number of owners that crashed while they held the claim. If one of our pollers has
+-- already claimed the same request, hold removes the member and returns nothing: that poller will ack, nack or release
+-- the claim.
 local function probe_claims()
   probe('ZADD', KEYS[4], 'XX', 0, NO_NAME)
   probe('ZREM', KEYS[4], NO_NAME)

@@ -1,13 +1,13 @@
 -- Included after _run and _counted_as by scripts that ack or nack: KEYS[1] to KEYS[3] of the script are claims, owners
 -- and index.
--- begin_settling(memory): fails if a later command would fail; reads the outcome of an earlier call with the same
--- batch.
+-- begin_settling(memory): fails if a later command would fail; reads the outcomes of an earlier call with the same
+-- batch. `memory` is the key of those outcomes, <queue>:settled:<batch>.
 -- settle(n, key, owner, deaths, write): if the owner still holds the n-th claim, call `write`, then drop the claim and
 -- its count of crashed owners in the hash `deaths` (nil: keep the count). Returns 1, 0 if the claim was lost, or the
 -- error text if `write` failed (then the claim is unchanged).
 -- with_letter(letter, dead, write): write the dead letter `dead` (empty: none) to KEYS[5], call `write`, and remove the
 -- dead letter again if that fails.
--- end_settling(memory, answer): remember the outcomes for a minute.
+-- end_settling(memory, answer): store the outcomes under the key `memory` for a minute.
 local done_before = ''
 
 local function begin_settling(memory)
