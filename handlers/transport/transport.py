@@ -383,9 +383,11 @@ def target_of(url: str) -> Target:
 
 
 def origin_of(url: httpx.URL) -> Origin:
-    """Scheme, host and port. Raises `httpx.UnsupportedProtocol` for anything but http and https."""
-    if url.scheme not in _PORTS or not url.host:
-        raise httpx.UnsupportedProtocol(f"expected http:// or https:// with a host, got {url.scheme[:16]!r}")
+    """Scheme, host and port. Raises `httpx.UnsupportedProtocol` unless it is http or https with a host."""
+    if url.scheme not in _PORTS:
+        raise httpx.UnsupportedProtocol(f"expected http:// or https://, got {url.scheme[:16]!r}")
+    if not url.host:
+        raise httpx.UnsupportedProtocol(f"expected a host after {url.scheme}://, got nothing")
     return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
 
 

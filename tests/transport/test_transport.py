@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import socket
 import ssl
 import struct
@@ -390,6 +391,18 @@ async def test_a_header_cannot_end_its_line(transport: Transport, server: RawHtt
     with pytest.raises(httpx.LocalProtocolError):
         await transport.post(server.url, {"x": header}, b"{}")
     assert server.received == []
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://a/", "expected http:// or https://, got 'ftp'"),
+        ("http:///a", "expected a host after http://, got nothing"),
+    ],
+)
+async def test_an_error_of_a_url_names_the_wrong_part(transport: Transport, url: str, message: str) -> None:
+    with pytest.raises(httpx.UnsupportedProtocol, match=re.escape(message)):
+        await transport.post(url, {}, b"{}")
 
 
 async def test_user_and_password_of_a_url_are_sent_as_basic(transport: Transport, server: RawHttp) -> None:
