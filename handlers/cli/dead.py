@@ -31,15 +31,15 @@ Examples:
   async-processor dead drop --all --yes
 
 You may shorten the id of a dead letter, as long as the prefix is unique. In the list, REQUEST is the id of the
-request, and DEATHS is the number of pollers that crashed while they held it (see MAX_DEATHS).
+request, and DEATHS is the number of pollers that crashed or lost their lease while they held it (see MAX_DEATHS).
 
 Exit codes: 0 done; 1 no such dead letter, or not confirmed; 2 invalid flags; 4 Redis does not answer."""
 )
 def dead() -> None:
     """List dead letters, queue them again or drop them.
 
-    A dead letter is a request whose pollers crashed too often, or a queue entry without a readable id. The first kind
-    has an error result, the second has no result.
+    A dead letter is a request whose pollers crashed or lost their lease too often, or a queue entry without a readable
+    id. It has an error result only if its id could be read.
     """
 
 

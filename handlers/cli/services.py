@@ -34,8 +34,8 @@ Exit codes: 0 stopped by SIGTERM or SIGINT after the last request; 2 an invalid 
 def serve(target: str | None, port: int | None, host: str | None) -> None:
     """Serve one door, an HTTP endpoint that takes requests.
 
-    `dispatch` takes CloudEvents, `pubsub_push` takes Pub/Sub pushes. All other settings come from the environment: see
-    docs/settings.md.
+    `dispatch` takes CloudEvents, `pubsub_push` takes Pub/Sub pushes. All other settings come from the environment and
+    CONFIG_FILE: see docs/settings.md.
     """
     from handlers.cli.main import fail_start
     from handlers.serving.server import serve as run
@@ -77,7 +77,7 @@ Exit codes: 0 stopped by SIGTERM or SIGINT and drained; 2 an invalid setting or 
 def poll(workers: int | None, handler_url: str | None) -> None:
     """Claim requests from Redis, send them, and write their results.
 
-    All other settings come from the environment: see docs/settings.md.
+    All other settings come from the environment and CONFIG_FILE: see docs/settings.md.
     """
     import uvloop
 

@@ -71,21 +71,21 @@ Examples:
     "headers",
     multiple=True,
     callback=key_value_pairs,
-    help="Header KEY=VALUE; may be repeated. The poller forwards only its "
+    help="Header KEY=VALUE; may be repeated. The poller forwards the headers of a built-in list and of its "
     "ALLOWED_HEADERS, and Authorization only with ALLOW_REQUEST_AUTHORIZATION.",
 )
 @click.option("--metadata", multiple=True, callback=key_value_pairs, help="Metadata field KEY=VALUE; may be repeated.")
 @click.option(
     "--once",
     type=DurationType(),
-    help="Queue nothing if a request with this id is unfinished, or if its deadline passed less than this ago "
-    "(Redis); needs an id.",
+    help="Queue nothing if a request with this id is unfinished, or was submitted with --once before. That record "
+    "is kept, even if the request has finished, until this long after its deadline (Redis). Needs an id.",
 )
 @click.option(
     "--idempotency-key",
     default="",
     help="Queue nothing if the same content was submitted under this key before (Redis). The key is valid "
-    "until a day after the result is acknowledged.",
+    "until a day after the result is acknowledged; with --wait, until two days after the deadline.",
 )
 @click.option("--wait", "is_waiting", is_flag=True, help="Wait for the result and print its payload.")
 @click.option("--timeout", type=DurationType(), help="Longest time for --wait.  [default: until the deadline]")

@@ -51,7 +51,7 @@ Exit codes: 0 done; 2 an invalid setting; 4 Redis does not answer (--once); 130 
 def top(is_once: bool, interval_seconds: float) -> ExitCode:
     """Show queues, rates, gates and failures live.
 
-    Settings come from the environment: see docs/settings.md.
+    Settings come from the environment and CONFIG_FILE: see docs/settings.md.
     """
     from handlers.settings.settings import load_settings
 

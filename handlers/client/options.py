@@ -43,14 +43,14 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     - `retry_queue`: the poller's `RETRY_QUEUE_NAME`, which `where` searches.
     - `payload_apart_bytes`: payloads of at least this size are offloaded to keys of their own; None: never.
-    - `idempotent_window_seconds`: while an id is live, and for this long after its deadline, another submission of the
-      id is not queued and the first one is returned. 0: every submission is queued.
+    - `idempotent_window_seconds`: until this long after the deadline, another submission of the id is not queued, even
+      if the first has finished, and the first one is returned. 0: every submission is queued.
     - `idempotency_window_seconds`: validity of an idempotency key after its result was acknowledged. For a result that
       is never acknowledged, this time starts a week after the deadline; for one in its own list, `own_result_seconds`
       after the deadline.
     - `lease_seconds`: time until the results of a crashed reader are delivered to others.
     - `tombstone_seconds`: time for which duplicates of an acknowledged result are dropped.
-    - `own_result_seconds`: time for which the result list of one request is kept.
+    - `own_result_seconds`: time for which the result list of one request is kept after the result was written.
     - `wait_replicas`: Redis replicas that must confirm a submission (`WAIT`).
     - `patience_seconds`: time for which a submission is retried during a failover, at most 100. Until Redis has
       answered this client once, it is 2 s.

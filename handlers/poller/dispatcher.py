@@ -1,7 +1,8 @@
 """Send requests to the dispatch door over HTTP.
 
 While a handler starts, or the platform's queue is full, the platform answers instead of the door. Such an answer lacks
-the door's header: it becomes a retry after about a second that does not count as an attempt.
+the door's header. 400, 413 and 415 are final. 401, 403, 404 and 405 become a retry after about 10 s, all others a retry
+after about a second. These retries do not count as attempts.
 """
 
 from __future__ import annotations
