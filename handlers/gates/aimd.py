@@ -61,7 +61,7 @@ class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
     increase: Annotated[
         float,
         about(
-            "Slots added to the window for each success in slow start, after that for each full window of successes.",
+            "Slots added to the window: in slow start for each success, after that for each full window of successes.",
             gt=0,
             le=1000,
         ),
@@ -85,7 +85,7 @@ class AimdParameters(msgspec.Struct, frozen=True, kw_only=True):
         DURATION,
         about(
             "If a request waited this many seconds in the gateway's queue, the window stops growing; at "
-            "twice as many it shrinks. 0: disabled.",
+            "twice this time it shrinks. 0: disabled.",
             ge=0,
             le=3600,
         ),

@@ -172,7 +172,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         float, about("Longest accepted time to a queued request's deadline; the default is a century.", gt=0)
     ] = 3_153_600_000.0
     max_deaths: Annotated[
-        int, about("A request is dead-lettered after this many crashes of its poller.", ge=1, le=1_000)
+        int, about("A request is dead-lettered when its pollers crashed or lost its lease this often.", ge=1, le=1_000)
     ] = 5
     shutdown_grace_seconds: Annotated[
         float, about("Longest time that a stopping process waits for its requests to finish.", ge=0, le=86_400)

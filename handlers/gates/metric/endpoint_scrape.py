@@ -57,7 +57,7 @@ class EndpointScrapeParameters(ReadingParameters, frozen=True, kw_only=True):
     ] = ""
     pods_metric: Annotated[str, about("Metric on that page that holds the number of pods; empty: one pod.")] = ""
     pods_labels: Annotated[Labels, about("Labels that its series must have.")] = msgspec.field(default_factory=dict)
-    reading_lag_seconds: Annotated[Duration, about("As above; for a page that is read directly, its cache time.")] = 1.0
+    reading_lag_seconds: Annotated[Duration, about("As above. If the page is read directly, use its cache time.")] = 1.0
 
     def __post_init__(self) -> None:
         if bool(self.pods_url) != bool(self.pods_metric):

@@ -131,7 +131,7 @@ class PrometheusSaturationParameters(ReadingParameters, frozen=True, kw_only=Tru
 
     pool: Annotated[Text, about("Inference pool whose saturation is read.")]
     namespace: Annotated[str, about("Namespace of the pool; empty: any.")] = ""
-    threshold: Annotated[float, about("Saturation from which the gate is closed, above 0 to 1.", gt=0, le=1)] = 0.8
+    threshold: Annotated[float, about("Saturation at which the gate closes; above 0, at most 1.", gt=0, le=1)] = 0.8
     fallback: Annotated[
         float,
         about(

@@ -29,7 +29,7 @@ class LocalConcurrencyParameters(msgspec.Struct, frozen=True, kw_only=True):
         Literal["classifying", "blocking"],
         about(
             "`classifying`: requests beyond the limit go back to the queue. `blocking`: they wait here. "
-            "`redis-quota` uses these words for other modes."
+            "In `redis-quota` these words mean other modes."
         ),
     ] = CLASSIFYING
 

@@ -45,7 +45,7 @@ _LONGEST_MEMORY_SECONDS: Final = 7 * 86_400.0  # a limit, since requests may hav
 class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
     """A quota for each value of a metadata field."""
 
-    address: Annotated[Text, about("Redis that counts, `host:port` or a URL.")]
+    address: Annotated[Text, about("Redis that holds the counters, `host:port` or a URL.")]
     limit: Annotated[
         int,
         about(
@@ -67,11 +67,15 @@ class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
         Literal["blocking", "classifying"],
         about(
             "`blocking`: requests beyond the quota go back to the queue. `classifying`: they are "
-            "sent, labelled `overflow`. `local-max-concurrency` uses these words for other modes."
+            "sent, labelled `overflow`. In `local-max-concurrency` these words mean other modes."
         ),
     ] = BLOCKING
     on_missing: Annotated[
-        Literal["open", "closed"], about("With `blocking`, while Redis is unavailable: `open` or `closed`.")
+        Literal["open", "closed"],
+        about(
+            "With `blocking`, while Redis is unavailable: `open` or `closed`. With `classifying`, requests are "
+            "then sent, labelled `overflow`."
+        ),
     ] = CLOSED
     lease_seconds: Annotated[
         float,
