@@ -28,7 +28,7 @@ WITHOUT_LIMIT: Final = 1 << 30
 BASE_BYTES: Final = 160_000_000
 """Memory of a process with small requests: interpreter, libraries, `WORKERS` requests of a few kilobytes."""
 COPIES: Final = 4
-"""Most copies of a large body in memory at once: received, decoded, encoded, sent."""
+"""Maximum number of copies of a large body in memory at once: received, decoded, encoded, sent."""
 
 
 def memory_limit(files: Iterable[Path] = CGROUP_FILES) -> int | None:
@@ -52,7 +52,7 @@ def derived_budget(limit: int | None, *, least: int) -> int:
 
 
 def needed_memory(budget: int) -> int:
-    """Most memory of a process with this byte budget, in bytes."""
+    """Maximum memory of a process with this byte budget, in bytes."""
     return BASE_BYTES + COPIES * budget
 
 

@@ -53,7 +53,7 @@ class FollowedClock:
     def observe_sent(self, seconds: float) -> None:
         """Record a message that was sent at `seconds` of the other clock.
 
-        It may have been sent long ago, so the latest time among recent messages counts.
+        The message may have been sent long ago, so the latest time among recent messages is used.
         """
         self._forget_old()
         if self._offset is None:

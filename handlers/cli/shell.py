@@ -30,7 +30,7 @@ _ESCAPES: Final = "json-escapes"
 def end_of_start() -> None:
     """Turn garbage collection on again, for objects created from now on.
 
-    It runs less often than by default, which saves 4 % of a request's CPU: requests leave nothing to collect.
+    Collection runs less often than by default, which saves 4 % of a request's CPU: requests leave nothing to collect.
     """
     gc.freeze()
     gc.set_threshold(10_000)

@@ -167,7 +167,7 @@ def _clock(at: float) -> str:
 
 
 _MOST_REASONS: Final = 20
-"""Most ids for which a reason is searched; each search reads the queue."""
+"""Maximum number of ids for which a reason is searched; each search reads the queue."""
 
 
 @click.command(

@@ -118,7 +118,7 @@ class StoreRetry:
 
 
 BATCH_REQUESTS = 500
-"""Most requests in one call: a few milliseconds of server time, so that other clients are not delayed."""
+"""Maximum number of requests in one call: a few milliseconds of server time, so that other clients are not delayed."""
 
 _PEEKED = 100
 
@@ -127,7 +127,7 @@ _ASK_SECONDS: Final = 600.0
 _ANSWER_SECONDS: Final = 1.0
 
 CHECKED_STEPS = 20
-"""Most calls of one search for an id, enough for a queue of 10,000 small requests."""
+"""Maximum number of calls of one search for an id, enough for a queue of 10,000 small requests."""
 CHECK_SECONDS = 30.0
 """Seconds between checks whether the result of a waiting call went to another list."""
 
@@ -135,7 +135,7 @@ UNREAD_RESULT_SECONDS = 7 * 86_400
 """Seconds after the deadline for which an idempotency key is kept while its result in a shared list is unread."""
 
 MOST_RECEIVED = 1_000
-"""Most results that one call takes under a lease."""
+"""Maximum number of results that one call takes under a lease."""
 
 
 async def observe_time(redis: Store, clock: FollowedClock) -> bool:

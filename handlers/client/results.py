@@ -27,7 +27,7 @@ POLL_PAUSES = (0.01, 0.25)
 RENEWALS_PER_LEASE = 3
 BATCH_RESULTS = 100
 HANDLED_AT_ONCE = 1_000
-"""Most leases in one call: a few milliseconds of server time, so that other clients are not delayed."""
+"""Maximum number of leases in one call: a few milliseconds of server time, so that other clients are not delayed."""
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def _is_result(text: bytes) -> bool:
 
 
 PEEKED_LISTS = 500
-"""Most lists read in one round trip."""
+"""Maximum number of lists read in one round trip."""
 
 
 Peek = Callable[[Sequence[str]], AsyncIterator[tuple[str, bytes | ClientError]]]

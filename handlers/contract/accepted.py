@@ -13,7 +13,7 @@ from msgspec import inspect
 from handlers.number_text import whole
 
 NOUN: Final = "noun"
-"""Key in `Meta.extra` of a description of valid values, which replaces the one derived from the type."""
+"""Key in `Meta.extra` of a description of valid values, which replaces the description derived from the type."""
 
 
 def about(description: str, example: str = "", **limits: Any) -> msgspec.Meta:

@@ -230,18 +230,18 @@ def from_header(attribute: str, value: bytes) -> str:
 
 
 FRAME_BYTES: Final = 262_144
-"""Most bytes of an event besides its content."""
+"""Maximum bytes of an event besides its content."""
 _TEXT_GROWTH: Final = 3
 """Bytes of U+FFFD, which replaces each invalid byte of an answer."""
 
 
 def wrapped_bytes(content_bytes: int) -> int:
-    """Most bytes of an event with `content_bytes` of content: base64 plus `FRAME_BYTES`."""
+    """Maximum bytes of an event with `content_bytes` of content: base64 plus `FRAME_BYTES`."""
     return -(-content_bytes // 3) * 4 + FRAME_BYTES
 
 
 def wrapped_answer_bytes(response_bytes: int) -> int:
-    """Most bytes of a door's answer to a response of `response_bytes`."""
+    """Maximum bytes of a door's answer to a response of `response_bytes`."""
     return wrapped_bytes(_TEXT_GROWTH * response_bytes)
 
 

@@ -147,7 +147,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _NULL: Final = msgspec.Raw(b"null")
 
 MAX_PAIRS = 20_000
-"""Most fields of an object with a repeated, null or differently spelt field, whose fields are read one by one."""
+"""Maximum number of fields of an object with a repeated, null or differently spelt field; they are read singly."""
 
 _parts_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_decoder = msgspec.json.Decoder(msgspec.Raw)

@@ -48,10 +48,10 @@ LONGEST_TTL_SECONDS: Final = 315_360_000
 """Ten years: more than any reader needs, and far below Redis' limit."""
 
 MAX_ID_LENGTH: Final = 1_024
-"""Most characters of an id. It becomes part of keys, headers, attributes and results."""
+"""Maximum characters of an id. It becomes part of keys, headers, attributes and results."""
 
 MAX_METADATA_ENTRIES: Final = 1_000
-"""Most metadata entries of a body, ten times the attributes of a Pub/Sub message.
+"""Maximum number of metadata entries of a body, ten times the attributes of a Pub/Sub message.
 
 The number is bounded because entries are merged, searched and repeated in results.
 """
@@ -270,7 +270,7 @@ def _payload(body: bytes, wire: _Body, payload: bytes, *, is_offloaded: bool) ->
 
 
 def _invalid(body: bytes, field: str, found: str, accepted: str, request_id: str | None = None) -> InvalidRequest:
-    """The error, with the decoded id or else the one `salvage` finds.
+    """The error, with the decoded id or else that from `salvage`.
 
     An id of more than 64 KiB counts as unreadable, because its result could be too large to publish.
     """

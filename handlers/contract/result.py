@@ -163,7 +163,7 @@ def encode_result(result: Result) -> bytes:
 
 
 def encoded_payload_bytes(result: Result) -> int:
-    """Most bytes of the payload in `encode_result`, including JSON's escapes."""
+    """Maximum bytes of the payload in `encode_result`, including JSON's escapes."""
     text = result.payload.encode()
     escaped = len(text) - len(text.translate(None, _ESCAPED))
     return len(text) + escaped + 4 * _long_escapes(text) + len(result.payload_base64)
@@ -219,7 +219,7 @@ ANY: Final = "*"
 ANY_RESULT_LIST: Final = "*result*"
 """Default for lists. It excludes most other keys, since queues and quotas rarely have `result` in their names."""
 LONGEST_NAME: Final = 2_048
-"""Most characters of a name. A per-request reply list ends with the id."""
+"""Maximum characters of a name. A per-request reply list ends with the id."""
 
 
 class ResultNames(msgspec.Struct, frozen=True):

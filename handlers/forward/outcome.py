@@ -61,7 +61,7 @@ Outcome: TypeAlias = Answered | Retry
 
 
 def result_bytes(outcome: Outcome, offload_bytes: int = 0) -> int:
-    """Most bytes that an outcome's result takes as JSON.
+    """Maximum bytes that an outcome's result takes as JSON.
 
     The last response of a retry may become the result, so it counts if it is large. A payload of at least
     `offload_bytes` (0: none) is offloaded, so it counts without JSON escapes.

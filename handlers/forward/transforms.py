@@ -51,9 +51,9 @@ _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class GcsUriMultipart(msgspec.Struct, frozen=True):
     """Sends a Cloud Storage URI in a multipart form.
 
-    It applies if `metadata.provider` is one of `providers` and the payload has a `gcs_uri`. The form has this URI as
-    `url`, which the gateway fetches, and the other fields of the payload: strings as text, null as an empty string,
-    other values as unchanged JSON. A signed URL must expire after the deadline.
+    The transform applies if `metadata.provider` is one of `providers` and the payload has a `gcs_uri`. The form has
+    this URI as `url`, which the gateway fetches, and the other fields of the payload: strings as text, null as an empty
+    string, other values as unchanged JSON. A signed URL must expire after the deadline.
     """
 
     providers: frozenset[str]

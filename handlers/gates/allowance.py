@@ -128,7 +128,7 @@ class Allowance:
         self._low_water.note(self._clock(), self.in_use)
 
     def _full(self, ours: ProcessShare) -> float:
-        """This process's slots, minus those that other processes use beyond their shares."""
+        """This process's slots, less what other processes use beyond their shares."""
         if not ours.is_known:
             return 0.0
         return max(0.0, min(ours.of(self.slots), float(self.slots - ours.elsewhere)))

@@ -187,10 +187,10 @@ class Gate:
         """Stop background work. Reservations of requests in flight stay valid."""
 
     async def renewed(self, new: Gate, discarded: list[Gate]) -> Gate:
-        """Replace this gate with `new` at a reload. Returns the one to use.
+        """Replace this gate with `new` at a reload. Returns the gate to use.
 
-        It is this gate with new options, or `new`, which is then started. State that a limit depends on is kept. Gates
-        no longer in use are added to `discarded`; the caller closes them when the requests that they admitted
+        The result is this gate with new options, or `new`, which is then started. State that a limit depends on is
+        kept. Gates no longer in use are added to `discarded`; the caller closes them when the requests that they admitted
         have ended.
         """
         await new.start()

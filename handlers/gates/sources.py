@@ -190,7 +190,7 @@ class Feeds:
 
 
 _MAX_BYTES: Final = 32_000_000
-"""Most bytes of a page. The /metrics page of a large router has a few megabytes."""
+"""Maximum bytes of a page. The /metrics page of a large router has a few megabytes."""
 
 
 class HttpText:

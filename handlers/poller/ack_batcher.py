@@ -145,7 +145,7 @@ WRITE_SECONDS: Final = 0.2
 _RECORDS_BATCH: Final = 500
 _MOST_WAITING: Final = 10_000
 _MOST_RECORDED: Final = 4_096
-"""Most characters of id, token and result list together; longer requests are not recorded."""
+"""Maximum characters of id, token and result list together; longer requests are not recorded."""
 
 
 class FinishedLog:

@@ -251,10 +251,7 @@ def refuse(
     code: ErrorCode = ErrorCode.INVALID_REQUEST,
     message: str = "",
 ) -> Ack:
-    """The settlement of an invalid member.
-
-    It stores a result if the id is known, else a dead letter.
-    """
+    """The settlement of an invalid member: a result if its id is known, else a dead letter."""
     if not error.request_id:
         dead = dead_record(claim, ErrorCode.INVALID_REQUEST, str(error), now)
         return Ack(claim, b"", route.name(""), None, "", "", dead=dead)
@@ -292,7 +289,7 @@ def _crashed(claim: Claim) -> str:
 def dead_lettered_unread(claim: Claim, route: ResultRoute, now: float) -> Ack:
     """`dead_lettered` without decoding the member.
 
-    It stores a result if an id is found in the first 64 KiB.
+    Includes a result if an id is found in the first 64 KiB of the member.
     """
     message = _crashed(claim)
     error = unread(claim.member, message)
@@ -336,7 +333,7 @@ def _text(member: bytes) -> str:
 
 _LONGEST_TOKEN: Final = 256
 _PARSED_BYTES: Final = 1_000_000
-"""Most bytes of a payload that `_digest` parses. A change would make retries look like other submissions."""
+"""Maximum bytes of a payload that `_digest` parses. A change would make retries look like other submissions."""
 
 
 class Duplicates:

@@ -38,7 +38,7 @@ _POLICY_UNREADABLE: Final = frozenset({403, 404, 501})
 """Statuses of an unreadable policy: no right, no such resource, or no policies at all (the emulator)."""
 
 DEAD_LETTER_FILTER: Final = "attributes:CloudPubSubDeadLetterSourceSubscription"
-"""Selects messages that Pub/Sub dead-lettered, not those that a door dead-lettered because they had no id.
+"""Selects messages that Pub/Sub dead-lettered, not messages that a door dead-lettered because they had no id.
 
 The emulator ignores the filter. Without it, a door recognizes its own dead letters by their attributes.
 """

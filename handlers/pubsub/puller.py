@@ -19,7 +19,7 @@ MAX_PULL: Final = 1_000
 """Pub/Sub's own limit for one pull."""
 
 _IDS_PER_CALL: Final = 1_000
-"""Most ids in one call: about 200 kB, and the service accepts 512 kB."""
+"""Maximum number of ids in one call: about 200 kB, and the service accepts 512 kB."""
 
 _CALL_TIMEOUT_SECONDS: Final = 10.0
 _RETRIED_FOR_SECONDS: Final = 20.0

@@ -169,7 +169,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 class Outage:
     """Logs an outage of Redis and its end, once for all parts.
 
-    It lasts while a part has failed and not succeeded since.
+    An outage lasts while the latest call of any part has failed.
     """
 
     def __init__(self, log: Logger) -> None:

@@ -199,7 +199,7 @@ def result_claim_keys(results: str, *, cluster: bool = False) -> tuple[str, str,
 
 
 LONGEST_TEXT_BYTES: Final = 65_536
-"""Most bytes that are read of a string that clients may write: a token, or a record. As in `_bounded.lua`."""
+"""Maximum bytes that are read of a string that clients may write: a token, or a record. As in `_bounded.lua`."""
 
 LONGEST_MARKER_BYTES: Final = 32_000_000
 """As before, of a `request-submitted:…` that holds a whole request. As in `mark_submission.lua`."""

@@ -16,10 +16,10 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 from handlers.redis_store.connection import NotReplicated, Store, executed
 
 BATCH_BYTES: Final = 4_000_000
-"""Most bytes of one command or reply, unless one item is larger. It takes two seconds at 2 MB/s."""
+"""Maximum bytes of one command or reply, unless one item is larger. It takes two seconds at 2 MB/s."""
 
 SCRIPT_BYTES: Final = 1_000_000
-"""Most bytes of members that one script of a queue moves, unless one member is larger.
+"""Maximum bytes of members that one script of a queue moves, unless one member is larger.
 
 A script copies each member about ten times (reply, Lua string, arguments, stored value), and blocks Redis meanwhile.
 """

@@ -241,7 +241,7 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 MOST_QUEUES = 10_000
-"""Most queues of one poller, because each poll names all of them. For more queues, use several deployments."""
+"""Maximum number of queues of one poller: each poll names all of them. For more queues, use several deployments."""
 _MOST_FAULTS = 20
 _LISTS = {"queue_name": "queues", "subscriber_id": "topics", "id": "pools"}
 

@@ -106,7 +106,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     @property
     def max_in_flight_bytes(self) -> int:
-        """Most bytes of requests and responses that this process holds."""
+        """Maximum bytes of requests and responses that this process holds."""
         return self.env.max_in_flight_bytes or derived_budget(memory_limit(), least=self.least_in_flight_bytes)
 
     @property

@@ -31,7 +31,7 @@ from handlers.telemetry.dependencies import GateState
 POST_SECONDS: Final = 5.0
 _MOST_FAILURES: Final = 50
 SHOWN_BYTES: Final = 256
-"""Most bytes of an id, tenant or reason on the status board, so that 200 failures take at most 200 KB."""
+"""Maximum bytes of an id, tenant or reason on the status board, so that 200 failures take at most 200 KB."""
 
 _NOT_ATTEMPTED: Final = frozenset({GATE_CLOSED, QUOTA_EXHAUSTED, CIRCUIT_OPEN, CIRCUIT_RECOVERING, RETRY_BUDGET})
 """Reasons of retries without an attempt. Gates and circuits show their state themselves."""

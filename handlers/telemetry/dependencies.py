@@ -65,7 +65,7 @@ class Dependencies:
         return [*self._known, *self._watched]
 
     def failing(self) -> dict[str, float]:
-        """Seconds of failure by dependency, of those that fail now."""
+        """How long each failing dependency has failed, in seconds."""
         found = {name: one.failing_seconds for name, one in self._known.items()}
         found |= {name: self._missing_seconds(name, is_there) for name, is_there in self._watched.items()}
         return {name: seconds for name, seconds in found.items() if seconds is not None}

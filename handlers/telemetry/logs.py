@@ -231,9 +231,9 @@ class RareWarning:
 
 
 LONGEST_TEXT: Final = 512
-"""Most characters of a value, since error bodies and other untrusted input may be long."""
+"""Maximum characters of a value, since error bodies and other untrusted input may be long."""
 LONGEST_LINE: Final = 16_384
-"""Most characters of a line; the fields of a longer line are cut."""
+"""Maximum characters of a line; the fields of a longer line are cut."""
 
 _LONGEST: Final = {"id": MAX_ID_LENGTH, "exception": LONGEST_LINE}
 """Fields with higher limits: operators search for ids and need whole exceptions."""

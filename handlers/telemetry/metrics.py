@@ -32,7 +32,7 @@ from handlers.telemetry.logs import get_logger
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 MOST_SHOWN_QUEUES: Final = 500
-"""Most queues and subscriptions with their own series. A limit is needed, because a push names its subscription."""
+"""Maximum number of queues and subscriptions with their own series. Pushes name their subscription, hence a limit."""
 OTHER: Final = "other"
 
 GATE_REASONS: Final = ("gate_closed", "quota_exhausted", "dropped", "error")

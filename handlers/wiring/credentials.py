@@ -20,8 +20,8 @@ TOKEN_CACHE_SECONDS = 5.0
 def file_token(setting: str, path: str) -> Callable[[], str] | None:
     """A function that returns the current bearer token in a file.
 
-    It reads the file again every few seconds. If the file becomes unreadable or empty, the last token stays in use.
-    Raises `InvalidSetting` at once if the file holds no valid token.
+    The function reads the file again every few seconds. If the file becomes unreadable or empty, the last
+    token stays in use. Raises `InvalidSetting` at once if the file holds no valid token.
     """
     if not path:
         return None

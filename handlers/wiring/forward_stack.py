@@ -58,7 +58,7 @@ class ForwardStack(msgspec.Struct, frozen=True):
     """
 
     attempts: Layer | None = None
-    """Counts attempts in metrics, also those that wait at a gate."""
+    """Counts attempts in metrics, including attempts that wait at a gate."""
     results: Layer | None = None
     """Adds details to final results, for callers that do not add them when they settle."""
     cancellation: Layer | None = None

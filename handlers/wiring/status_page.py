@@ -53,16 +53,16 @@ from handlers.wiring.credentials import redis_options
 from handlers.wiring.reload import ConfigWatch
 
 VIEWS_AT_ONCE = 4
-"""Most views that are read at once; fewer than the server's threads, so that further ones are refused at once."""
+"""Maximum number of views read at once: fewer than the server's threads, so that further ones are refused at once."""
 VIEW_SECONDS = 20.0
 """Time limit for reading one view."""
 _MOST_SAMPLED = 50
 """Number of queues (those with the most requests) whose tenants are counted for one view."""
 _MOST_DEAD = 200
 _MOST_PARTS = 64
-"""Most calls to Redis, of about 1 MB each, for one view of the dead letters."""
+"""Maximum number of calls to Redis, of about 1 MB each, for one view of the dead letters."""
 _MOST_READ = 5_000
-"""Most dead letters read from one queue, in arbitrary order; `async-processor dead` shows more."""
+"""Maximum number of dead letters read from one queue, in arbitrary order; `async-processor dead` shows more."""
 T = TypeVar("T")
 
 

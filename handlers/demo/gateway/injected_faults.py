@@ -30,7 +30,7 @@ FAULTS: Final = (
 class Simulate(msgspec.Struct, frozen=True):
     """A fault in a payload.
 
-    It applies to the first `times` requests with this `key` (0: to all). `bytes` is the size of a `huge_body`.
+    The fault applies to the first `times` requests with this `key` (0: to all). `bytes` is the size of a `huge_body`.
     """
 
     key: str = ""

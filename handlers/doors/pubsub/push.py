@@ -291,7 +291,7 @@ class PubSubPushDoor:
     def _observe_clock(self, push: Push, delivery: Delivery) -> None:
         """Estimate Google's clock from the push.
 
-        It was sent at its `Date`, and not before its message was published.
+        The push was sent at its `Date`, which is not before its message was published.
         """
         if (sent_at := _date(delivery)) is not None:
             self._clock.observe_sent(sent_at)

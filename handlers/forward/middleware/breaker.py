@@ -239,7 +239,7 @@ def later(request: Request, options: AttemptOptions, reason: str, now: float, ji
 
 
 _MOST: Final = 100.0
-"""Most retries that can be saved, for a burst of failures after a calm period."""
+"""Maximum number of retries that can be saved, for a burst of failures after a calm period."""
 _PER_SECOND: Final = 1.0
 _MOST_KEPT: Final = 20
 
@@ -362,7 +362,7 @@ class Circuit:
     def claimable(self) -> int:
         """The number of requests that a poller should claim now.
 
-        It equals `room`, except in an open circuit, where it is 0 for `probe_seconds` after a claim.
+        Equal to `room`, except that with an open circuit it is 0 for `probe_seconds` after a claim.
         """
         is_claimed = self.state is CircuitState.OPEN and self._clock() < self._claim_at
         return 0 if is_claimed else self.room()

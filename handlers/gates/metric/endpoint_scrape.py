@@ -207,7 +207,7 @@ def page_feed(address: str, sources: GateSources) -> Feed[bytes]:
 
 
 _LINE_BYTES: Final = 16_384
-"""Most bytes of a sample's line. The parser's time grows with the square of its length."""
+"""Maximum bytes of a sample's line. The parser's time grows with the square of its length."""
 
 
 def samples_of(page: bytes, metric: str, labels: Mapping[str, str]) -> list[float]:

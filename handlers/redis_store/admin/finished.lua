@@ -3,7 +3,8 @@
 -- KEYS[1] {async-processor}:status:finished        hash    request id -> record (JSON)
 -- KEYS[2] {async-processor}:status:finished-idx    zset    request id, score = when it was recorded, Unix seconds
 -- KEYS[3] {async-processor}:status:finished-bytes  string  bytes of all ids and records
--- ARGV[1] most records  ARGV[2] most bytes  ARGV[3] seconds to keep  ARGV[4…] for each: request id, record
+-- ARGV[1] maximum number of records  ARGV[2] maximum bytes  ARGV[3] seconds to keep
+-- ARGV[4…] for each: request id, record
 -- Returns the number of records that are kept.
 local MOST_DROPPED = 2000
 local clock = redis.call('TIME')

@@ -1,7 +1,7 @@
 -- read_part: read a part of a key, bounded by entries and by bytes. Writes nothing; sending it twice does no harm.
 -- KEYS[1] the zset, hash or list
--- ARGV[1] HSCAN, ZRANGE, ZREVRANGE or LRANGE  ARGV[2] cursor, or the first rank  ARGV[3] most entries
--- ARGV[4] most bytes (the entry that exceeds them is the last)  ARGV[5] longest entry that is returned
+-- ARGV[1] HSCAN, ZRANGE, ZREVRANGE or LRANGE  ARGV[2] cursor, or the first rank  ARGV[3] maximum number of entries
+-- ARGV[4] maximum bytes (the entry that exceeds them is the last)  ARGV[5] longest entry that is returned
 -- ARGV[6…] texts; only entries that contain one of them are returned (none given: all)
 -- Returns {next cursor or rank, '0' at the end; entries read; bytes read; {name, value or score, bytes of both; …}}.
 -- An entry longer than ARGV[5] is returned empty with its size, in a zset with its score too, in a hash with the first

@@ -31,15 +31,15 @@ FAILURES_KEY: Final = f"{_PREFIX}failures"
 MOST_FAILURES: Final = 200
 MINUTES: Final = 60
 SAMPLE: Final = 500
-"""Most members of a key that `sample_members` reads."""
+"""Maximum number of members of a key that `sample_members` reads."""
 PART_BYTES: Final = 1_000_000
 """Bytes after which one call of `read_part` stops."""
 LONGEST_SAMPLED: Final = 256_000
 SEARCH_ENTRIES: Final = 500
 SEARCH_STEPS: Final = 256
-"""Most calls of one search over all queues, enough for 128,000 small members."""
+"""Maximum number of calls of one search over all queues, enough for 128,000 small members."""
 SEARCH_BYTES: Final = 16_000_000
-"""Most bytes of possible matches that one search returns."""
+"""Maximum bytes of possible matches that one search returns."""
 _MINUTE_SECONDS: Final = 7_200
 _DAY_SECONDS: Final = 86_400
 

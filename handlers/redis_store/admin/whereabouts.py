@@ -31,9 +31,9 @@ from handlers.redis_store.keys import RESULT_OF, result_claim_keys, result_of_ke
 from handlers.redis_store.submit.submissions import RequestState, Submissions
 
 MOST_RESULTS: Final = 2_000
-"""Most results that are read from each end of a list."""
+"""Maximum number of results that are read from each end of a list."""
 _MOST_BYTES: Final = 64_000_000
-"""Most bytes that are read from each end of a list, or from a hash."""
+"""Maximum bytes that are read from each end of a list, or from a hash."""
 _LIVE: Final = {
     "claimed": RequestState.CLAIMED,
     "pending": RequestState.PENDING,

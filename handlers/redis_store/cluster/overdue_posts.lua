@@ -2,8 +2,8 @@
 -- is set to now, so that no other poller takes them meanwhile. Sending it twice does no harm: the second finds fewer.
 -- KEYS[1] {<queue or retry set>}:outbox      hash  id -> record to deliver
 -- KEYS[2] {<queue or retry set>}:outbox-idx  zset  id, score = time of the record, Unix seconds of this server
--- ARGV[1] age of an overdue record, seconds   ARGV[2] most records
--- ARGV[3] most bytes of records; the first is returned whatever its size
+-- ARGV[1] age of an overdue record, seconds   ARGV[2] maximum number of records
+-- ARGV[3] maximum bytes of records; the first is returned whatever its size
 -- Returns two values for each: id and record.
 -- include _run
 local clock = run('TIME')

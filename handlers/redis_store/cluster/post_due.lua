@@ -3,8 +3,8 @@
 -- KEYS[1] <retry set>               zset  envelope, score = due time, Unix seconds of this server
 -- KEYS[2] {<retry set>}:outbox      hash  id -> record to deliver
 -- KEYS[3] {<retry set>}:outbox-idx  zset  id, score = time of the record, Unix seconds of this server
--- ARGV[1] random part of the ids   ARGV[2] the queue of members that do not name one   ARGV[3] most members
--- ARGV[4] most bytes of members; the first is moved whatever its size
+-- ARGV[1] random part of the ids   ARGV[2] the queue of members that do not name one
+-- ARGV[3] maximum number of members   ARGV[4] maximum bytes of members; the first is moved whatever its size
 -- Returns two values for each: id and record (empty if it is large: the outbox has it).
 -- include _run
 -- include _remove_at

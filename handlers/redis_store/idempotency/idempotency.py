@@ -182,9 +182,9 @@ class DeliveryRecords:
 def delivery_key(request_id: str, request_token: str, body: bytes, subscription: str = "") -> str:
     """The key of a request's record.
 
-    It contains the subscription, since another subscription may receive the same bytes. An id may be reused for a later
-    request, so the key also contains the request token, or without a token the digest of the request: a publisher's
-    retry has the same bytes, while a new request has another deadline.
+    The key contains the subscription, since another subscription may receive the same bytes. An id may be reused for a
+    later request, so the key also contains the request token, or without a token the digest of the request: a
+    publisher's retry has the same bytes, while a new request has another deadline.
     """
     generation = request_token or hashlib.sha256(body).hexdigest()
     names = f"{len(subscription)}:{subscription}:{len(request_id)}:{request_id}"

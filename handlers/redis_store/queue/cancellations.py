@@ -25,24 +25,24 @@ AGAIN_SECONDS: Final = (0.4, 1.0, 5.0, 20.0)
 """Each cancellation is searched again after these seconds; a default lease of a crashed poller ends before the last."""
 
 AT_ONCE: Final = 500
-"""Most names in one call, and most members that it reads: a few milliseconds of the server's time."""
+"""Maximum number of names in one call, and of members that it reads: a few milliseconds of the server's time."""
 
 PAGE_ENTRIES: Final = 1_000
 """Entries of the list in one reply."""
 
 MOST_NEW_BYTES: Final = 4_000_000
-"""Most bytes of new entries at once; the others are read next time. Clients write the list."""
+"""Maximum bytes of new entries at once; the others are read next time. Clients write the list."""
 MOST_AGAIN_BYTES: Final = 64_000_000
-"""Most bytes of claim keys that are kept to be searched again, each counted for every search."""
+"""Maximum bytes of claim keys that are kept to be searched again, each counted for every search."""
 _LONGEST_TOKEN: Final = 4_096
-"""Most bytes of a token that are read, since clients write tokens."""
+"""Maximum bytes of a token that are read, since clients write tokens."""
 _LONGEST_ENTRY: Final = 10_000
 """Longer than any entry with a valid id (1,024 characters) and such a token."""
 
 _CLOCK_SKEW_SECONDS: Final = 2
 """Allowed difference between a producer's clock and the server's, from which a deadline was computed."""
 _PLACE_DIGITS: Final = 9
-"""Most digits of a sequence at the end of a token; a longer number belongs to another client's token."""
+"""Maximum digits of a sequence at the end of a token; a longer number belongs to another client's token."""
 _AHEAD_SECONDS: Final = 5.0
 """How far the server's clock may be ahead of the poller's estimate of it."""
 _LONG_AGO_SECONDS: Final = 60.0

@@ -6,11 +6,12 @@
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
 -- KEYS[5] <queue>:deaths        hash  claim key -> number of owners that crashed
--- ARGV[1] most requests   ARGV[2] lease, seconds   ARGV[3] random part of the owner tokens
+-- ARGV[1] maximum number of requests   ARGV[2] lease, seconds   ARGV[3] random part of the owner tokens
 -- ARGV[4] 1: only requests whose score (deadline) has passed, else 0
 -- ARGV[5] 1: check whether they were cancelled (request-cancel:<id> holds their token; key not declared), else 0
--- ARGV[6] most bytes of members; the first is taken whatever its size
--- ARGV[7] most retries while other requests wait   ARGV[8] where to begin, as a fraction of the queue: 0 head, 1 end
+-- ARGV[6] maximum bytes of members; the first is taken whatever its size
+-- ARGV[7] maximum number of retries while other requests wait
+-- ARGV[8] where to begin, as a fraction of the queue: 0 head, 1 end
 -- Returns this server's Unix seconds, then for each claim: claim key, owner token, member, score, crashed owners, and 1
 -- if it was cancelled, else 0.
 -- include _run

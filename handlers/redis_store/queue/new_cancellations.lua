@@ -3,8 +3,8 @@
 -- ARGV[6] is returned empty, so that no entry fills a poller's memory.
 -- KEYS[1] request-cancellations  zset  deadline (Unix seconds) NUL id NUL token; score = time of the cancellation, Unix
 --                                      seconds of this server
--- ARGV[1] lowest time   ARGV[2] entries of that time to skip   ARGV[3] highest time   ARGV[4] most entries
--- ARGV[5] most bytes; the first is read whatever its size   ARGV[6] longest entry
+-- ARGV[1] lowest time   ARGV[2] entries of that time to skip   ARGV[3] highest time   ARGV[4] maximum number of entries
+-- ARGV[5] maximum bytes; the first is read whatever its size   ARGV[6] longest entry
 -- Returns two values for each: entry and time.
 local low, latest, room = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[5])
 local passed = math.min(tonumber(ARGV[2]), redis.call('ZCOUNT', KEYS[1], low, low)) -- some may have been removed

@@ -1,8 +1,8 @@
 -- promote: move due retries back to their queues, with the score they had. Sending it twice does no harm.
 -- The members name their queues, so those keys are not declared, and it cannot be used in Redis Cluster.
 -- KEYS[1] <retry set>  zset  envelope, score = due time, Unix seconds of this server
--- ARGV[1] most members   ARGV[2] the queue of members that do not name one
--- ARGV[3] most bytes of members; the first is moved whatever its size
+-- ARGV[1] maximum number of members   ARGV[2] the queue of members that do not name one
+-- ARGV[3] maximum bytes of members; the first is moved whatever its size
 -- Returns the number of moved members, and 1 if more are due, else 0.
 -- include _run
 -- include _remove_at

@@ -8,7 +8,7 @@
 -- KEYS[5] <queue>:deaths        hash  claim key -> number of owners that crashed
 -- ARGV[1] lease, seconds   ARGV[2] random part of the owner tokens
 -- ARGV[3] number of the range to start from (first call: 1)   ARGV[4] members of that range to skip
--- ARGV[5] most members to read   ARGV[6] most bytes of members; the first is read whatever its size
+-- ARGV[5] maximum number of members to read   ARGV[6] maximum bytes of members; the first is read whatever its size
 -- ARGV[7] number of ranges
 -- ARGV[8..] lowest and highest score of each range, as ZRANGEBYSCORE takes them; then the claim keys
 -- Returns this server's Unix seconds, the range to continue with (0: done), its members to skip, then

@@ -5,8 +5,8 @@
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end, Unix seconds of this server
 -- KEYS[5] <queue>:deaths        hash  claim key -> number of owners that crashed; expires a week after the last one
--- ARGV[1] most claims   ARGV[2] redelivery limit: crashed owners   ARGV[3] lease, seconds
--- ARGV[4] random part of the owner tokens   ARGV[5] most bytes of members; the first is moved whatever its size
+-- ARGV[1] maximum number of claims   ARGV[2] redelivery limit: crashed owners   ARGV[3] lease, seconds
+-- ARGV[4] random part of the owner tokens   ARGV[5] maximum bytes of members; the first is moved whatever its size
 -- Returns this server's Unix seconds, the number of returned requests, then for each claim of the caller:
 -- claim key, owner token, member, score, crashed owners, 0.
 -- include _run

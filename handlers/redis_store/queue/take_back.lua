@@ -4,7 +4,7 @@
 -- KEYS[2] <queue>:claimed       hash  claim key -> member
 -- KEYS[3] <queue>:claim-owners  hash  claim key -> owner token
 -- KEYS[4] <queue>:claims-idx    zset  claim key, score = lease end
--- ARGV[1] most bytes of members; the first is moved whatever its size
+-- ARGV[1] maximum bytes of members; the first is moved whatever its size
 -- ARGV[2..] random parts of owner tokens
 -- Returns how many were returned, and 1 if there may be more, else 0.
 -- include _run

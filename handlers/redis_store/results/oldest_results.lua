@@ -1,6 +1,7 @@
 -- oldest_results: read the oldest results of a list, up to a number and a size. It changes nothing.
 -- KEYS[1] <results>  list  results, oldest at the right
--- ARGV[1] most results   ARGV[2] most bytes; the first is returned whatever its size   ARGV[3] how many to skip
+-- ARGV[1] maximum number of results   ARGV[2] maximum bytes; the first is returned whatever its size
+-- ARGV[3] number of results to skip
 -- Returns the results, oldest first.
 local limit, skipped = tonumber(ARGV[2]), tonumber(ARGV[3])
 local answer, size = {}, 0

@@ -7,8 +7,8 @@
 -- KEYS[3] <results>:result-claim-owners    hash  claim key -> owner token
 -- KEYS[4] <results>:result-claims-idx      zset  claim key, score = lease end, Unix milliseconds of this server
 -- KEYS[5] <results>:result-ack-tombstones  zset  claim key, score = when it is forgotten, Unix milliseconds
--- ARGV[1] owner token   ARGV[2] lease, milliseconds   ARGV[3] most results
--- ARGV[4] most bytes of results; the first is taken whatever its size
+-- ARGV[1] owner token   ARGV[2] lease, milliseconds   ARGV[3] maximum number of results
+-- ARGV[4] maximum bytes of results; the first is taken whatever its size
 -- ARGV[5] random part of the claim keys of results without a token
 -- Returns two values for each result: claim key and result. A claim key that begins with a NUL marks an unreadable
 -- result.

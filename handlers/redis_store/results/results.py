@@ -21,7 +21,7 @@ from handlers.redis_store.keys import result_claim_keys
 from handlers.redis_store.scripts import BATCH_BYTES, lua_script, read_only
 
 PEEKED_RESULTS = 10
-"""Most results that `peek_results` reads from one list; a per-request reply list holds fewer."""
+"""Maximum number of results that `peek_results` reads from one list; a per-request reply list holds fewer."""
 
 
 class HeldResult(msgspec.Struct, frozen=True):

@@ -3,7 +3,7 @@
 -- KEYS[2] <results>:result-claimed       hash  claim key -> result
 -- KEYS[3] <results>:result-claim-owners  hash  claim key -> owner token
 -- KEYS[4] <results>:result-claims-idx    zset  claim key, score = lease end, Unix milliseconds of this server
--- ARGV[1] owner token   ARGV[2] most bytes of results; the last is returned whatever its size
+-- ARGV[1] owner token   ARGV[2] maximum bytes of results; the last is returned whatever its size
 -- ARGV[3..] claim keys, oldest first; processed from the last, so that the oldest result is at the very end
 -- Returns how many were returned (results of other owners stay), and how many of the first claim keys are left to do.
 -- include _run
