@@ -190,8 +190,8 @@ class Gate:
         """Replace this gate with `new` at a reload. Returns the gate to use.
 
         The result is this gate with new options, or `new`, which is then started. State that a limit depends on is
-        kept. Gates no longer in use are added to `discarded`; the caller closes them when the requests that they admitted
-        have ended.
+        kept. Gates no longer in use are added to `discarded`; the caller closes them when the requests that they
+        admitted have ended.
         """
         await new.start()
         discarded.append(self)
