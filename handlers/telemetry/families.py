@@ -313,9 +313,7 @@ class GateGauges:
 
         self._budget = budget
         self._value = gauge("gate_metric_value", "Last value that a gate read.", *_OWNER, "inference_pool")
-        self._threshold = gauge(
-            "gate_metric_threshold", "Value at or below which a gate closes.", *_OWNER, "inference_pool"
-        )
+        self._threshold = gauge("gate_metric_threshold", "Value at which a gate closes.", *_OWNER, "inference_pool")
         self._available = gauge(
             "gate_metric_source_available", "1 while a gate's source has a reading.", *_OWNER, "inference_pool"
         )

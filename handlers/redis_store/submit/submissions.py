@@ -205,9 +205,9 @@ class Submissions:
         `is_repeated`: the reply of an equal call may have been lost. Requests that are live under the same token, or
         were queued by that call in the last two minutes, are not queued again.
 
-        With a window, an id is not queued again, and its earlier submission is returned, if that is live, or was made
-        with a window and its deadline passed less than `window_seconds` ago. For a request with an idempotency key, its
-        key and its own window count instead.
+        With a window, an id is not queued again, and its earlier submission is returned, if that is live or still in
+        its own window. A submission's window ends `window_seconds` after its deadline, even if it has finished. For a
+        request with an idempotency key, its key and its own window count instead.
         """
         if not requests:
             return []
