@@ -84,7 +84,9 @@ corrects it, and exits with 1.
 
 {_CODES}""",
 )
-@click.option("--project", "project_id", envvar="PROJECT_ID", show_envvar=True, required=True, help="Project.")
+@click.option(
+    "--project", "project_id", envvar="PROJECT_ID", show_envvar=True, required=True, help="Google Cloud project."
+)
 @_name("request_topic", "Topic of the requests.", "REQUEST_TOPIC_ID")
 @_name("request_subscription", "Subscription that pushes requests to the door.")
 @_name("result_topic", "Topic of the results.", "RESULT_TOPIC_ID")

@@ -199,7 +199,7 @@ def _interrupted(queue: QueueFlags, submission: Submission) -> str:
 
 
 def _seconds_to(request: NewRequest, submission: Submission) -> float:
-    """Seconds to the deadline; the local clock does not count for a duration."""
+    """Seconds to the deadline; the local clock is not used for a duration."""
     if isinstance(request.deadline, timedelta):
         return request.deadline.total_seconds()
     return submission.deadline - datetime.now().timestamp()

@@ -43,7 +43,7 @@ class ResultDelivery:
         self._stream = stream
 
     async def ack(self) -> None:
-        """Remove the result. Raises `LeaseLost` if its lease expired, so it is delivered again."""
+        """Remove the result. Raises `LeaseLost` if its lease expired; the result is then delivered again."""
         await self._stream.ack([self])
 
 

@@ -84,7 +84,7 @@ class PubSubEmulator(Child):
     """Context manager of an emulator on a free loopback port."""
 
     def __init__(self, found: EmulatorCommand, *, timeout_seconds: float = 90.0) -> None:
-        """Start it and wait until it answers. Raises `ChildFailed`."""
+        """Start the emulator and wait until it answers. Raises `ChildFailed`."""
         self.port = free_port()
         super().__init__("pubsub emulator", [*found.command, "--host=127.0.0.1", f"--port={self.port}"])
         try:

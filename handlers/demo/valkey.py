@@ -39,7 +39,7 @@ class Valkey:
     """Context manager of a server on a loopback port, with append-only file."""
 
     def __init__(self, program: str, port: int = 0) -> None:
-        """Start it and wait until it answers. Raises `ChildFailed`."""
+        """Start the server and wait until it answers. Raises `ChildFailed`."""
         self.port = port or free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="async-processor-")
         options = ("--save", "", "--appendonly", "yes", "--dir", self._folder.name, "--bind", "127.0.0.1")

@@ -241,7 +241,7 @@ class Gate:
 
 
 CLOSED_RETRY_SECONDS: Final = 5.0
-"""Delay of a request that a closed budget refused. After it, the metric has been read again."""
+"""Delay of a request that a closed budget refused. By its end, the metric has been read again."""
 
 POLL_SECONDS: Final = 0.25
 """Interval at which waiting requests check a budget that is read in the background."""

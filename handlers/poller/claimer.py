@@ -74,11 +74,11 @@ class ClaimedQueue:
 
     @property
     def has_open_circuit(self) -> bool:
-        """Whether the circuit of its gateway is not closed."""
+        """Whether the circuit of the queue's gateway is not closed."""
         return self.circuit is not None and self.circuit.state is not CircuitState.CLOSED
 
     def room(self) -> int | None:
-        """Number of requests that its gates and circuit admit now (None: unlimited)."""
+        """Number of requests that the queue's gates and circuit admit now (None: unlimited)."""
         rooms = [gate.room(self.labels) for gate in self.gates]
         if self._allowance is not None:
             rooms.append(self._allowance.room())

@@ -101,7 +101,7 @@ class QueueWatch:
         return self._backoff.refusal
 
     def active(self) -> None:
-        """Note that a request was claimed; it ends the silence."""
+        """Note that a request was claimed, which ends the silence."""
         self._active_at = self._clock()
 
     def are_empty(self, keys: Collection[str]) -> bool:

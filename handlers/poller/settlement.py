@@ -109,7 +109,7 @@ class ResultRoute(msgspec.Struct, frozen=True):
     def ttl_seconds(self, name: str, request: Request) -> int | None:
         """TTL of a list in seconds; None if it does not expire.
 
-        A request's TTL counts only for its own reply list: on a shared list it would delete other results. On a reply
+        A request's TTL applies only to its own reply list: on a shared list it would delete other results. On a reply
         list of another queue's list it is at least a day, since another tenant may use the same id.
         """
         own, named = self.own_ttl_seconds, request.result_ttl_seconds

@@ -34,7 +34,7 @@ class Waiting:
         self.last_failure: PubSubFailed | None = None
 
     def confirm(self, message_id: str) -> None:
-        """Give the caller the broker's message id, if it still waits."""
+        """Give the caller the broker's message id, if the caller still waits."""
         if not self.confirmed.done():
             self.confirmed.set_result(message_id)
 

@@ -218,7 +218,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         str, about("CloudEvent attribute, or `header:<name>`, that has the id if the data has none.")
     ] = ""
     event_tenant_from: Annotated[
-        str, about("CloudEvent attribute, or `header:<name>`, that has the tenant; one in the data does not count.")
+        str, about("CloudEvent attribute, or `header:<name>`, that has the tenant; a tenant in the data is ignored.")
     ] = ""
     event_deadline_from: Annotated[
         str, about("CloudEvent attribute, or `header:<name>`, that has the deadline if the data has none.")
@@ -308,7 +308,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         "http/protobuf"
     )
     otel_service_name: Annotated[
-        str, about("Service name in traces; empty: the one in `OTEL_RESOURCE_ATTRIBUTES`, else `llm-d-async`.")
+        str, about("Service name in traces; empty: the name in `OTEL_RESOURCE_ATTRIBUTES`, else `llm-d-async`.")
     ] = ""
 
 

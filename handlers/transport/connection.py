@@ -313,7 +313,7 @@ class Connection(asyncio.Protocol):
         return ConnectionLost(f"the connection was {found} before a response", may_resend=may_resend)
 
     def _is_unread(self, exc: Exception | None) -> bool:
-        """Whether the server closed before it received any byte.
+        """Whether the server closed before it received any byte of the request.
 
         Its FIN acknowledges all bytes that had arrived. A reset without a FIN (`ConnectionResetError`) proves nothing.
         """

@@ -89,7 +89,7 @@ class DeadLetters:
         return [letter async for letter in self.all() if letter.dead_id.startswith(prefix)]
 
     async def requeue(self, letter: DeadLetter) -> bool:
-        """Queue its member again with its score. False if the dead letter no longer exists."""
+        """Queue the letter's member again with its score. False if the dead letter no longer exists."""
         done = await self._requeue(
             keys=[self._keys.dead, self._keys.pending],
             args=[letter.dead_id, letter.member, repr(letter.score)],
@@ -97,7 +97,7 @@ class DeadLetters:
         return bool(done)
 
     async def drop(self, dead_id: str) -> bool:
-        """Delete it; False if it no longer exists."""
+        """Delete the dead letter; False if it no longer exists."""
         return bool(await self._redis.hdel(self._keys.dead, dead_id))
 
 

@@ -66,7 +66,7 @@ class ResultPlace(msgspec.Struct, frozen=True):
 
     @property
     def state(self) -> str:
-        """Whether it can be read, in words. Reading a list of one request leaves its result there."""
+        """Whether the result can be read, in words. Reading a per-request list leaves the result there."""
         if self.is_held:
             return "leased to a consumer"
         return "kept for its reader until it expires" if RESULT_OF in self.results else "waiting to be read"
@@ -87,7 +87,7 @@ class Whereabouts(msgspec.Struct, frozen=True):
 
     @property
     def is_run_again(self) -> bool:
-        """Whether it is live again after it finished (a requeued dead letter)."""
+        """Whether the request is live again after it finished (a requeued dead letter)."""
         ended = (RequestState.FINISHED, RequestState.CANCELLED, RequestState.DEAD_LETTERED, RequestState.UNKNOWN)
         return self.state not in ended and bool(self.finished or self.result)
 

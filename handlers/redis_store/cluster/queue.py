@@ -110,7 +110,7 @@ class Outbox:
         await self._remove(list(heads))
 
     async def _record(self, post_id: bytes) -> bytes:
-        """A record too large for its script's reply. Empty if it no longer exists."""
+        """A record too large for the script's reply. Empty if the record no longer exists."""
         found = cast("bytes | None", await self._redis.hget(self.key, cast("str", post_id)))
         return found or b""
 

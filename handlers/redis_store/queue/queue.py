@@ -64,7 +64,7 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def is_retry(self) -> bool:
-        """Whether it was attempted before, according to the head of its envelope."""
+        """Whether the envelope's head marks the request as attempted before."""
         retried = _RETRIED.search(self.member, 0, _HEAD_BYTES)
         return retried is not None and _DATA.search(self.member, 0, retried.end()) is None
 

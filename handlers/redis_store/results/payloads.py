@@ -58,7 +58,7 @@ class StoredPayload(msgspec.Struct, frozen=True):
 
 
 class WholeResult(msgspec.Struct, frozen=True):
-    """A result's JSON with its payload. `payload_key` is set if that was offloaded."""
+    """A result's JSON with its payload. `payload_key` is set if the payload was offloaded."""
 
     text: bytes
     payload_key: str = ""

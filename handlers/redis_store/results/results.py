@@ -32,7 +32,7 @@ class HeldResult(msgspec.Struct, frozen=True):
 
     @property
     def is_readable(self) -> bool:
-        """Whether it has the form of a result. An unreadable one returns when its lease ends."""
+        """Whether the list item has the form of a result. An unreadable item returns when its lease ends."""
         return not self.claim_key.startswith(b"\0")
 
 

@@ -150,7 +150,7 @@ class MemberParts(msgspec.Struct, frozen=True):
 
     @property
     def submitted_key(self) -> str:
-        """The Redis key that records its idempotency key, or its id."""
+        """The Redis key that records the request's idempotency key, or its id."""
         return key_record_name(self.token) if self.record else submitted_key(self.id)
 
     def window(self, id_window_seconds: int) -> int:
