@@ -297,7 +297,7 @@ async def _gates(settings: Settings) -> list[Finding]:
 def _gate_finding(entry: GateEntry, state: GateState) -> Finding:
     what = f"gate {entry.setting} (pool {entry.pool}) {state.gate_type}"
     if not is_available(state):
-        rule = f", on_missing is {state.on_missing}" if state.on_missing else ""
+        rule = f"; rule in force: {state.on_missing}" if state.on_missing else ""
         if state.why_missing in ("", "no sample"):
             fix = "its source has no value: compare address, pool and metric names"
             return Finding(what, "fault", f"no reading{rule}", fix)

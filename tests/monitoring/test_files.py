@@ -137,8 +137,13 @@ def test_each_alert_fires_for_its_reason_alone(alert: str, tmp_path: Path) -> No
 
 
 def test_no_alert_fires_in_good_health(tmp_path: Path) -> None:
+    full = {f"dispatch_budget{QUEUE}": "0x120"}  # by queued requests, which are replaced when they end
+    check_firing([firing_test(HEALTHY, []), firing_test(HEALTHY | full, [])], tmp_path)
+
+
+def test_a_budget_of_0_that_stops_all_requests_is_a_closed_gate(tmp_path: Path) -> None:
     closed = {f"dispatch_budget{QUEUE}": "0x120", f"dispatched_requests_total{QUEUE}": "7x120"}
-    check_firing([firing_test(HEALTHY, []), firing_test(HEALTHY | closed, [])], tmp_path)
+    check_firing([firing_test(HEALTHY | closed, ["AsyncProcessorGateClosed"])], tmp_path)
 
 
 @pytest.mark.parametrize("reason", WITHOUT_POLLER)

@@ -44,7 +44,13 @@ Fallback = Annotated[float, about("Budget without a reading, 0 to 1, with `on_mi
 """Type of the parameter that is the budget without a reading."""
 
 Baseline = Annotated[
-    float, about("Fraction of the pool's slots that stays free for real-time traffic, 0 to 1.", ge=0, lt=1)
+    float,
+    about(
+        "Free fraction of the pool at which the gate closes, 0 to 1. The budget is the free fraction less this. "
+        "With `share`, the budget of an idle pool allows all slots; `headroom` keeps this fraction free.",
+        ge=0,
+        lt=1,
+    ),
 ]
 """Type of the parameter that keeps slots free."""
 
@@ -198,7 +204,7 @@ class ReadingGate(Gate):
             self._turned_away.popleft()
         return (
             Share(
-                min(1.0, now.published),
+                min(1.0, max(0.0, now.headroom)),
                 headroom=now.headroom,
                 at=now.at,
                 lag_seconds=self._parameters.reading_lag_seconds,

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidSetting
+from handlers.gates.allowance import Allowance
 from handlers.gates.gate import Go
 from handlers.gates.metric.endpoint_scrape import CountedScrapeGate, samples_of
 from handlers.gates.sources import GateSources
@@ -44,6 +45,16 @@ async def test_the_value_becomes_a_budget(
         assert built.budget() == pytest.approx(budget)
         full = 1 - float(params.get("baseline", 0))
         assert built.shares()[0].part == pytest.approx(budget / full)
+
+
+@pytest.mark.parametrize(("in_use", "held_back", "ours"), [(0, 0.5, 16), (0.5, 0.04, 14), (0.5, 0, 16), (0.9, 0.5, 0)])
+async def test_slots_that_are_held_back_stay_free_from_the_first_request(
+    exporter: Exporter, from_pages: GateSources, in_use: float, held_back: float, ours: int
+) -> None:
+    exporter.set("saturation", in_use)
+    params = {"url": exporter.url, "metric": "saturation", "budget_means": "headroom", "hold_back": held_back}
+    async with started("endpoint-scrape", params, from_pages) as built:
+        assert Allowance(32, built.shares).room() == ours
 
 
 async def test_counts_add_up_over_series_and_parts_do_not(exporter: Exporter, from_pages: GateSources) -> None:
