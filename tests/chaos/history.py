@@ -153,7 +153,8 @@ def judge_results(
             assert result.get("error_code") or result.get("status_code"), "a recorded reason"
     for one in executions:
         deadline = ids.get(one.key)
-        if deadline is not None:
+        # A busy gateway may read a request long after its poller has sent it, and has left at the deadline.
+        if deadline is not None and not one.was_left:
             late = one.started_at - deadline - faults.held_up_seconds(deadline)
             assert late <= late_seconds, f"sent {late:.2f} s after its deadline: {one}"
 
