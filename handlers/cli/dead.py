@@ -185,6 +185,8 @@ def _run(queue: QueueFlags, work: Work) -> ExitCode:
         redis = connect(options)
         try:
             return await work(DeadLetters(redis, queue.queue, cluster=options.is_cluster))
+        except BrokenPipeError:  # our own output's, see `exits`
+            raise
         except STORE_FAILURES as error:
             click.echo(f"error: Redis does not answer: {explained(error)}", err=True)
             if not has_fix(error):

@@ -128,8 +128,9 @@ _ANSWER_SECONDS: Final = 1.0
 
 CHECKED_STEPS = 20
 """Maximum number of calls of one search for an id, enough for a queue of 10,000 small requests."""
+_FIRST_CHECK_SECONDS: Final = 0.25
 CHECK_SECONDS = 30.0
-"""Seconds between checks whether the result of a waiting call went to another list."""
+"""Maximum seconds between checks whether the result of a waiting call went to another list."""
 
 UNREAD_RESULT_SECONDS = 7 * 86_400
 """Seconds after the deadline for which an idempotency key is kept while its result in a shared list is unread."""
@@ -252,13 +253,15 @@ class RedisBroker:
     async def _possible_result(self, request_id: str, list_name: str, token: str) -> Result:
         """Wait for a result that may go to another list.
 
-        Every `CHECK_SECONDS` it checks whether the result can still arrive here.
+        It checks whether the result can still arrive here, at first often, then every `CHECK_SECONDS`.
         """
+        pause = _FIRST_CHECK_SECONDS
         while True:
             await self._check_known(request_id, list_name)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_SECONDS):
+                async with asyncio.timeout(pause):
                     return await self._own_results.wait(list_name, token)
+            pause = min(2 * pause, CHECK_SECONDS)
 
     async def _check_known(self, request_id: str, list_name: str) -> None:
         """Raise `NoOwnResults` or `UnknownRequest` if no result can arrive in `list_name`.

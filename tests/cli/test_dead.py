@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from typing import cast
@@ -63,6 +66,22 @@ class Dead:
 @pytest.fixture
 def dead(valkey_url: str, redis: Redis) -> Dead:
     return Dead(valkey_url, redis)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+async def test_a_reader_that_ends_early_is_no_failure_of_redis(dead: Dead, options: list[str]) -> None:
+    await dead.dead_letter(b"x" * 100)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-u", "-c", "from handlers.cli import main; main()", "dead", "list", *options]
+    env = {**os.environ, "REDIS_URL": dead.url, "REQUEST_QUEUE_NAME": dead.queue}
+    try:
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=env, stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 async def _in_thread(call: Callable[..., Result], *arguments: str, **options: int) -> Result:
