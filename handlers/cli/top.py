@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from handlers.cli.shell import ExitCode, exits, printable, stop_at_signals
-from handlers.number_text import counted
+from handlers.number_text import counted, duration_text
 from handlers.status.overview import Minute, Overview
 from handlers.status.report import Failure
 
@@ -218,7 +218,9 @@ def _seconds(seconds: float | None) -> str:
         return _NOTHING
     if abs(seconds) < 1:
         return f"{seconds * 1000:.0f} ms"
-    return f"{seconds:.1f} s" if abs(seconds) < 100 else f"{seconds / 60:,.0f} min"
+    if abs(seconds) < 100:
+        return f"{seconds:.1f} s"
+    return ("-" if seconds < 0 else "") + duration_text(abs(seconds))
 
 
 def _plain(text: str) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import time
 
@@ -55,6 +56,13 @@ def test_a_pipe_gets_one_frame_with_everything_in_it(url: str) -> None:
     ):
         assert message in done.output
     assert "\x1b" not in done.output
+
+
+async def test_a_far_deadline_is_shown_in_days(url: str, store: Redis) -> None:
+    await store.delete("request-sortedset")
+    await store.zadd("request-sortedset", {b"x": time.time() + 30.5 * 86_400})
+    done = await asyncio.to_thread(CliRunner().invoke, main, ["top"], env={"REDIS_URL": url})
+    assert " 30d" in done.output
 
 
 def test_an_unreachable_redis_is_reported() -> None:
