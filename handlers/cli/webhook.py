@@ -35,7 +35,7 @@ JSON lines.
 
 A request may name a receiver of --destination as webhook_url in its metadata; this needs RESULT_DETAILS=true on
 handlers and poller. If that receiver is not allowed or refuses the result, the result goes to URL, with the reason in
-"undelivered". A receiver that is down does not delay the others.
+"undelivered". A receiver that is down delays at most those of the same --destination.
 
 Exit codes: 0 stopped, or no result for --for; 1 the receiver answered 410 (gone); 2 invalid flags;
 4 the broker does not answer."""

@@ -131,7 +131,7 @@ class Windows:
     def accepted(self, band: int, sent_at: float, now: float, queue_seconds: float | None) -> None:
         """Grow the window after a success.
 
-        The window does not grow if the request queued long, or if the window shrank after the request was sent.
+        The window does not grow if the request waited long in the gateway, or if the window shrank since it was sent.
         """
         for above in self.bands[:band]:
             if sent_at > above.held_since:

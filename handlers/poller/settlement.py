@@ -118,8 +118,8 @@ class ResultRoute(msgspec.Struct, frozen=True):
         if base is None:
             return None if is_resolved and name not in self._shared else own
         seconds = named if own is None or (is_resolved and named is not None) else own
-        if base not in self._shared and seconds == named and not self.is_per_request:
-            return max(named, _DAY_SECONDS) if named else named
+        if named and base not in self._shared and seconds == named:
+            return max(named, _DAY_SECONDS)
         return seconds or _DAY_SECONDS if self.is_per_request else seconds
 
     def refusal_ttl_seconds(self, name: str, request_id: str) -> int | None:

@@ -99,13 +99,13 @@ class Receiver(msgspec.Struct, eq=False):
         self.lane.held_bytes += size_bytes
 
     def leave(self, size_bytes: int) -> list[bytes]:
-        """Stop counting a result. Returns claim keys of parked results to release."""
+        """Stop counting a result. Returns the claim keys of parked results that the caller gives back."""
         self.lane.held -= 1
         self.lane.held_bytes -= size_bytes
         return self.step_aside() or _next(self.lane.parked, self.lane.held)
 
     def step_aside(self) -> list[bytes]:
-        """Let a result wait alone. Returns claim keys of parked results to release.
+        """Let a result wait alone. Returns the claim keys of parked results that the caller gives back.
 
         The result stays in memory, but does not delay the receiver's others.
         """

@@ -109,10 +109,14 @@ def test_a_request_sets_the_expiry_of_its_own_list(
     assert (ack.result_queue_name, ack.result_ttl_seconds) == (OWN, seconds)
 
 
+@pytest.mark.parametrize("is_per_request", [False, True])
 @pytest.mark.parametrize(("named", "seconds"), [(1, 86_400), (100_000, 100_000), (None, 60)])
-def test_below_another_queues_list_a_request_sets_no_expiry_under_a_day(named: int | None, seconds: int) -> None:
+def test_below_another_queues_list_a_request_sets_no_expiry_under_a_day(
+    named: int | None, seconds: int, is_per_request: bool
+) -> None:
     internal: dict[str, Any] = {"result_queue_name": "results-b:result-of:a", "result_routing_resolved": True}
-    ack = acked(settled(ANSWER, ResultRoute("", 60, "result-list"), result_ttl_seconds=named, **internal))
+    route = ResultRoute("", 60, "result-list", is_per_request=is_per_request)
+    ack = acked(settled(ANSWER, route, result_ttl_seconds=named, **internal))
     assert ack.result_ttl_seconds == seconds
 
 
