@@ -255,13 +255,12 @@ class RedisBroker:
 
         It checks whether the result can still arrive here, at first often, then every `CHECK_SECONDS`.
         """
-        pause = _FIRST_CHECK_SECONDS
+        pauses = Backoff(_FIRST_CHECK_SECONDS, CHECK_SECONDS)
         while True:
             await self._check_known(request_id, list_name)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(pauses.next_seconds()):
                     return await self._own_results.wait(list_name, token)
-            pause = min(2 * pause, CHECK_SECONDS)
 
     async def _check_known(self, request_id: str, list_name: str) -> None:
         """Raise `NoOwnResults` or `UnknownRequest` if no result can arrive in `list_name`.
