@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from random import Random
 from typing import Any
 
 import msgspec
@@ -19,9 +20,10 @@ from handlers.batch.queue import BatchQueue
 from handlers.client import AsyncClient, ClientOptions, Submission
 from handlers.client.redis_broker import RedisResults
 from handlers.contract.result import Result, answered_result, encode_result
+from handlers.demo.valkey import Valkey
 from handlers.poller.ack_batcher import AckBatcher, Release, Settlement
 from handlers.redis_store.admin.dead_letters import DeadLetters
-from handlers.redis_store.admin.status_board import PART_BYTES, sample_members, search
+from handlers.redis_store.admin.status_board import PART_BYTES, read_part, sample_members, search
 from handlers.redis_store.admin.whereabouts import Searched, locate
 from handlers.redis_store.cluster.queue import ClusterQueue, ClusterRetries
 from handlers.redis_store.cluster.submissions import ClusterSubmissions
@@ -419,3 +421,25 @@ async def test_reads_of_operators_are_bounded(
         await store.hset("results:result-claimed", f"r-{number}", encode_result(result))
     await read(store)
     sizes.bound(PART_BYTES, items=BUCKET, item=SMALL)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_hash_that_is_resized_between_two_parts_is_read_completely(each_server: Valkey, seed: int) -> None:
+    value = b"x" * 100  # too long for a compact hash
+    random = Random(seed)
+    async with Redis.from_url(each_server.url, socket_timeout=60) as redis:
+        await redis.flushall()
+        names = {f"{seed}-{number}".encode() for number in range(random.randrange(1, 70))}
+        for name in names:
+            await redis.hset("h", name, value)
+        read, cursor, added = set[bytes](), "0", 0
+        while True:
+            part = await read_part(redis, "HSCAN", "h", cursor, entries=1, longest=PART_BYTES)
+            read |= {name for name, _, _ in part.rows}
+            cursor = part.cursor
+            if cursor == "0":
+                break
+            for _ in range(random.randrange(6) if added < 500 else 0):
+                added += 1
+                await redis.hset("h", f"more-{added}", value)
+        assert names <= read

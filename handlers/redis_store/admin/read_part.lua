@@ -36,15 +36,15 @@ local function is_full()
   return entries >= most or bytes >= most_bytes
 end
 
--- The names of a bucket and the next cursor, or nothing.
+-- The names of a bucket, the next cursor, and whether these are all names of the hash; or nothing.
 local function names_of(bucket)
   local page = redis.pcall('HSCAN', KEYS[1], bucket, 'COUNT', 1, 'NOVALUES')
   if not page.err then
-    return page[2], page[1]
+    return page[2], page[1], false
   end
   local names = bucket == '0' and redis.call('HLEN', KEYS[1]) <= SMALL_HASH and redis.pcall('HKEYS', KEYS[1])
   if names and not names.err then -- an ACL of an earlier version refuses HKEYS
-    return names, '0'
+    return names, '0', true
   end
 end
 
@@ -57,11 +57,12 @@ local function read_value(name)
   add(name, value, #name + #value)
 end
 
--- A cursor inside a bucket ends with the digest of the name that was read last. Entries before it may be read again if
--- that one is removed, as with the server's own cursors.
+-- A cursor inside a bucket ends with its number of names and the digest of the name that was read last. Names are read
+-- in the order of their digests, since the server's order changes while it resizes the hash. A bucket that has grown
+-- may contain names of another one, so all of it is read again, as with the server's own cursors.
 local function read_bucket()
-  local bucket, last = string.match(cursor, '^(%d+):?(%x*)$')
-  local names, after = names_of(bucket)
+  local bucket, count, last = string.match(cursor, '^(%d+):?(%d*):?(%x*)$')
+  local names, after, are_all = names_of(bucket)
   if not names then
     local page = redis.call('HSCAN', KEYS[1], bucket, 'COUNT', 1)
     cursor = page[1]
@@ -70,15 +71,22 @@ local function read_bucket()
     end
     return
   end
-  local first = 1
-  for n = 1, last ~= '' and #names or 0 do
-    first = redis.sha1hex(names[n]) == last and n + 1 or first
+  local digests, by_digest = {}, {}
+  for n, name in ipairs(names) do
+    digests[n] = redis.sha1hex(name)
+    by_digest[digests[n]] = name
   end
-  for n = first, #names do
-    read_value(names[n])
-    if is_full() and n < #names then
-      cursor = bucket .. ':' .. redis.sha1hex(names[n])
-      return
+  table.sort(digests)
+  if not are_all and #names > (tonumber(count) or 0) then
+    last = ''
+  end
+  for n, digest in ipairs(digests) do
+    if digest > last then
+      read_value(by_digest[digest])
+      if is_full() and n < #digests then
+        cursor = string.format('%s:%d:%s', bucket, #digests, digest)
+        return
+      end
     end
   end
   cursor = after
