@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.faults import DELAY_SECONDS, STALL_SECONDS, Inflicted
-from tests.chaos.history import Execution, History, verdict
+from tests.chaos.history import Execution, History, judge_results, verdict
 
 NOW = 1_000.0
 COPIES = [('{"id": "p"}', {"id": "p", "pubsub_message_id": key}) for key in ("1", "2")]
@@ -67,6 +67,17 @@ def test_a_call_may_be_late_by_the_length_of_a_fault(fault: str, late_seconds: f
     else:
         with pytest.raises(AssertionError, match="after its deadline"):
             verdict(1, reported, _executions())
+
+
+@pytest.mark.parametrize(("held_seconds", "is_judged"), [(0.001, False), (1.0, True)])
+def test_a_late_request_is_excused_only_if_its_client_had_left_before(held_seconds: float, is_judged: bool) -> None:
+    late = Execution("b", NOW + 600, NOW + 600 + held_seconds, 499)
+    results = [{"id": "b", "status_code": 504}]
+    if is_judged:
+        with pytest.raises(AssertionError, match="after its deadline"):
+            judge_results({"b": NOW + 500}, results, [late])
+    else:
+        judge_results({"b": NOW + 500}, results, [late])
 
 
 WRONG: dict[str, dict[str, Any]] = {
