@@ -162,4 +162,4 @@ def shown_default(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return f"`{value}`".lower()
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+    return f"`{_plain(value)}`" if isinstance(value, float) else f"`{value}`"

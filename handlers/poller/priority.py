@@ -81,7 +81,7 @@ class TierPriority:
 
     def __init__(self, *, ageing_seconds: float | None = None) -> None:
         if ageing_seconds is not None and not ageing_seconds > 0:
-            raise ValueError("ageing_seconds must be above 0")
+            raise ValueError(f"ageing_seconds: expected a number above 0, got {ageing_seconds}")
         self._ageing_seconds = ageing_seconds
         self._asked_at: dict[int, float] = {}
         self._lane_of: dict[str, int] = {}

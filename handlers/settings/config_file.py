@@ -204,7 +204,7 @@ class ConfigFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = ""
     poll_interval_ms: Annotated[
         Annotated[int, Meta(ge=0, le=60_000)] | None,
-        about("Milliseconds between polls of an idle queue; default: `POLL_INTERVAL_MS`.", "100"),
+        about("Milliseconds between polls of an idle queue; 0 or unset: `POLL_INTERVAL_MS`.", "100"),
     ] = None
     batch_size: Annotated[
         Annotated[int, Meta(ge=0, le=100_000)] | None, about("Read for compatibility; it has no effect.", "64")

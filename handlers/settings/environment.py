@@ -98,7 +98,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
     redis_timeout_seconds: Annotated[
         float,
         about(
-            "Longest time to connect to Redis, and longest time without data during a command; then it is retried.",
+            "Longest time to connect to Redis, and longest time without data during a command, which is then retried.",
             ge=0.1,
             le=60,
         ),
@@ -297,9 +297,9 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, rename="upper"):
         float, about("Interval between readings of a gate's metric.", ge=0.05, le=3_600)
     ] = 5.0
     gate_source_timeout_seconds: Annotated[float, about("Timeout of one reading of a metric.", gt=0, le=60)] = 4.0
-    gate_most_held: Annotated[int, about("Maximum number of pushes that wait at a closed gate.", ge=1, le=100_000)] = (
-        1_000
-    )
+    gate_most_held: Annotated[
+        int, about("Maximum number of pushes or events that wait at one closed gate.", ge=1, le=100_000)
+    ] = 1_000
     log_level: Annotated[Literal["debug", "info", "warning", "error"], about("Lowest level that is logged.")] = "info"
     log_format: Annotated[Literal["auto", "json", "text"], about("`auto`: text in a terminal, else JSON.")] = "auto"
     log_hash_ids: Annotated[bool, about("Log the start of each id's SHA-256 instead of the id.")] = False

@@ -54,6 +54,11 @@ def test_every_variable_has_one_row_and_a_meaning() -> None:
     assert all(row.count("|") == 5 for row in rows), "a bar in a text would break the table"
 
 
+def test_large_defaults_have_no_exponent() -> None:
+    assert "`3153600000`" in settings_page()
+    assert "e+" not in settings_page()
+
+
 def test_secrets_are_marked() -> None:
     for name in SECRETS:
         (row,) = [line for line in settings_page().splitlines() if f"`{name.upper()}`" in line]

@@ -73,8 +73,8 @@ class QuotaParameters(msgspec.Struct, frozen=True, kw_only=True):
     on_missing: Annotated[
         Literal["open", "closed"],
         about(
-            "With `blocking`, while Redis is unavailable: `open` or `closed`. With `classifying`, requests are "
-            "then sent, labelled `overflow`."
+            "While Redis is unavailable: `open` sends requests, `closed` holds them back. With `classifying`, they "
+            "are sent in both cases, labelled `overflow`."
         ),
     ] = CLOSED
     lease_seconds: Annotated[

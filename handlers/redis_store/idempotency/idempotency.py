@@ -137,7 +137,7 @@ class DedupOptions(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         for name in ("lease_seconds", "keep_seconds", "span_seconds"):
             if not getattr(self, name) > 0:
-                raise InvalidSetting(name, found=str(getattr(self, name)), accepted="a number > 0")
+                raise InvalidSetting(name, found=str(getattr(self, name)), accepted="a number above 0")
 
 
 class DeliveryRecords:
