@@ -263,14 +263,18 @@ async def _run(
         await queue.close()
 
 
-@batch.command("status", epilog=exit_codes_help(ExitCode.NOT_YET, ExitCode.UNREACHABLE, ExitCode.CONFLICT))
+@batch.command(
+    "status",
+    epilog="Exit codes: 0 finished without errors; 1 not finished, or with errors; 2 invalid flags or input; "
+    "5 the batch was cancelled.",
+)
 @OUT
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
 @exits
 def status(*, out: Path, is_json: bool) -> ExitCode:
     """Print the progress of a batch.
 
-    OUT is the batch's output file. The exit code is 1 if the batch has errors or is not finished.
+    OUT is the batch's output file.
     """
     from handlers.batch.files import WrittenLines
 

@@ -35,7 +35,7 @@ A result is removed from the list or subscription only after it is printed. So a
 may be printed twice. --peek removes nothing.
 
 Exit codes: 0 done, even if results are errors; 2 invalid flags; 3 with --take, no result in the time given;
-4 the broker does not answer; 130 interrupted.""",
+4 the broker does not answer; 130 interrupted; 143 stopped by SIGTERM.""",
 )
 @click.option("-n", "--take", type=click.IntRange(min=1), help="Stop after this many results.")
 @click.option("--peek", "is_peek", is_flag=True, help="Read results without removing them, oldest first (Redis).")

@@ -115,13 +115,14 @@ async def _run(build: Callable[[], PollerApp]) -> None:
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 in a pod.")
-@click.option("--port", type=click.IntRange(1, 65_535), default=8090, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65_535), default=8090, show_default=True, help="Port.")
 @click.option(
     "--allow-host",
     "also_named",
     multiple=True,
     metavar="NAME",
-    help="Another host name of the page, besides localhost, --host and STATUS_HOSTS; other names get 421.",
+    help="Another host name of the page, besides localhost, --host and STATUS_HOSTS; may be repeated. Other names "
+    "get 421.",
 )
 def status(host: str, port: int, also_named: tuple[str, ...]) -> None:
     """Serve the status page of queues, gates and dead letters.

@@ -78,8 +78,8 @@ Examples:
 @click.option(
     "--once",
     type=DurationType(),
-    help="Queue nothing if a request with this id is unfinished, or was submitted with --once before. That record "
-    "is kept, even if the request has finished, until this long after its deadline (Redis). Needs an id.",
+    help="Queue nothing if a request with this id is unfinished. A request submitted with --once also blocks its "
+    "id after it has finished, until DURATION after its deadline (Redis). Needs an id.",
 )
 @click.option(
     "--idempotency-key",

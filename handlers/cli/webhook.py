@@ -52,7 +52,8 @@ Exit codes: 0 stopped, or no result for --for; 1 the receiver answered 410 (gone
     "destinations",
     multiple=True,
     metavar="HOST/PATH=SECRET_FILE",
-    help="Receiver that requests may name, with its own secrets; a path that ends in / allows all paths below it.",
+    help="Receiver that requests may name, with its own secrets; a path that ends in / allows all paths below it. "
+    "May be repeated.",
 )
 @click.option("--allow-private", is_flag=True, help="Allow receivers in private networks, and http:// URLs.")
 @click.option(
