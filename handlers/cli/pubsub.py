@@ -62,7 +62,7 @@ def _name(field: str, text: str, envvar: str | None = None) -> _Option:
 def _duration(flag: str, field: str, text: str) -> _Option:
     default = _DEFAULTS[field]
     shown = "never" if default is None else f"{default}s"
-    return click.option(flag, field, type=DurationOrNever(), default=default, show_default=shown, help=text)
+    return click.option(flag, field, type=DurationOrNever(), default=default, help=f"{text}  [default: {shown}]")
 
 
 @click.group("pubsub")
