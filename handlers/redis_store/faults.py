@@ -46,6 +46,9 @@ _NO_RIGHT: Final = "the ACL user lacks a right that docs/redis.md lists"
 _NO_RIGHT_IN_SCRIPT: Final = ("ACL failure", "The user executing the script")
 """Texts of refusals inside a script; `_run.lua` has the same ones."""
 
+_OF_WRONG_TYPE: Final = re.compile(r"(?:^|of pipeline caused error: \W*)WRONGTYPE ")
+"""A refusal of a single command, a script or a command in a pipeline."""
+
 _WRONG_TYPE: Final = "a key's type differs from that in docs/redis.md: rename or delete it"
 
 NO_FIRST_REPLY: Final = (
@@ -100,7 +103,7 @@ def has_fix(error: BaseException) -> bool:
 
 def refusal(error: BaseException) -> str:
     """Explain a missing right or a wrong key type. Empty for transient failures."""
-    is_lasting = _is_missing_right(error) or str(error).startswith("WRONGTYPE")
+    is_lasting = _is_missing_right(error) or _OF_WRONG_TYPE.search(str(error))
     return explained(error) if is_lasting else ""
 
 
@@ -117,7 +120,7 @@ def _known(error: BaseException) -> str:
     if _is_missing_right(error):
         return f"{_NO_RIGHT}: {' '.join(str(error).split())[:_LONGEST]}"
     message = str(error)
-    if message.startswith("WRONGTYPE"):
+    if _OF_WRONG_TYPE.search(message):
         return f"{_WRONG_TYPE}: {' '.join(message.split())[:_LONGEST]}"
     meaning = next((meaning for part, meaning in _MEANINGS if part in message), "")
     if meaning:

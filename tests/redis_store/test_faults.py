@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 from msgspec.structs import replace
+from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect, durability_warnings
@@ -190,6 +191,16 @@ def test_a_missing_right_and_a_wrong_type_name_the_key_and_the_fix() -> None:
     kind = refusal(ResponseError("WRONGTYPE ZADD q:claims-idx: Operation against a key"))
     assert "ZADD q:claims-idx" in kind and "rename or delete it" in kind
     assert refusal(ResponseError("LOADING Redis is loading")) == ""
+
+
+async def test_a_wrong_type_in_a_pipeline_is_a_refusal(store: Redis) -> None:
+    await store.set("retries", "text")
+    pipeline = store.pipeline(transaction=False)
+    pipeline.zcard("queue")
+    pipeline.zcard("retries")
+    with pytest.raises(ResponseError) as refused:
+        await pipeline.execute()
+    assert "ZCARD retries" in refusal(refused.value)
 
 
 async def test_a_server_of_another_protocol_is_named() -> None:
