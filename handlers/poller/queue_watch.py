@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from typing import Final
 
 from handlers.cancellation import end_if_cancelled
-from handlers.redis_store.connection import STORE_FAILURES
+from handlers.redis_store.connection import STORE_FAILURES, STORE_REFUSALS
 from handlers.redis_store.faults import StoreBackoff, explained
 from handlers.telemetry.logs import Logger
 
@@ -87,6 +87,7 @@ class QueueWatch:
         self._active_at = clock()
         self._promoted_at = -PROMOTE_SECONDS
         self._backoff = StoreBackoff("queue watch", log)
+        self._promotion = StoreBackoff("promoting", log)
         self._subscription: asyncio.Task[None] | None = None
         self._empty: frozenset[str] = frozenset()
 
@@ -97,8 +98,8 @@ class QueueWatch:
 
     @property
     def refusal(self) -> str:
-        """Why Redis refuses polls, with a fix; empty if it does not."""
-        return self._backoff.refusal
+        """Why Redis refuses polls or promotions, with a fix; empty if it does not."""
+        return self._backoff.refusal or self._promotion.refusal
 
     def active(self) -> None:
         """Note that a request was claimed, which ends the silence."""
@@ -159,10 +160,23 @@ class QueueWatch:
         self._empty = self._empty.intersection(self._retry_keys).union(keys) if not found else frozenset()
         if is_promoting:
             self._promoted_at = self._clock()
-            if self._promote is not None and not found.isdisjoint(self._retry_keys) and await self._promote():
+            if await self._has_promoted(found):
                 self._wake.set()  # requests moved to their queues: poll again at once
         self._release(lambda waiter: [name for name in waiter.names if name in found])
         return len(keys)
+
+    async def _has_promoted(self, found: Collection[str]) -> bool:
+        """Promote due retries if the retry set exists. If Redis refuses that, the next try waits and polls continue."""
+        count = 0
+        try:
+            if self._promote is not None and not set(self._retry_keys).isdisjoint(found):
+                count = await self._promote()
+        except STORE_REFUSALS as error:
+            end_if_cancelled()
+            self._promoted_at += self._promotion.failed(error)
+        else:
+            self._promotion.reset()
+        return count > 0
 
     def _release(self, names_of: Callable[[Waiter], Sequence[str]]) -> None:
         for waiter in list(self._waiters):

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from handlers.demo.valkey import Valkey
 from handlers.poller.claimer import ClaimedQueue, Claimer, ClaimerOptions
@@ -245,6 +246,34 @@ async def test_due_retries_are_promoted_only_while_the_retry_set_exists() -> Non
         scans.filled.add("retries")
         await wait_until_async(lambda: len(promoted) > 3, "promotions")
     assert all(later - earlier >= PROMOTE_SECONDS for earlier, later in pairwise(promoted))
+
+
+async def test_polls_continue_while_redis_refuses_promotions(caplog: pytest.LogCaptureFixture) -> None:
+    clock, scans, promotions = Clock(), Scans(), list[float]()
+    scans.filled.add("retries")
+
+    async def refuse() -> int:
+        promotions.append(clock.seconds)
+        raise ResponseError("WRONGTYPE ZCARD retries: Operation against a key")
+
+    async def note(_wake: asyncio.Event, seconds: float) -> None:
+        clock.seconds += seconds
+        await asyncio.sleep(0)
+
+    watch = QueueWatch(
+        scans, LOG, poll_interval_seconds=0.001, retry_keys=["retries"], promote=refuse, clock=clock, pause=note
+    )
+    with caplog.at_level("WARNING"):
+        async with running(watch.run()):
+            waiting = asyncio.create_task(watch.wait(Waiter(["q"])))
+            await wait_until_async(lambda: len(promotions) > 6, "promotions")
+            assert "ZCARD retries" in watch.refusal
+            assert not waiting.done(), "the queue is empty"
+            scans.filled = {"q"}
+            assert await asyncio.wait_for(waiting, IN_TIME) == ["q"]
+            await wait_until_async(lambda: watch.refusal == "", "a poll that finds no retry set")
+    assert promotions[-1] - promotions[-2] > 5 * PROMOTE_SECONDS
+    assert caplog.text.count("refused by Redis") == 1
 
 
 async def test_a_signal_releases_the_pool_of_its_queue_without_a_poll() -> None:
