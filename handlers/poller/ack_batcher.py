@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
 
 import msgspec
 
@@ -42,30 +42,69 @@ _TOKEN_COPIES = 3
 
 
 class AckBatcher:
-    """Settlements of one queue; `add` never waits."""
+    """Settlements of one queue; `add` never waits.
+
+    Acks, nacks and releases are recorded independently: results are stored although Redis refuses retries.
+    """
 
     def __init__(self, queue: RedisQueue, log: Logger) -> None:
-        self._queue = queue
-        self._backoff = StoreBackoff("settling", log, queue=queue.name)
-        self._waiting: list[tuple[Settlement, OnSettled]] = []
-        self._arrived = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._acks: _Batches[Ack] = _Batches(queue.ack, queue.name, log)
+        self._nacks: _Batches[Nack] = _Batches(queue.nack, queue.name, log)
+        self._releases: _Batches[Release] = _Batches(
+            lambda releases: queue.release([one.claim for one in releases]), queue.name, log
+        )
+        self._all = (self._acks, self._nacks, self._releases)
 
     @property
     def is_waiting_for_store(self) -> bool:
         """Whether the last attempt to record a batch failed."""
-        return self._backoff.has_failed
+        return any(batches.backoff.has_failed for batches in self._all)
 
     @property
     def refusal(self) -> str:
         """Why Redis refuses settlements, with a fix; else empty."""
-        return self._backoff.refusal
+        return next((batches.backoff.refusal for batches in self._all if batches.backoff.refusal), "")
 
     def add(self, settlement: Settlement, on_settled: OnSettled) -> None:
         """Take a settlement; `on_settled` is called once it is recorded or refused."""
+        match settlement:
+            case Ack():
+                self._acks.add(settlement, on_settled)
+            case Nack():
+                self._nacks.add(settlement, on_settled)
+            case Release():
+                self._releases.add(settlement, on_settled)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for batches in self._all:
+                tasks.create_task(batches.run())
+
+    async def drained(self) -> None:
+        """Return when every settlement taken so far is recorded."""
+        await asyncio.gather(*(batches.idle.wait() for batches in self._all))
+
+
+S = TypeVar("S", bound=Settlement)
+
+
+class _Batches(Generic[S]):
+    """Batches of one kind of settlement.
+
+    `record` records a batch and returns for each settlement whether it took effect.
+    """
+
+    def __init__(self, record: Callable[[Sequence[S]], Awaitable[list[bool]]], queue_name: str, log: Logger) -> None:
+        self._record = record
+        self.backoff = StoreBackoff("settling", log, queue=queue_name)
+        self._waiting: list[tuple[S, OnSettled]] = []
+        self._arrived = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def add(self, settlement: S, on_settled: OnSettled) -> None:
         self._waiting.append((settlement, on_settled))
-        self._idle.clear()
+        self.idle.clear()
         self._arrived.set()
 
     async def run(self) -> None:
@@ -75,47 +114,26 @@ class AckBatcher:
             while self._waiting:
                 count = _fitting(self._waiting)
                 batch, self._waiting = self._waiting[:count], self._waiting[count:]
-                await self._flush(batch)
+                effects = await self._tried([settlement for settlement, _ in batch])
+                for (settlement, on_settled), has_taken_effect in zip(batch, effects, strict=True):
+                    on_settled(settlement, has_taken_effect)
                 end_if_cancelled()
                 await asyncio.sleep(_COALESCE_SECONDS)
-            self._idle.set()
+            self.idle.set()
 
-    async def drained(self) -> None:
-        """Return when every settlement taken so far is recorded."""
-        await self._idle.wait()
-
-    async def _flush(self, batch: Sequence[tuple[Settlement, OnSettled]]) -> None:
-        settlements = [settlement for settlement, _ in batch]
-        acks = [one for one in settlements if isinstance(one, Ack)]
-        nacks = [one for one in settlements if isinstance(one, Nack)]
-        releases = [one for one in settlements if isinstance(one, Release)]
-        listeners = {id(settlement): on_settled for settlement, on_settled in batch}
-        if acks:
-            _notify(acks, await self._tried(lambda: self._queue.ack(acks)), listeners)
-        if nacks:
-            _notify(nacks, await self._tried(lambda: self._queue.nack(nacks)), listeners)
-        if releases:
-            claims = [one.claim for one in releases]
-            _notify(releases, await self._tried(lambda: self._queue.release(claims)), listeners)
-
-    async def _tried(self, operation: Callable[[], Awaitable[list[bool]]]) -> list[bool]:
+    async def _tried(self, settlements: Sequence[S]) -> list[bool]:
         """Retry until Redis answers; meanwhile the heartbeat renews the leases."""
         while True:
             try:
-                effects = await operation()
+                effects = await self._record(settlements)
             except (*STORE_FAILURES, MemoryError) as error:  # the reply was too large for memory: try again
-                seconds = self._backoff.failed(error)
+                seconds = self.backoff.failed(error)
                 end_if_cancelled()
                 await asyncio.sleep(seconds)
             else:
                 # `run` checks for a cancellation, after the listeners have been notified.
-                self._backoff.reset()
+                self.backoff.reset()
                 return effects
-
-
-def _notify(settlements: Sequence[Settlement], effects: Sequence[bool], listeners: Mapping[int, OnSettled]) -> None:
-    for settlement, has_taken_effect in zip(settlements, effects, strict=True):
-        listeners[id(settlement)](settlement, has_taken_effect)
 
 
 def _fitting(waiting: Sequence[tuple[Settlement, OnSettled]]) -> int:

@@ -91,6 +91,26 @@ async def test_a_settlement_of_a_stale_owner_is_refused_and_reported(store: Redi
     assert await rig.result_count() == 0
 
 
+async def test_results_are_recorded_while_redis_refuses_retries(store: Redis) -> None:
+    await store.set(RETRIES, "of another type")
+    rig = Rig(store)
+    nacked, acked, released = await rig.claimed(body("a"), body("b"), body("c"))
+    async with running(rig.ack_batcher.run()):
+        rig.ack_batcher.add(Nack(nacked, nacked.member, 60.0), rig.worker.settled)
+        await wait_until_async(lambda: RETRIES in rig.ack_batcher.refusal, "a refused retry")
+        for settlement in (ack_of(acked), Release(released)):
+            rig.ack_batcher.add(settlement, rig.worker.settled)
+        await wait_until_async(lambda: len(rig.settled) == 2, "the others")
+        assert (await rig.result_count(), await rig.pending()) == (1, 1)
+        assert rig.ack_batcher.is_waiting_for_store
+        assert RETRIES in rig.ack_batcher.refusal, "a success of another kind does not hide it"
+        await store.delete(RETRIES)
+        await asyncio.wait_for(rig.ack_batcher.drained(), IN_TIME)
+    assert await store.zcard(RETRIES) == 1
+    assert rig.ack_batcher.refusal == ""
+    assert await claims_left(store, QUEUE) == {}
+
+
 async def test_while_redis_does_not_answer_no_settlement_is_dropped(valkey: Valkey, store: Redis) -> None:
     impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig = Rig(impatient)
