@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, Never
 
 import uvicorn
 from flask import Request, Response
@@ -64,8 +65,8 @@ def serve_status(
     port: int,
     receive_seconds: float,
     on_ready: Callable[[], None],
-) -> None:
-    """Serve until SIGTERM or SIGINT. `on_ready` is called once the port is open."""
+) -> Never:
+    """Serve until SIGTERM or SIGINT, then end the process. `on_ready` is called once the port is open."""
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
@@ -92,3 +93,4 @@ def serve_status(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     server.run()
+    os._exit(0)  # a view that waits for Redis has nothing to finish, but its thread would delay the end
