@@ -46,8 +46,9 @@ def without_assertion(sources: Iterable[str], product: Iterable[str] = ()) -> se
     every = functions(sources)
     methods = functions(product)
     asserting = _LIBRARY | {name for name, same in every.items() if any(map(asserts_itself, same))}
+    called = {name: set[str]().union(*(names_called(one, methods) for one in same)) for name, same in every.items()}
     while True:
-        more = {name for name, same in every.items() if any(names_called(one, methods) & asserting for one in same)}
+        more = {name for name, names in called.items() if names & asserting}
         if more <= asserting:
             return {name for name in every if name.startswith("test_") and name not in asserting}
         asserting |= more

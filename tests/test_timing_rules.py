@@ -38,6 +38,7 @@ CANNOT_CHANGE = "does not change any more"
 HTTPX = re.compile(r"httpx\.(?:AsyncClient|Client|get|post|put|delete|head|request|stream)")
 FIVE_SECONDS = re.compile(rf"{HTTPX.pattern}|(?:\w+\.)*Redis(?:\.from_url)?|\w*redis\.from_url")
 """Calls that wait for five seconds unless they name a limit."""
+NAMED_LIMITS = {"timeout", "transport", "socket_timeout"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -62,15 +63,17 @@ def assignments(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
             yield target, node.value
 
 
-def names_assigned_from(function: Function, source: re.Pattern[str]) -> re.Pattern[str]:
-    """A pattern of `source` and of the local names assigned from it, directly or by way of other names."""
-    names: list[str] = []
-    for node in ast.walk(function):
-        for target, value in assignments(node):
-            found = re.compile("|".join([source.pattern, *names]), source.flags)
-            if found.search(code_of(value)):
-                names += [rf"\b{name.id}\b" for name in ast.walk(target) if isinstance(name, ast.Name)]
-    return re.compile("|".join([source.pattern, *names]), source.flags)
+def names_assigned_from(assigned: list[tuple[ast.expr, str]], source: re.Pattern[str]) -> re.Pattern[str]:
+    """A pattern of `source` and of the local names assigned from it, directly or by way of other names.
+
+    `assigned` has the targets of a function's assignments, each with the code of its value.
+    """
+    found = source
+    for target, code in assigned:
+        if found.search(code):
+            names = [rf"\b{name.id}\b" for name in ast.walk(target) if isinstance(name, ast.Name)]
+            found = re.compile("|".join([found.pattern, *names]), source.flags)
+    return found
 
 
 def has_number(node: ast.AST) -> bool:
@@ -85,11 +88,16 @@ def has_number(node: ast.AST) -> bool:
 def speed_comparisons(tree: ast.AST) -> Iterator[int]:
     """Lines of assertions that compare measured time, CPU, memory or a remaining TTL with a number."""
     for function in (node for node in ast.walk(tree) if isinstance(node, Function)):
-        measured = names_assigned_from(function, MEASUREMENT)
-        clock = names_assigned_from(function, WALL_CLOCK)
-        remaining = names_assigned_from(function, REMAINING_TIME)
-        asserts = (node for node in ast.walk(function) if isinstance(node, ast.Assert))
-        for compare in (part for node in asserts for part in ast.walk(node.test) if isinstance(part, ast.Compare)):
+        nodes = list(ast.walk(function))
+        asserts = (node for node in nodes if isinstance(node, ast.Assert))
+        compares = [part for node in asserts for part in ast.walk(node.test) if isinstance(part, ast.Compare)]
+        if not any(map(has_number, compares)):
+            continue
+        assigned = [(target, code_of(value)) for node in nodes for target, value in assignments(node)]
+        measured = names_assigned_from(assigned, MEASUREMENT)
+        clock = names_assigned_from(assigned, WALL_CLOCK)
+        remaining = names_assigned_from(assigned, REMAINING_TIME)
+        for compare in compares:
             code = code_of(compare)
             differences = [
                 code_of(part)
@@ -153,11 +161,11 @@ def short_waits(tree: ast.Module) -> Iterator[int]:
     """Lines that wait for an event less long than a busy machine may need; under a second is meant to end."""
     names = ("timeout", "timeout_seconds", "within", "wait_seconds")
     constants = constants_of(tree)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and (node.args or node.keywords))
+    for node in calls:
         limits = [keyword.value for keyword in node.keywords if keyword.arg in names]
-        match ast.unparse(node.func).rpartition(".")[2], ast.unparse(node.func):
+        code = ast.unparse(node.func)
+        match code.rpartition(".")[2], code:
             case _, "asyncio.timeout":
                 limits = node.args
             case _, "asyncio.wait_for":
@@ -168,7 +176,7 @@ def short_waits(tree: ast.Module) -> Iterator[int]:
                 limits = node.args
             case "ask" | "blpop" | "get" | "join" | "receive" | "result" | "run" | "urlopen" | "wait", _:
                 pass
-            case _, code if HTTPX.fullmatch(code):
+            case _ if HTTPX.fullmatch(code):
                 pass
             case _:
                 continue
@@ -181,9 +189,10 @@ def short_waits(tree: ast.Module) -> Iterator[int]:
 def default_waits(tree: ast.AST) -> Iterator[int]:
     """Lines that use the time limit of httpx or of the Redis library, which is 5 s."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and FIVE_SECONDS.fullmatch(ast.unparse(node.func)):
-            given = {keyword.arg for keyword in node.keywords}
-            yield from () if given & {"timeout", "transport", "socket_timeout"} else (node.lineno,)
+        if not isinstance(node, ast.Call) or {one.arg for one in node.keywords} & NAMED_LIMITS:
+            continue
+        if FIVE_SECONDS.fullmatch(ast.unparse(node.func)):
+            yield node.lineno
 
 
 def waited_for(statement: ast.stmt) -> ast.Call | None:
@@ -213,6 +222,8 @@ def reads_after_another_wait(text: str, tree: ast.AST) -> Iterator[int]:
         for statement in block if isinstance(block, list) else []:
             if call := waited_for(statement):
                 has_waited, awaited, assigned = True, reads(call), {}
+            elif not has_waited:
+                continue
             elif isinstance(statement, ast.Assign):
                 for target in statement.targets:
                     assigned[ast.unparse(target)] = reads(statement.value)
@@ -220,7 +231,7 @@ def reads_after_another_wait(text: str, tree: ast.AST) -> Iterator[int]:
                 names = {part.id for part in ast.walk(statement.test) if isinstance(part, ast.Name)}
                 read = reads(statement.test).union(*(assigned.get(name, set()) for name in names))
                 is_marked = CANNOT_CHANGE in lines[statement.lineno - 1]
-                if has_waited and read - awaited and not is_denial(statement.test) and not is_marked:
+                if read - awaited and not is_denial(statement.test) and not is_marked:
                     yield statement.lineno
             else:
                 has_waited = False
@@ -260,8 +271,8 @@ def test_an_assertion_after_another_wait_is_found(body: str, is_found: bool) -> 
 
 
 def test_no_wait_for_an_event_is_short() -> None:
-    rules = (short_waits, default_waits)
-    found = [f"{path}:{line}" for path in TESTS for rule in rules for line in rule(tree_of(path))]
+    trees = ((path, tree_of(path)) for path in TESTS)
+    found = [f"{path}:{line}" for path, tree in trees for line in (*short_waits(tree), *default_waits(tree))]
     assert found == [], "wait 60 s: only a failing test waits that long"
 
 
