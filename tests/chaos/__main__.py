@@ -18,7 +18,7 @@ from tests.chaos.redelivery import run_redelivery
 from tests.chaos.run import run
 
 PLANS = {
-    "short": Plan(8_000, 60, terminations=6, stalls=8, valkey_kills=3, network=12, storms=3, scalings=1),
+    "short": Plan(5_000, 60, terminations=6, stalls=8, valkey_kills=3, network=12, storms=3, scalings=1),
     "full": Plan(150_000, 1_000, terminations=200, stalls=150, valkey_kills=40, network=96, storms=40, scalings=20),
     "release": Plan(
         1_000_000,

@@ -1,4 +1,4 @@
-"""The short chaos run: sixty kills over eight thousand requests, and all other faults."""
+"""The short chaos run: sixty kills over five thousand requests, and all other faults."""
 
 from __future__ import annotations
 
