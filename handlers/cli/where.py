@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from handlers.cli.flags import RETRY_QUEUE_FLAG, QueueFlags, print_note, queue_flags, redis_flags
 from handlers.cli.shell import ExitCode, IdType, exits, for_output, run_async
@@ -36,10 +39,12 @@ Examples:
   async-processor where r1 r2 --json
   async-processor where --queue team-a-requests r1
 
+Without --queue, all queues of CONFIG_FILE are searched.
+
 With --json, `where` in each entry of `places` is `pending` (queued), `claimed` (in flight or waiting at a gate),
 `retry` or `dead`. `attempts` counts finished attempts. `due_at` is the time of the retry, else the deadline, in Unix
-seconds. If the request is live, `finished` and `result` are those of an earlier run (of a requeued dead letter, or
-of an id submitted twice).
+seconds. The state of a live request that is in none of the searched queues is `elsewhere`. If the request is live,
+`finished` and `result` are those of an earlier run (of a requeued dead letter, or of an id submitted twice).
 
 The command changes nothing. Pollers keep records of finished requests for a day (FINISHED_RECORDS and
 FINISHED_RECORDS_SECONDS of the poller). The result list is searched too, up to 2,000 results from each end.
@@ -56,21 +61,42 @@ def where(*, ids: tuple[str, ...], queue: QueueFlags, retry_queue: str, is_json:
 
     The state is queued, in flight, waiting for a retry, finished, cancelled, dead letter or unknown.
     """
-    return run_async(_where(queue, queue.client(retry_queue=retry_queue), ids, is_json))
+    path = queue.variables.get("CONFIG_FILE", "")
+    is_given = click.get_current_context().get_parameter_source("queue_name") is ParameterSource.COMMANDLINE
+    others: Sequence[str] = ()
+    if path and not is_given:
+        first, others, retry_queue = _of_file(path, retry_queue)
+        queue = dataclasses.replace(queue, queue=first or queue.queue)
+    return run_async(_where(queue, queue.client(retry_queue=retry_queue, other_queues=others), ids, is_json))
+
+
+def _of_file(path: str, retry_queue: str) -> tuple[str, Sequence[str], str]:
+    """The file's first queue, its other queues and its retry set.
+
+    The first queue is empty if the file has none.
+    """
+    from handlers.contract.errors import SettingFaults
+    from handlers.settings.config_file import partial_config_file
+
+    faults = SettingFaults()
+    file = partial_config_file(path, faults)
+    faults.raise_all()
+    names = [entry.queue_name for entry in file.queues] or [""]
+    return names[0], names[1:], file.retry_queue_name or retry_queue
 
 
 async def _where(queue: QueueFlags, opened: AsyncClient, ids: tuple[str, ...], is_json: bool) -> ExitCode:
-
-    is_known, is_waiting = True, False
+    is_known = True
+    waiting: dict[str, None] = {}
     async with opened as client:
         for request_id in ids:
             found = await client.where(request_id)
             is_known = is_known and found.state != "unknown"
             text = as_json(found) if is_json else whereabouts_text(found, time.time())
             print(for_output(text, sys.stdout))
-            is_waiting = is_waiting or any(place.where == "pending" for place in found.places)
-    if is_waiting:
-        await print_note(queue, queue.queue)
+            waiting |= dict.fromkeys(place.queue for place in found.places if place.where == "pending")
+    for name in waiting:
+        await print_note(queue, name)
     return ExitCode.DONE if is_known else ExitCode.FAILED_REQUESTS
 
 
@@ -96,10 +122,10 @@ def whereabouts_text(found: Whereabouts, now: float) -> str:
     lines = [_place_text(place, now) for place in found.places]
     if found.state == "cancelling":
         lines.append("cancelled; its result is on the way")
-    elif found.state in ("queued", "pending", "claimed", "retrying") and not found.places:
+    elif found.state in ("elsewhere", "queued", "pending", "claimed", "retrying") and not found.places:
         lines.append(
-            "live, but not found in this queue: it is in another queue (use --queue), or it moved during the search "
-            "(try again)"
+            "live, but not found in the searched queues: it is in another queue (use --queue), or it moved during "
+            "the search (try again)"
         )
     if found.finished:
         record = found.finished
@@ -128,6 +154,8 @@ def not_cancelled_text(found: Whereabouts) -> str:
         if found.state == "cancelled":
             return f"already cancelled at {at}"
         reason = f"finished at {at} ({found.finished.outcome})"
+    elif found.state == "elsewhere":
+        reason = "live in another queue (use --queue)"
     elif found.state == "unknown":
         reason = "unknown in this queue; is the id right, and --queue?"
     else:
@@ -136,7 +164,8 @@ def not_cancelled_text(found: Whereabouts) -> str:
 
 
 def _place_text(place: Place, now: float) -> str:
-    text = f"{_PLACES[place.where]}, queue {place.queue}"
+    name = "mentioned in a dead letter without id" if place.is_mention else _PLACES[place.where]
+    text = f"{name}, queue {place.queue}"
     if place.where == "dead":
         return f"{text}, `async-processor dead show {place.dead_id} --queue {shlex.quote(place.queue)}`"
     if place.where == "claimed":

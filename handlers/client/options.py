@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 from typing import Annotated, TypedDict
 
 import msgspec
@@ -42,6 +43,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Queue names and limits of a client.
 
     - `retry_queue`: the poller's `RETRY_QUEUE_NAME`, which `where` searches.
+    - `other_queues`: queues that `where` searches too.
     - `payload_apart_bytes`: payloads of at least this size are offloaded to keys of their own; None: never.
     - `idempotent_window_seconds`: until this long after the deadline, another submission of the id is not queued, even
       if the first has finished, and the first one is returned. 0: every submission is queued.
@@ -59,6 +61,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     queue: _Name = "request-sortedset"
     results: _Name = "result-list"
     retry_queue: _Name = "retry-sortedset"
+    other_queues: Sequence[_Name] = ()
     tenant_attribute: _Name = "userid"
     payload_apart_bytes: int | None = None
     idempotent_window_seconds: Annotated[int, Meta(ge=0)] = 0

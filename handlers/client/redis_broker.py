@@ -338,7 +338,8 @@ class RedisBroker:
         request_id, _ = _names(submission)
         options = self._options
         queue = submission.queue if isinstance(submission, Submission) else options.queue
-        keys = Searched([queue], options.retry_queue, options.results, self._is_cluster)
+        queues = list(dict.fromkeys([queue, *options.other_queues]))
+        keys = Searched(queues, options.retry_queue, options.results, self._is_cluster)
         with store_errors():
             return await locate(self._redis, request_id, keys)
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import redis
@@ -14,7 +15,7 @@ from flask import Request
 from werkzeug.test import EnvironBuilder
 
 from handlers.cli import main
-from handlers.client import Client, RequestState, UnknownRequest
+from handlers.client import Client, ClientOptions, RequestState, UnknownRequest
 from handlers.contract.result import ErrorCode
 from handlers.demo.stack import Stack
 from handlers.settings.settings import load_settings
@@ -150,3 +151,36 @@ def test_cancel_reports_that_a_bare_member_cannot_be_cancelled(stack: Stack, sto
     shown = run(stack, "cancel", "--queue", "other-queue", "where-bare")
     assert "has no token, so it cannot be cancelled" in shown.stdout
     store.delete("other-queue")
+
+
+def test_every_queue_of_the_configuration_file_is_searched(stack: Stack, store: redis.Redis, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("queues: [{queue_name: first-queue}, {queue_name: rq}]\n", encoding="utf-8")
+    env = {"REDIS_URL": stack.redis_url, "CONFIG_FILE": str(config)}
+    with Client.for_redis(stack.redis_url, ClientOptions(queue="rq"), LONG_LIMIT) as other:
+        other.submit({"prompt": "x"}, deadline=HOUR, id="where-rq")
+    try:
+        shown = CliRunner().invoke(main, ["where", "where-rq"], env=env)
+        assert "where-rq  queued, queue rq, no attempt yet" in shown.stdout
+        assert "no poller reported queue rq" in shown.stderr
+
+        given = CliRunner().invoke(main, ["where", "where-rq", "--queue", "first-queue", "--json"], env=env)
+        assert (json.loads(given.stdout)["state"], given.exit_code) == ("elsewhere", 0)
+        unseen = "live, but not found in the searched queues"
+        assert unseen in run(stack, "where", "where-rq").stdout
+        assert unseen in page_text(stack, "where-rq")
+    finally:
+        store.delete("rq", "request-active:where-rq", "request-submitted:where-rq")
+
+
+def test_an_id_inside_another_dead_letter_is_only_a_mention(stack: Stack, store: redis.Redis) -> None:
+    unreadable = {"reason": "INVALID_REQUEST", "at": time.time(), "member": "no JSON, where-mentioned"}
+    readable = {"reason": "UNDELIVERABLE", "at": time.time(), "member": '{"id": "other", "payload": "where-inside"}'}
+    store.hset("request-sortedset:dead", mapping={"1" * 40: json.dumps(unreadable), "2" * 40: json.dumps(readable)})
+    try:
+        label = "mentioned in a dead letter without id"
+        assert label in run(stack, "where", "where-mentioned").stdout
+        assert label in page_text(stack, "where-mentioned")
+        assert state_of(stack, "where-inside") == "unknown"
+    finally:
+        store.delete("request-sortedset:dead")

@@ -13,9 +13,10 @@ from typing import Final
 import msgspec
 
 from handlers.contract.errors import InvalidRequest
-from handlers.contract.lenient_json import Malformed
+from handlers.contract.lenient_json import MALFORMED, Malformed
 from handlers.contract.request import decode_member
 from handlers.contract.result import ErrorCode, decode_result
+from handlers.redis_store.admin.dead_letters import read_dead_letter
 from handlers.redis_store.admin.status_board import (
     SEARCH_ENTRIES,
     FinishedRecord,
@@ -46,7 +47,7 @@ class Place(msgspec.Struct, frozen=True):
     """One place where a request was found.
 
     `where` is pending, claimed, retry or dead. `attempts` counts finished attempts. `due_at` is a deadline or the due
-    time of a retry in Unix seconds, or 0.
+    time of a retry in Unix seconds, or 0. `is_mention`: a dead letter without a readable id contains the searched id.
     """
 
     where: str
@@ -55,6 +56,7 @@ class Place(msgspec.Struct, frozen=True):
     attempts: int
     due_at: float = 0.0
     dead_id: str = ""
+    is_mention: bool = False
 
 
 class ResultPlace(msgspec.Struct, frozen=True):
@@ -117,6 +119,8 @@ async def locate(redis: Store, request_id: str, keys: Searched) -> Whereabouts:
     if record and record.results:
         lists.insert(0, record.results)
     result, is_cut = await _result_in(redis, request_id, list(dict.fromkeys(lists)), keys.is_cluster)
+    if not is_partial and live in (RequestState.RETRYING, RequestState.QUEUED):
+        live = RequestState.ELSEWHERE  # `_state` prefers a place that was found
     return Whereabouts(request_id, _state(places, live, record, result), places, record, result, is_partial or is_cut)
 
 
@@ -156,7 +160,7 @@ def _state(
     if live is RequestState.CANCELLING:
         return live
     for where, state in _LIVE.items():
-        if any(place.where == where for place in places):
+        if any(place.where == where and not place.is_mention for place in places):
             return state
     if live not in (RequestState.UNKNOWN, RequestState.FINISHED):
         return live
@@ -165,7 +169,7 @@ def _state(
     if result is not None:
         is_cancelled = result.outcome == ErrorCode.CANCELLED
         return RequestState.CANCELLED if is_cancelled else RequestState.FINISHED
-    return live
+    return RequestState.DEAD_LETTERED if places else live
 
 
 def finished_state(record: FinishedRecord) -> RequestState:
@@ -178,8 +182,7 @@ def finished_state(record: FinishedRecord) -> RequestState:
 def _place(found: Found, queue: str, request_id: str) -> Place | None:
     """Where a found member is; None if it is another request's."""
     if found.where == "dead":
-        is_it = request_id in found.member.decode("utf-8", "replace")
-        return Place("dead", queue, "", 0, dead_id=found.dead_id) if is_it else None
+        return _dead_place(found, queue, request_id)
     try:
         envelope = decode_member(found.member, queue)
     except InvalidRequest as error:
@@ -190,6 +193,16 @@ def _place(found: Found, queue: str, request_id: str) -> Place | None:
     own = envelope.internal.request_queue_name or queue
     due = found.score if found.where == "retry" else request.deadline
     return Place(found.where, own, request.request_token, request.attempt, due)
+
+
+def _dead_place(found: Found, queue: str, request_id: str) -> Place | None:
+    own_id = ""
+    with contextlib.suppress(*MALFORMED):
+        own_id = read_dead_letter(b"", found.member).request_id
+    is_mention = not own_id and request_id in found.member.decode("utf-8", "replace")
+    if own_id != request_id and not is_mention:
+        return None
+    return Place("dead", queue, "", 0, dead_id=found.dead_id, is_mention=is_mention)
 
 
 async def _result_in(

@@ -112,6 +112,8 @@ class RequestState(StrEnum):
     """Attempted at least once, waiting for its next attempt (due, or not yet)."""
     QUEUED = "queued"
     """Pending or retrying; without a sequence in this producer's token, the two cannot be distinguished."""
+    ELSEWHERE = "elsewhere"
+    """Live, but not in the queues that `where` searched."""
     CANCELLING = "cancelling"
     """Cancelled; its `CANCELLED` result is on the way."""
     FINISHED = "finished"
