@@ -5,14 +5,15 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from handlers.cli.flags import QueueFlags, redis_flags
-from handlers.cli.shell import ExitCode, IdType, confirm, exits, for_output, run_async
+from handlers.cli.shell import ExitCode, IdType, confirm, exits, for_output, printable, run_async
 from handlers.number_text import counted
 
 if TYPE_CHECKING:
@@ -21,19 +22,23 @@ if TYPE_CHECKING:
 Work = Callable[["DeadLetters"], Awaitable[ExitCode]]
 
 
+_REASON = click.option("--reason", default="", help="Only dead letters with this reason, such as UNDELIVERABLE.")
+
+
 @click.group(
     epilog="""\b
 Examples:
   async-processor dead list
-  async-processor dead list --json | jq -r 'select(.reason == "UNDELIVERABLE") | .dead_id'
+  async-processor dead list --reason UNDELIVERABLE --limit 20
   async-processor dead show 3f1c
   async-processor dead requeue 3f1c 88a0
+  async-processor dead requeue --reason UNDELIVERABLE
   async-processor dead drop --all --yes
 
 You may shorten the id of a dead letter, as long as the prefix is unique. In the list, REQUEST is the id of the
 request, and DEATHS is the number of pollers that crashed or lost their lease while they held it (see MAX_DEATHS).
 
-Exit codes: 0 done; 1 no such dead letter, or not confirmed; 2 invalid flags; 4 Redis does not answer."""
+Exit codes: 0 done; 1 no such dead letter, hopeless or not confirmed; 2 invalid flags; 4 Redis does not answer."""
 )
 def dead() -> None:
     """List dead letters, queue them again or drop them.
@@ -45,18 +50,21 @@ def dead() -> None:
 
 @dead.command("list")
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object for each, with the request as queued.")
+@_REASON
+@click.option("--limit", type=click.IntRange(min=1), help="Only this many, the latest.  [default: all]")
 @redis_flags
 @exits
-def list_letters(queue: QueueFlags, is_json: bool) -> ExitCode:
+def list_letters(queue: QueueFlags, is_json: bool, reason: str, limit: int | None) -> ExitCode:
     """List all dead letters of a queue, the latest last."""
 
     async def work(letters: DeadLetters) -> ExitCode:
-        found = sorted([letter async for letter in letters.all()], key=lambda letter: letter.at)
+        found = sorted([letter async for letter in _chosen(letters, reason)], key=lambda letter: letter.at)
+        found = found[-limit:] if limit else found
         if is_json:
             for letter in found:
                 click.echo(for_output(_as_json(letter).decode(), sys.stdout))
         else:
-            _print_list(found)
+            _print_list(found, reason)
         return ExitCode.DONE
 
     return _run(queue, work)
@@ -92,16 +100,34 @@ def _as_json(letter: DeadLetter) -> bytes:
 @dead.command("requeue")
 @click.argument("dead_ids", nargs=-1, type=IdType())
 @click.option("--all", "is_all", is_flag=True, help="Requeue all dead letters.")
+@_REASON
+@click.option("--force", "is_forced", is_flag=True, help="Requeue also what can only fail again.")
 @redis_flags
 @exits
-def requeue(dead_ids: tuple[str, ...], is_all: bool, queue: QueueFlags) -> ExitCode:
+def requeue(dead_ids: tuple[str, ...], is_all: bool, reason: str, is_forced: bool, queue: QueueFlags) -> ExitCode:
     """Queue dead letters again, unchanged.
 
-    The error result of a request stays in its list until it is read; the second run adds a second result.
+    Skips invalid requests and those whose deadline has passed, unless --force is given. The error result of a request
+    stays in its list until it is read; the second run adds a second result.
     """
+    is_many = is_all or bool(reason)
+    skipped = 0
 
     async def work(letters: DeadLetters) -> ExitCode:
-        return await _each(letters, dead_ids, is_all, letters.requeue, "queued again")
+        async def act(letter: DeadLetter) -> bool:
+            nonlocal skipped
+            because = "" if is_forced else letter.hopeless_because(time.time())
+            if because:
+                skipped += 1
+                if not is_many:
+                    text = f"{letter.dead_id} can only fail again: {because}; --force queues it anyway"
+                    click.echo(printable(text), err=True)
+            return not because and await letters.requeue(letter)
+
+        code = await _each(letters, dead_ids, _chosen(letters, reason) if is_many else None, act, "queued again")
+        if is_many and skipped:
+            click.echo(f"{skipped} skipped, which can only fail again; --force queues them too", err=True)
+        return code
 
     return _run(queue, work)
 
@@ -109,42 +135,60 @@ def requeue(dead_ids: tuple[str, ...], is_all: bool, queue: QueueFlags) -> ExitC
 @dead.command("drop")
 @click.argument("dead_ids", nargs=-1, type=IdType())
 @click.option("--all", "is_all", is_flag=True, help="Drop all dead letters, after a confirmation.")
-@click.option("--yes", "is_confirmed", is_flag=True, help="With --all: do not ask for confirmation.")
+@_REASON
+@click.option("--yes", "is_confirmed", is_flag=True, help="With --all or --reason: do not ask for confirmation.")
 @redis_flags
 @exits
-def drop(dead_ids: tuple[str, ...], is_all: bool, is_confirmed: bool, queue: QueueFlags) -> ExitCode:
+def drop(dead_ids: tuple[str, ...], is_all: bool, reason: str, is_confirmed: bool, queue: QueueFlags) -> ExitCode:
     """Delete dead letters."""
+    is_many = is_all or bool(reason)
 
     async def work(letters: DeadLetters) -> ExitCode:
-        if is_all and not dead_ids and not is_confirmed and not _confirmed(await letters.count(), queue.queue):
-            return ExitCode.FAILED_REQUESTS
-        return await _each(letters, dead_ids, is_all, lambda letter: letters.drop(letter.dead_id), "dropped")
+        if is_many and not dead_ids and not is_confirmed:
+            count = len([1 async for _ in _chosen(letters, reason)]) if reason else await letters.count()
+            if not _confirmed(count, queue.queue, reason):
+                return ExitCode.FAILED_REQUESTS
+        every = _chosen(letters, reason) if is_many else None
+        return await _each(letters, dead_ids, every, lambda letter: letters.drop(letter.dead_id), "dropped")
 
     return _run(queue, work)
 
 
-def _confirmed(count: int, queue: str) -> bool:
+async def _chosen(letters: DeadLetters, reason: str) -> AsyncIterator[DeadLetter]:
+    """The dead letters with this reason, in any case; all if it is empty."""
+    async for letter in letters.all():
+        if not reason or letter.reason.lower() == reason.lower():
+            yield letter
+
+
+def _with(reason: str) -> str:
+    return f" with the reason {reason}" if reason else ""
+
+
+def _confirmed(count: int, queue: str, reason: str) -> bool:
     """Ask for confirmation. Without a terminal, only `--yes` confirms."""
     if not count:
-        click.echo("no dead letters", err=True)
+        click.echo(f"no dead letters{_with(reason)}", err=True)
         return False
+    letters = f"{counted(count, 'dead letter')}{_with(reason)} of {queue}"
     if sys.stdin.isatty():
-        return confirm(f"Drop {counted(count, 'dead letter')} of {queue}?")
-    click.echo(f"nothing dropped: pass --yes to drop {counted(count, 'dead letter')} of {queue}", err=True)
+        return confirm(f"Drop {letters}?")
+    click.echo(f"nothing dropped: pass --yes to drop {letters}", err=True)
     return False
 
 
 async def _each(
     letters: DeadLetters,
     dead_ids: tuple[str, ...],
-    is_all: bool,
+    every: AsyncIterator[DeadLetter] | None,
     act: Callable[[DeadLetter], Awaitable[bool]],
     word: str,
 ) -> ExitCode:
+    is_all = every is not None
     if bool(dead_ids) == is_all:
-        raise click.UsageError("give either ids of dead letters or --all")
+        raise click.UsageError("give either ids of dead letters, or --all or --reason")
     code, count = ExitCode.DONE, 0
-    chosen = [letter.dead_id async for letter in letters.all()] if is_all else list(dead_ids)
+    chosen = list(dead_ids) if every is None else [letter.dead_id async for letter in every]
     for dead_id in chosen:
         letter = await letters.get(dead_id) if is_all else await _named(letters, dead_id)
         if letter is not None and await act(letter):
@@ -202,10 +246,10 @@ _NARROW: Final = 120
 """In a narrower terminal, the details of a dead letter get a line of their own."""
 
 
-def _print_list(found: list[DeadLetter]) -> None:
+def _print_list(found: list[DeadLetter], reason: str) -> None:
     """Print one line per dead letter, two in a narrow terminal."""
     if not found:
-        click.echo("no dead letters")
+        click.echo(f"no dead letters{_with(reason)}")
         return
     ids = [_plain(letter.request_id) or "(no id)" for letter in found]
     id_width = max(map(len, ["REQUEST", *ids]))

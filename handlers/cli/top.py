@@ -9,7 +9,6 @@ import signal
 import sys
 import termios
 import tty
-from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from types import FrameType
@@ -23,7 +22,7 @@ from rich.text import Text
 
 from handlers.cli.shell import ExitCode, exits, printable, stop_at_signals
 from handlers.number_text import counted, duration_text
-from handlers.status.overview import Minute, Overview
+from handlers.status.overview import Minute, Overview, folded
 from handlers.status.report import Failure
 
 if TYPE_CHECKING:
@@ -193,10 +192,7 @@ def _failures(now: Overview, most: int) -> Table | Text:
     if not now.failures:
         return Text("No failures in the last day.", style="dim")
     table = _table("WHEN", "OUTCOME", "ATTEMPT", "REASON", "REQUEST", numbers=("ATTEMPT",))
-    alike = Counter(_row_of(one) for one in now.failures)
-    newest = {_row_of(one): one for one in reversed(now.failures)}  # the first of `failures` is the newest
-    for row in list(alike)[:most]:
-        one, count = newest[row], alike[row]
+    for one, count in folded(now.failures, _row_of)[:most]:
         outcome = Text("failed", "red") if one.is_final else Text("retried", "yellow")
         reason = f"{one.reason} {one.status_code or ''}".strip()
         request = (one.id or "(no id)") + (f" x{count}" if count > 1 else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -183,6 +183,13 @@ def queue_lines(
             )
         )
     return lines
+
+
+def folded(failures: Sequence[Failure], row_of: Callable[[Failure], object]) -> list[tuple[Failure, int]]:
+    """Each row once, with its newest failure and the number of failures. The first of `failures` is the newest."""
+    counts = Counter(map(row_of, failures))
+    newest = {row_of(one): one for one in reversed(failures)}
+    return [(newest[row], count) for row, count in counts.items()]
 
 
 def lane_lines(queues: Sequence[QueueLine]) -> list[LaneLine]:

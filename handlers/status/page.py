@@ -25,8 +25,9 @@ from handlers.contract.masked_text import shown_value
 from handlers.contract.request import MAX_ID_LENGTH
 from handlers.number_text import counted
 from handlers.redis_store.admin.whereabouts import Whereabouts
-from handlers.status.overview import Overview, lived_minutes
+from handlers.status.overview import Overview, folded, lived_minutes
 from handlers.status.report import Failure
+from handlers.telemetry.logs import RareWarning, get_logger
 
 WIDTH: Final = 600
 HEIGHT: Final = 120
@@ -119,6 +120,7 @@ class DeadLetterRow(msgspec.Struct, frozen=True):
     message: str
     at: float
     delivery_count: int
+    hopeless_because: str = ""
 
 
 class Source(Protocol):
@@ -138,7 +140,7 @@ class Source(Protocol):
         ...
 
     def requeue(self, queue: str, dead_id: str) -> bool:
-        """Requeue a dead letter; False if it no longer exists."""
+        """Requeue a dead letter; False if it no longer exists. Raises `Hopeless`."""
         ...
 
     def drop(self, queue: str, dead_id: str) -> bool:
@@ -148,6 +150,10 @@ class Source(Protocol):
 
 class Unreachable(Exception):
     """Redis does not answer; the page shows the message."""
+
+
+class Hopeless(Exception):
+    """A dead letter that can only fail again; the message gives the reason."""
 
 
 class Busy(Exception):
@@ -179,6 +185,8 @@ class StatusPages:
         self._tokens = tokens
         self._hosts = hosts
         self._clock = clock
+        self._log = get_logger("status")
+        self._refusals = RareWarning(self._log, "token refused")
         self._templates = Environment(
             loader=PackageLoader("handlers.status"),
             autoescape=True,
@@ -252,6 +260,7 @@ class StatusPages:
         return self._page(
             "first.html",
             overview=overview,
+            failures=folded(overview.failures, lambda one: msgspec.structs.replace(one, at=0.0)),
             throughput=Markup(throughput),  # noqa: S704  # drawn from numbers and constant names
             latency=Markup(latency),  # noqa: S704  # drawn from numbers and constant names
             refresh_seconds=_REFRESH_SECONDS if request.args.get("refresh") else 0,
@@ -288,17 +297,23 @@ class StatusPages:
         if not self._tokens():
             return self._page("error.html", 403, message="This page is read-only: no token is configured.")
         if not self._is_allowed(request.form.get("token", "")):
+            self._refusals.report(client=request.remote_addr)
             return self._page("error.html", 403, message="The token is wrong.")
         queue, dead_id = request.form.get("queue", ""), request.form.get("dead_id", "")
         if queue not in [line.name for line in self._source.overview().queues]:
             return self._page("error.html", 404, message="There is no such queue.")
-        match request.form.get("action"):
-            case "requeue":
-                is_done, word = self._source.requeue(queue, dead_id), "Queued again."
-            case "drop":
-                is_done, word = self._source.drop(queue, dead_id), "Dropped."
-            case _:
-                return self._page("error.html", 400, message="action: expected requeue or drop.")
+        try:
+            match request.form.get("action"):
+                case "requeue":
+                    is_done, word, event = self._source.requeue(queue, dead_id), "Queued again.", "dead letter requeued"
+                case "drop":
+                    is_done, word, event = self._source.drop(queue, dead_id), "Dropped.", "dead letter dropped"
+                case _:
+                    return self._page("error.html", 400, message="action: expected requeue or drop.")
+        except Hopeless as error:
+            return self._dead(request, f"Not queued again: it can only fail again: {error}.", 409)
+        if is_done:
+            self._log.info(event, dead_id=dead_id, queue=queue, client=request.remote_addr)
         notice = word if is_done else "This dead letter no longer exists."
         return self._dead(request, notice, 200 if is_done else 404)
 

@@ -46,7 +46,7 @@ from handlers.status.overview import (
     queue_lines,
     read_failures,
 )
-from handlers.status.page import Busy, DeadLetterRow, OwnHosts, StatusPages, Unreachable, read_hosts
+from handlers.status.page import Busy, DeadLetterRow, Hopeless, OwnHosts, StatusPages, Unreachable, read_hosts
 from handlers.status.report import Failure
 from handlers.telemetry.logs import get_logger
 from handlers.wiring.credentials import redis_options
@@ -219,11 +219,13 @@ class RedisSource:
         return sorted(found, key=lambda line: -line.at)[:_MOST_DEAD]
 
     def requeue(self, queue: str, dead_id: str) -> bool:
-        """Requeue a dead letter; False if it no longer exists."""
+        """Requeue a dead letter; False if it no longer exists. Raises `Hopeless`."""
 
         async def change(redis: Store) -> bool:
             letters = DeadLetters(redis, queue, cluster=self._options.is_cluster)
             letter = await letters.get(dead_id)
+            if letter is not None and (reason := letter.hopeless_because(time.time())):
+                raise Hopeless(reason)
             return letter is not None and await letters.requeue(letter)
 
         return self._run(change)
@@ -246,7 +248,14 @@ def _dead_letter_row(queue: str, name: bytes, record: bytes, size: int) -> DeadL
         return DeadLetterRow(dead_id, queue, "", "too large to show", message, 0.0, 0)
     letter = read_dead_letter(name, record)
     return DeadLetterRow(
-        dead_id, queue, letter.request_id, letter.reason, letter.message, letter.at, letter.delivery_count
+        dead_id,
+        queue,
+        letter.request_id,
+        letter.reason,
+        letter.message,
+        letter.at,
+        letter.delivery_count,
+        letter.hopeless_because(time.time()),
     )
 
 

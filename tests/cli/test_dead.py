@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -27,6 +30,11 @@ from tests.servers.terminal import Terminal
 SCORE = 1_999_999_999 + 3 / 2**21
 
 
+def good(request_id: str) -> bytes:
+    """A member that a poller can send."""
+    return json.dumps({"id": request_id, "deadline": 1_999_999_999, "payload": {}}).encode()
+
+
 class Dead:
     """A queue with dead letters, and the command for it."""
 
@@ -40,14 +48,20 @@ class Dead:
         env = {"REDIS_URL": self.url, "REQUEST_QUEUE_NAME": self.queue, "COLUMNS": str(width)}
         return CliRunner().invoke(main, ["dead", *arguments], env=env)
 
-    async def dead_letter(self, member: bytes, message: str = "5 pollers crashed", at: float = 1_700_000_000) -> str:
+    async def dead_letter(
+        self,
+        member: bytes,
+        message: str = "5 pollers crashed",
+        at: float = 1_700_000_000,
+        reason: str = "UNDELIVERABLE",
+    ) -> str:
         """Claim `member` and acknowledge it as dead; returns the dead letter's id."""
         redis = AsyncRedis.from_url(self.url)
         queue = RedisQueue(redis, self.queue, QueueOptions("retries", "results"))
         await redis.zadd(self.queue, {member: SCORE})
         [claim] = await queue.claim(1)
         before = self._ids()
-        record = dead_record(claim, "UNDELIVERABLE", message, at)
+        record = dead_record(claim, reason, message, at)
         assert await queue.ack([Ack(claim, b"", "results", None, "", "", dead=record)]) == [True]
         await redis.aclose()
         [added] = self._ids() - before
@@ -151,11 +165,14 @@ async def test_show_prints_the_member_as_it_was_queued(dead: Dead, member: bytes
     assert (letter["reason"], letter["deaths"], letter["at"]) == ("UNDELIVERABLE", 0, 1_700_000_000)
 
 
-@pytest.mark.parametrize("member", [b'{"id": "r",  "deadline": 1}', b"\xff\x00 no json"])
-async def test_a_requeued_dead_letter_is_pending_unchanged(dead: Dead, member: bytes) -> None:
+@pytest.mark.parametrize(
+    ("member", "options"),
+    [(b'{"id": "r",  "deadline": 1999999999, "payload": {}}', []), (b"\xff no json", ["--force"])],
+)
+async def test_a_requeued_dead_letter_is_pending_unchanged(dead: Dead, member: bytes, options: list[str]) -> None:
     dead_id = await dead.dead_letter(member)
 
-    done = await _in_thread(dead.run, "requeue", dead_id)
+    done = await _in_thread(dead.run, "requeue", dead_id, *options)
 
     assert (done.exit_code, done.stdout) == (0, "1 queued again\n")
     assert dead.pending() == [(member, SCORE)]
@@ -163,21 +180,21 @@ async def test_a_requeued_dead_letter_is_pending_unchanged(dead: Dead, member: b
 
 
 async def test_requeue_and_drop_take_several_or_all(dead: Dead) -> None:
-    ids = [await dead.dead_letter(f"m-{n}".encode()) for n in range(5)]
+    ids = [await dead.dead_letter(good(f"m-{n}")) for n in range(5)]
 
     assert (await _in_thread(dead.run, "drop", ids[0], ids[1])).stdout == "2 dropped\n"
     assert (await _in_thread(dead.run, "requeue", ids[2])).stdout == "1 queued again\n"
     assert (await _in_thread(dead.run, "drop", "--all", "--yes")).stdout == "2 dropped\n"
 
-    assert dead.pending() == [(b"m-2", SCORE)]
+    assert dead.pending() == [(good("m-2"), SCORE)]
     assert not dead.redis.exists(dead.keys.dead)
 
 
 async def test_printed_ids_and_their_unique_prefixes_are_accepted(
     dead: Dead,
 ) -> None:
-    await dead.dead_letter(b"m-1")
-    await dead.dead_letter(b"m-2")
+    await dead.dead_letter(good("m-1"))
+    await dead.dead_letter(good("m-2"))
     listed = await _in_thread(dead.run, "list", width=80)
     ids = [line.split()[0] for line in listed.stdout.splitlines()[1:]]
     assert (await _in_thread(dead.run, "show", ids[0])).exit_code == 0
@@ -239,7 +256,7 @@ def test_an_unknown_id_is_reported(dead: Dead, command: str) -> None:
 
 
 async def test_an_unknown_id_does_not_stop_the_requeueing_of_others(dead: Dead) -> None:
-    dead_id = await dead.dead_letter(b"m")
+    dead_id = await dead.dead_letter(good("m"))
 
     done = await _in_thread(dead.run, "requeue", "nobody", dead_id)
 
@@ -272,3 +289,48 @@ async def test_i15_an_unreadable_member_is_kept_with_its_reason(dead: Dead) -> N
     assert done.exit_code == 0
     assert "INVALID_REQUEST" in done.stdout
     assert "[/x]" in done.stdout
+
+
+async def test_requeue_skips_what_can_only_fail_again_unless_forced(dead: Dead) -> None:
+    broken = await dead.dead_letter(b"no json", reason="INVALID_REQUEST")
+    late = await dead.dead_letter(b'{"id": "late", "deadline": 1, "payload": {}}')
+    await dead.dead_letter(good("fine"))
+
+    one = await _in_thread(dead.run, "requeue", broken[:8])
+    assert (one.exit_code, one.stdout) == (1, "")
+    assert f"{broken} can only fail again: " in one.stderr
+    assert "--force" in one.stderr
+    assert "its deadline has passed" in (await _in_thread(dead.run, "requeue", late)).stderr
+
+    every = await _in_thread(dead.run, "requeue", "--all")
+    assert (every.exit_code, every.stdout) == (0, "1 queued again\n")
+    assert "2 skipped, which can only fail again; --force queues them too" in every.stderr
+    assert (dead.pending(), dead.count()) == ([(good("fine"), SCORE)], 2)
+
+    assert (await _in_thread(dead.run, "requeue", "--all", "--force")).stdout == "2 queued again\n"
+    assert dead.count() == 0
+
+
+async def test_a_reason_selects_dead_letters_and_a_limit_the_newest(dead: Dead) -> None:
+    for number in range(3):
+        await dead.dead_letter(good(f"r-{number}"), at=1_700_000_000 + number)
+    await dead.dead_letter(b"no json", reason="INVALID_REQUEST")
+
+    listed = (await _in_thread(dead.run, "list", "--reason", "undeliverable", "--limit", "2")).stdout
+    assert ("r-0" in listed, "r-1" in listed, "r-2" in listed, "INVALID" in listed) == (False, True, True, False)
+    none = (await _in_thread(dead.run, "list", "--reason", "OTHER")).stdout
+    assert none == "no dead letters with the reason OTHER\n"
+
+    asked = await _in_thread(dead.run, "drop", "--reason", "INVALID_REQUEST")
+    assert "pass --yes to drop 1 dead letter with the reason INVALID_REQUEST of" in asked.stderr
+    assert (await _in_thread(dead.run, "drop", "--reason", "INVALID_REQUEST", "--yes")).stdout == "1 dropped\n"
+    assert (await _in_thread(dead.run, "requeue", "--reason", "UNDELIVERABLE")).stdout == "3 queued again\n"
+    assert dead.count() == 0
+
+
+async def test_the_runbooks_dead_letter_for_a_rehearsal_can_be_queued_again(dead: Dead) -> None:
+    text = (Path(__file__).parents[2] / "docs/runbook.md").read_text(encoding="utf-8")
+    [fields] = re.findall(r"redis-cli HSET request-sortedset:dead (\S+ '.+?')", text)
+    dead_id, record = shlex.split(fields)
+    dead.redis.hset(dead.keys.dead, dead_id, record)
+    assert (await _in_thread(dead.run, "requeue", "--reason", "UNDELIVERABLE")).stdout == "1 queued again\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import re
 import time
 from typing import Any, cast
@@ -20,8 +22,10 @@ from handlers.redis_store.admin.status_board import FinishedRecord
 from handlers.redis_store.admin.whereabouts import Whereabouts
 from handlers.redis_store.submit.submissions import RequestState
 from handlers.settings.settings import Settings, load_settings
+from handlers.status.overview import Overview
 from handlers.status.page import OwnHosts, StatusPages
 from handlers.status.report import Failure
+from handlers.telemetry.logs import LogOptions, configure_logs
 from handlers.wiring.status_page import RedisSource, open_pages, status_pages
 
 
@@ -113,3 +117,50 @@ def test_a_changed_configuration_leaves_the_page_its_names() -> None:
             assert (is_refused("known", settings), is_refused("other", settings)) == (False, True)
     finally:
         open_pages(before, "::", [])
+
+
+def test_changes_and_refused_tokens_are_logged_and_hopeless_letters_are_not_queued_again(valkey: Valkey) -> None:
+    member, out = '{"id": "late", "deadline": 1, "payload": {}}', io.StringIO()
+    with (
+        SyncRedis.from_url(valkey.url, socket_timeout=60) as store,
+        RedisSource(load_settings({"REDIS_URL": valkey.url})) as source,
+    ):
+        configure_logs(LogOptions(form="json"), out)
+        store.hset("request-sortedset:dead", "d1", json.dumps({"reason": "UNDELIVERABLE", "at": 1, "member": member}))
+        pages = StatusPages(source, lambda: ["right"], OwnHosts("127.0.0.1"))
+
+        def post(action: str, token: str = "right") -> tuple[int, str]:
+            form = {"queue": "request-sortedset", "dead_id": "d1", "action": action, "token": token}
+            builder = EnvironBuilder(
+                "/dead/change",
+                method="POST",
+                data=form,
+                base_url="http://127.0.0.1/",
+                environ_base={"REMOTE_ADDR": "192.0.2.7"},
+            )
+            answer = pages.respond(Request(builder.get_environ()))
+            return answer.status_code, answer.get_data(as_text=True)
+
+        assert post("drop", "wrong")[0] == post("drop", "wrong")[0] == 403
+        status, text = post("requeue")
+        assert (status, "can only fail again: its deadline has passed" in text) == (409, True)
+        assert store.hlen("request-sortedset:dead") == 1
+        assert post("drop")[0] == 200
+    refused, dropped = map(json.loads, out.getvalue().splitlines())
+    assert (refused["event"], refused["count"], refused["client"]) == ("token refused", 1, "192.0.2.7")
+    assert dropped.items() >= {"queue": "request-sortedset", "dead_id": "d1", "client": "192.0.2.7"}.items()
+    assert dropped["event"] == "dead letter dropped"
+
+
+def test_equal_failures_share_a_row_and_those_without_id_link_to_the_dead_letters() -> None:
+    failures = [Failure(float(at), "", "rq", 0, "INVALID_REQUEST", is_final=True) for at in range(85, 0, -1)]
+
+    class Reader:
+        def overview(self) -> Overview:
+            return Overview(at=90.0, failures=[*failures, Failure(0.5, "r1", "rq", 0, "timeout")])
+
+    pages = StatusPages(cast(Any, Reader()), tuple, OwnHosts("127.0.0.1"))
+    text = pages.respond(Request(EnvironBuilder("/").get_environ())).get_data(as_text=True)
+    assert '<a href="/dead?queue=rq">(no id)</a> x85' in text
+    assert '<a href="/find?id=r1">r1</a>' in text
+    assert text.count("INVALID_REQUEST") == 1

@@ -46,6 +46,14 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         except InvalidRequest as error:
             return error.request_id
 
+    def hopeless_because(self, now: float) -> str:
+        """Why a poller can only refuse the request again; empty if it may succeed. `now` is in Unix seconds."""
+        try:
+            request = decode_member(self.member, self.queue).request
+        except InvalidRequest as error:
+            return str(error)
+        return "its deadline has passed" if request.deadline <= now else ""
+
 
 _AT_ONCE: Final = 500
 _LONGEST: Final = 1 << 40
