@@ -24,6 +24,7 @@ from handlers.gates.combinators import (
     WaitOnRefuseParameters,
 )
 from handlers.gates.gate import Gate
+from handlers.gates.guarded import GuardedGate
 from handlers.gates.metric.endpoint_scrape import (
     EndpointScrapeGate,
     EndpointScrapeParameters,
@@ -174,4 +175,23 @@ def _loaded(point: EntryPoint, package: str, setting: str) -> GateKind:
             found=f"{shown_value(point.name)} of {package}, whose {point.value} is not one",
             accepted=f"a GateKind with the gate_type {point.name!r}",
         )
-    return kind
+    return msgspec.structs.replace(kind, build=_guarded(kind))
+
+
+def _guarded(kind: GateKind) -> Callable[[Mapping[str, Any], GateSources, str], Gate]:
+    """The `build` of another package's gate, whose errors become `InvalidSetting` and whose gate is guarded."""
+
+    def build(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
+        try:
+            return GuardedGate(kind.build(raw, sources, setting), sources.log)
+        except InvalidSetting:
+            raise
+        except Exception as error:
+            name = kind.gate.__name__
+            raise InvalidSetting(
+                setting,
+                found=f"{name} ({kind.gate.gate_type}), which raised {type(error).__name__}: {error}",
+                accepted="parameters with which the gate can be built",
+            ) from error
+
+    return build

@@ -98,6 +98,29 @@ def test_a_wrong_parameter_of_the_package_stops_the_start(installed: Path) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("def __init__(self, parameters: NightParameters, sources: GateSources) -> None:", 2),
+        ("def budget(self) -> float:", 1),
+    ],
+)
+def test_check_names_the_gate_and_the_error_of_a_gate_that_raises(installed: Path, place: str, code: int) -> None:
+    module = installed / "night_gate.py"
+    text = module.read_text()
+    module.write_text(text.replace(place, f"{place}\n        raise LookupError('no timetable')"))
+    try:
+        done = run(installed, str(COMMAND), "check", "--only", "gates")
+    finally:
+        module.write_text(text)
+    shown = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == code
+    assert "Traceback" not in shown
+    assert "pools[0]" in shown
+    assert "NightGate" in shown
+    assert "LookupError: no timetable" in shown
+
+
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path of imports; a test adds packages there with `register`."""

@@ -1,0 +1,47 @@
+"""A gate of another package that fails is closed, logged once per change, and recovers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from handlers.gates.gate import Gate, Go, Refuse
+from handlers.gates.guarded import GuardedGate
+from tests.gates.building import ReadableLog, request
+
+
+class Foreign(Gate):
+    gate_type = "foreign"
+    answer: Any = 1.0
+
+    def budget(self) -> float:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        found: float = self.answer
+        return found
+
+
+@pytest.mark.parametrize("answer", [LookupError("no timetable"), math.nan, "1", -0.1, 1.1, None, True])
+async def test_a_failing_budget_closes_the_gate_until_it_answers_again(answer: object) -> None:
+    log = ReadableLog()
+    inner = Foreign()
+    gate = GuardedGate(inner, log)
+    inner.answer = answer
+    assert [gate.budget() for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert not gate.state().is_source_available
+    assert "Foreign.budget" in gate.state().why_missing
+    inner.answer = 0.5
+    assert gate.budget() == 0.5
+    failed = [line for line in log.lines_of("gate failed") if "Foreign.budget" in line["reason"]]
+    assert len(failed) == 1
+
+
+async def test_a_request_is_refused_while_the_gate_raises() -> None:
+    inner = Foreign()
+    gate = GuardedGate(inner, ReadableLog())
+    inner.answer = LookupError("no timetable")
+    assert isinstance(await gate.admit(request()), Refuse)
+    inner.answer = 1.0
+    assert isinstance(await gate.admit(request()), Go)
