@@ -57,6 +57,10 @@ def _is_state(value: object) -> bool:
     return isinstance(value, GateState)
 
 
+def _is_verdict(value: object) -> bool:
+    return isinstance(value, Go | Hold | Refuse | Drop)
+
+
 class GuardedGate(Gate):
     """Forwards every call to a gate of another package; closed while a method of it fails."""
 
@@ -97,13 +101,10 @@ class GuardedGate(Gate):
 
     async def admit(self, request: Request) -> Verdict:
         closed: Verdict = Refuse(CLOSED_RETRY_SECONDS, _UNUSABLE)
-        verdict: object = await self._awaited("admit", lambda: self._inner.admit(request), closed)
-        if isinstance(verdict, Go):
-            return Go(GuardedReservation(self, verdict.reservation), verdict.labels)
-        if isinstance(verdict, Hold | Refuse | Drop):
-            return verdict
-        self._fails("admit", "value", f"returned {verdict!r}, expected Go, Hold, Refuse or Drop")
-        return closed
+        verdict = await self._awaited(
+            "admit", lambda: self._inner.admit(request), closed, _is_verdict, "Go, Hold, Refuse or Drop"
+        )
+        return Go(GuardedReservation(self, verdict.reservation), verdict.labels) if isinstance(verdict, Go) else verdict
 
     async def wait_open(self, until_at: float) -> bool:
         found = await self._awaited("wait_open", lambda: self._inner.wait_open(until_at), None)
@@ -118,9 +119,7 @@ class GuardedGate(Gate):
     def state(self) -> GateState:
         budget = self.budget()
         broken = GateState(self._inner.gate_type, budget=0.0, why_closed=_UNUSABLE)
-        state = self._called(
-            "state", self._inner.state, broken, lambda found: isinstance(found, GateState), "GateState"
-        )
+        state = self._called("state", self._inner.state, broken, _is_state, "a GateState")
         if not self._failures:
             return state
         is_closed = not _CLOSING.isdisjoint(self._failures)
@@ -145,22 +144,32 @@ class GuardedGate(Gate):
         """What `call` returns; `fallback` if it raises or returns another value than `accepted`."""
         try:
             found = call()
-        except Exception as error:  # noqa: BLE001 - code of another package
+        except Exception as error:  # noqa: BLE001  # code of another package
             self._raised(method, error)
             return fallback
+        return self._checked(method, found, fallback, is_valid, accepted)
+
+    async def _awaited(
+        self,
+        method: str,
+        call: Callable[[], Awaitable[T]],
+        fallback: T,
+        is_valid: Callable[[object], bool] = _always,
+        accepted: str = "",
+    ) -> T:
+        try:
+            found = await call()
+        except Exception as error:  # noqa: BLE001  # code of another package
+            self._raised(method, error)
+            return fallback
+        return self._checked(method, found, fallback, is_valid, accepted)
+
+    def _checked(self, method: str, found: T, fallback: T, is_valid: Callable[[object], bool], accepted: str) -> T:
         if not is_valid(found):
             self._fails(method, "value", f"returned {found!r}, expected {accepted}")
             return fallback
-        self._answers(method)
-        return found
-
-    async def _awaited(self, method: str, call: Callable[[], Awaitable[T]], fallback: T) -> T:
-        try:
-            found = await call()
-        except Exception as error:  # noqa: BLE001 - code of another package
-            self._raised(method, error)
-            return fallback
-        self._answers(method)
+        if self._failures.pop(method, None) is not None:
+            self._log.info("gate recovered", gate=self._inner.gate_type, method=method)
         return found
 
     def _raised(self, method: str, error: Exception) -> None:
@@ -172,10 +181,6 @@ class GuardedGate(Gate):
         before, self._failures[method] = self._failures.get(method), (kind, text)
         if before is None or before[0] != kind:
             self._log.warning("gate failed", gate=self._inner.gate_type, reason=text)
-
-    def _answers(self, method: str) -> None:
-        if self._failures.pop(method, None) is not None:
-            self._log.info("gate recovered", gate=self._inner.gate_type, method=method)
 
 
 class GuardedReservation:

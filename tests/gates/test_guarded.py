@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from handlers.contract.request import Request
 from handlers.gates.gate import Gate, Go, Refuse
 from handlers.gates.guarded import GuardedGate
 from tests.gates.building import ReadableLog, request
@@ -45,3 +46,15 @@ async def test_a_request_is_refused_while_the_gate_raises() -> None:
     assert isinstance(await gate.admit(request()), Refuse)
     inner.answer = 1.0
     assert isinstance(await gate.admit(request()), Go)
+
+
+async def test_an_invalid_verdict_refuses_and_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def admit(_self: Gate, _request: Request) -> Any:
+        return True
+
+    monkeypatch.setattr(Foreign, "admit", admit)
+    log = ReadableLog()
+    gate = GuardedGate(Foreign(), log)
+    assert [type(await gate.admit(request())) for _ in range(3)] == [Refuse] * 3
+    assert len(log.lines_of("gate failed")) == 1
+    assert log.lines_of("gate recovered") == []

@@ -13,6 +13,7 @@ import handlers.gates
 from handlers.contract.errors import InvalidSetting
 from handlers.gates.combinators import WrapperGate
 from handlers.gates.gate import Gate
+from handlers.gates.guarded import GuardedGate
 from handlers.gates.metric.reading_gate import ReadingGate
 from handlers.gates.registry import GATE_KINDS, ConstantGate
 from tests.gates.building import gate, request
@@ -32,7 +33,7 @@ CONTRACT = {
     "wait-on-refuse",
     "aimd",
 }
-SHAPES = {Gate, ReadingGate, WrapperGate}
+SHAPES = {Gate, GuardedGate, ReadingGate, WrapperGate}
 """Base classes, not gates themselves."""
 
 
