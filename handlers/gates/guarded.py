@@ -141,7 +141,7 @@ class GuardedGate(Gate):
         is_valid: Callable[[object], bool] = _always,
         accepted: str = "",
     ) -> T:
-        """What `call` returns; `fallback` if it raises or returns another value than `accepted`."""
+        """What `call` returns; `fallback` if it raises or returns something other than `accepted`."""
         try:
             found = call()
         except Exception as error:  # noqa: BLE001  # code of another package

@@ -179,7 +179,7 @@ def _loaded(point: EntryPoint, package: str, setting: str) -> GateKind:
 
 
 def _guarded(kind: GateKind) -> Callable[[Mapping[str, Any], GateSources, str], Gate]:
-    """The `build` of another package's gate, whose errors become `InvalidSetting` and whose gate is guarded."""
+    """The `build` of a package's gate; its errors become `InvalidSetting`, and the gate is guarded."""
 
     def build(raw: Mapping[str, Any], sources: GateSources, setting: str) -> Gate:
         try:
