@@ -282,8 +282,14 @@ def serving_text(pollers: Sequence[PollerReport], name: str) -> str:
         for queue in poller.queues:
             if queue.name != name:
                 continue
-            gates = [*queue.gates, *(gate for pool in poller.pools if pool.pool == queue.pool for gate in pool.gates)]
-            reasons.append(next((gate.closed_because for gate in gates if gate.closed_because), ""))
+            owned = [(f"queue {name}", gate) for gate in queue.gates]
+            owned += [
+                (f"pool {pool.pool}", gate) for pool in poller.pools if pool.pool == queue.pool for gate in pool.gates
+            ]
+            closed = ((owner, gate) for owner, gate in owned if gate.closed_because)
+            reasons.append(
+                next((f"{gate.gate_type} of {owner} is closed: {gate.closed_because}" for owner, gate in closed), "")
+            )
     if not reasons:
         return f"no poller reported queue {name} in the last {FRESH_SECONDS:g} s; its requests wait for one"
-    return f"the gate of queue {name} is closed: {reasons[0]}" if all(reasons) else ""
+    return f"the gate {reasons[0]}" if all(reasons) else ""

@@ -180,8 +180,7 @@ def _pools(now: Overview) -> Table:
     for line in now.gates:
         gate = line.gate
         state = Text("closed", "bold red") if gate.closed_because else Text("open", "green")
-        reading = "" if gate.value is None else f"reads {gate.value:.3g}"
-        why = ", ".join(part for part in (gate.closed_because, gate.on_missing, reading) if part)
+        why = ", ".join(part for part in (gate.closed_because or gate.reading, gate.on_missing) if part)
         table.add_row(_plain(f"{gate.gate_type} of {line.owner}"), state, _plain(why))
     if not now.pollers:
         table.add_row("none", "", "no poller was seen in the last 20 seconds")

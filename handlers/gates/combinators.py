@@ -82,7 +82,7 @@ class WrapperGate(Gate):
             budget=self.budget(),
             is_source_available=inner.is_source_available,
             why_missing=inner.why_missing,
-            why_closed=inner.why_closed,
+            why_closed=inner.closed_because,
             inner=(inner,),
         )
 
@@ -193,12 +193,12 @@ class CompositeGate(Gate):
     def state(self) -> GateState:
         """State with the lowest budget; `inner` has each gate's own state."""
         inner = tuple(gate.state() for gate in self._gates)
-        closed = next((one for one in inner if one.why_closed), None)
+        closed = next((one for one in inner if one.closed_because), None)
         return GateState(
             self.gate_type,
             budget=self.budget(),
             is_source_available=all(one.is_source_available for one in inner),
-            why_closed=f"{closed.gate_type}: {closed.why_closed}" if closed else "",
+            why_closed=f"{closed.gate_type}: {closed.closed_because}" if closed else "",
             inner=inner,
         )
 

@@ -236,8 +236,7 @@ class Gate:
 
     def state(self) -> GateState:
         """Snapshot of the gate, without I/O."""
-        budget = self.budget()
-        return GateState(self.gate_type, budget=budget, why_closed="" if budget > 0 else "closed")
+        return GateState(self.gate_type, budget=self.budget())
 
 
 CLOSED_RETRY_SECONDS: Final = 5.0

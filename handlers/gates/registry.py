@@ -138,7 +138,9 @@ def _kind_of(gate_type: str, setting: str) -> GateKind:
         close = nearest(gate_type, known)
         hint = f" (did you mean {close}?)" if close else ""
         raise InvalidSetting(
-            setting, found=f"the unknown type {shown_value(gate_type)}{hint}", accepted=f"one of {', '.join(known)}"
+            setting,
+            found=f"the unknown type {shown_value(gate_type)}{hint}",
+            accepted=f"one of {', '.join(known)}, or a type that a package registers (no installed package does)",
         )
     packages = [point.dist.name if point.dist else point.value for point in points]
     if gate_type in GATE_KINDS or len(points) > 1:

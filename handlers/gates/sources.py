@@ -33,6 +33,14 @@ class SourceMissing(Exception):
     """Raised if a source cannot be read or has no sample. The message has no secrets."""
 
 
+class UnexpectedStatus(SourceMissing):
+    """Raised for a response whose status is not 200."""
+
+    def __init__(self, status_code: int, body: bytes) -> None:
+        super().__init__(f"expected status 200, got {status_code}")
+        self.body = body
+
+
 class FeedOptions(msgspec.Struct, frozen=True):
     """Interval between fetches, and the timeout of one."""
 
@@ -50,7 +58,8 @@ class Reading(msgspec.Struct, Generic[T], frozen=True):
 class MetricSample(msgspec.Struct, frozen=True):
     """A number from a source.
 
-    `value` is None if the source was read but has no such number. `detail` names the metric if there are several.
+    `value` is None if the source was read but has no such number. `detail` is then the reason; else it names the metric
+    if there are several.
     """
 
     value: float | None
@@ -214,7 +223,7 @@ class HttpText:
         except httpx.TransportError as error:
             raise SourceMissing(f"{without_secrets(url)} {connection_failure(error)}") from None
         if response.status_code != 200:
-            raise SourceMissing(f"expected status 200, got {response.status_code}")
+            raise UnexpectedStatus(response.status_code, response.content)
         return response.content
 
     async def aclose(self) -> None:

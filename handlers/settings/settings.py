@@ -415,6 +415,9 @@ def _check_urls(settings: Settings, faults: SettingFaults) -> None:
     env = settings.env
     urls = [("IGW_BASE_URL", env.igw_base_url), ("HANDLER_URL", env.handler_url)]
     urls += [(f"{where}.igw_base_url", entry.igw_base_url) for where, entry in _entries(settings)]
+    if env.prometheus_url:
+        with faults.collected():
+            check_url("PROMETHEUS_URL", env.prometheus_url, frozenset({"http", "https"}))
     for setting, url in urls:
         if url or setting == "IGW_BASE_URL":
             with faults.collected():

@@ -101,7 +101,14 @@ class GateState(msgspec.Struct, frozen=True):
     @property
     def closed_because(self) -> str:
         """Why the gate admits nothing now; empty while it is open."""
-        return self.why_closed or ("its budget is 0" if self.budget <= 0 else "")
+        return self.why_closed or ((self.reading or "its budget is 0") if self.budget <= 0 else "")
+
+    @property
+    def reading(self) -> str:
+        """The value and the threshold in words; empty without a value."""
+        if self.value is None:
+            return ""
+        return f"reads {self.value:.4g}" + ("" if self.threshold is None else f", closes at {self.threshold:.4g}")
 
 
 class SkewWatch:

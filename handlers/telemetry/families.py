@@ -324,7 +324,7 @@ class GateGauges:
             "inference_pool",
             "rule",
         )
-        self._closed = gauge("gate_closed", "1 while a gate admits nothing.", *_OWNER, "gate_type")
+        self._closed = gauge("gate_closed", "1 while a gate is closed, also if its budget is 0.", *_OWNER, "gate_type")
         self._figures = gauge("gate_figure", "Other numbers of a gate, by name.", *_OWNER, "gate_type", "figure")
         self._aimd = {name: gauge(name, text, "pool_name", "band") for name, text in _AIMD.items()}
         self._gates: dict[Owner, Callable[[], GateState]] = {}
@@ -358,7 +358,7 @@ class GateGauges:
                 gauge.labels(owner[2], view.label).set(view.figures.get(name, 0.0))
             return
         closed = self._closed.labels(*owner, view.gate_type)
-        closed.set(1.0 if view.why_closed else 0.0)
+        closed.set(1.0 if view.closed_because else 0.0)
         for name, number in view.figures.items():
             self._figures.labels(*owner, view.gate_type, name).set(number)
         if view.threshold is not None:

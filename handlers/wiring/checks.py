@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -228,12 +228,22 @@ async def _handler(settings: Settings) -> list[Finding]:
 
 
 async def _prometheus(settings: Settings) -> list[Finding]:
+    if not settings.env.prometheus_url:
+        return [Finding("prometheus", "fault", "PROMETHEUS_URL is not set", "set it to the server that gates query")]
     url = joined(settings.env.prometheus_url, "/api/v1/query?query=1")
     client = Gateway(TransportOptions(max_response_bytes=65_536, ssl_context=prometheus_tls(settings)))
     token = file_token("PROMETHEUS_TOKEN_FILE", settings.env.prometheus_token_file)
     headers = {"authorization": f"Bearer {token()}"} if token else {}
     what = f"prometheus {masked_url(settings.env.prometheus_url)}"
-    return [await _page(settings, what, url, "PROMETHEUS_URL", client=client, headers=headers)]
+    return [await _page(settings, what, url, "PROMETHEUS_URL", client=client, headers=headers, is_right=_is_prometheus)]
+
+
+def _is_prometheus(body: bytes) -> bool:
+    """Whether a response is one of Prometheus' API; a metrics page may answer any path."""
+    try:
+        return msgspec.json.decode(body, type=dict[str, object]).get("status") == "success"
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
 
 
 async def _page(
@@ -244,13 +254,14 @@ async def _page(
     *,
     client: Gateway | None = None,
     headers: Mapping[str, str] | None = None,
+    is_right: Callable[[bytes], bool] | None = None,
 ) -> Finding:
     gateway = client or gateway_of(settings)
     started_at = time.monotonic()
     try:
         response = await gateway.get(url, headers)
     except UnusableResponse as error:
-        return Finding(what, "ok", f"answers; the answer {error}")
+        return Finding(what, "fault" if is_right else "ok", f"answers; the answer {error}")
     except FAILURES as error:
         reason = failure_reason(error)
         kind = "no_tls" if reason == "tls" and _is_plain_http(error) else reason
@@ -259,6 +270,9 @@ async def _page(
     finally:
         await gateway.aclose()
     seconds = time.monotonic() - started_at
+    if response.status_code == 200 and is_right and not is_right(response.body):
+        fix = f"set {setting} to the server's base URL, not to a metrics page"
+        return Finding(what, "fault", "the answer is not one of the Prometheus API", fix)
     if response.status_code == 200:
         return Finding(what, "ok", f"answers in {seconds * 1000:.0f} ms")
     fix = f"check path and credentials in {setting}"
@@ -289,23 +303,41 @@ async def _gates(settings: Settings) -> list[Finding]:
             if gates.are_available():
                 break
             await asyncio.sleep(_POLL_SECONDS)
-        return [_gate_finding(entries[owner], gate.state()) for owner, gate in built]
+        return [
+            _gate_finding(entries[owner], name, state) for owner, gate in built for name, state in _leaves(gate.state())
+        ]
     finally:
         await gates.aclose()
 
 
-def _gate_finding(entry: GateEntry, state: GateState) -> Finding:
-    what = f"gate {entry.setting} (pool {entry.pool}) {state.gate_type}"
+def _gate_finding(entry: GateEntry, name: str, state: GateState) -> Finding:
+    what = f"gate {entry.setting} (pool {entry.pool}) {name}"
     if not is_available(state):
         rule = f"; rule in force: {state.on_missing}" if state.on_missing else ""
-        if state.why_missing in ("", "no sample"):
-            fix = "its source has no value: compare address, pool and metric names"
-            return Finding(what, "fault", f"no reading{rule}", fix)
         fix = "is the source running, and are its address and credentials right? From a pod: is egress allowed?"
-        return Finding(what, "fault", f"{state.why_missing}{rule}", fix)
-    return Finding(
-        what, "ok", f"budget {state.budget:.2f}" + (f", closed: {state.why_closed}" if state.why_closed else "")
-    )
+        fix = next((text for start, text in _NO_VALUE.items() if state.why_missing.startswith(start)), fix)
+        return Finding(what, "fault", f"{state.why_missing or 'no reading'}{rule}", fix)
+    reading = f": {state.reading}" if state.reading else ""
+    now = f"closed: {state.closed_because}" if state.closed_because else f"open{reading}"
+    return Finding(what, "ok", f"budget {state.budget:.2f}, {now}")
+
+
+def _leaves(state: GateState) -> Iterator[tuple[str, GateState]]:
+    """Each gate inside combinators, or the gate itself, with its name: `composite[0] redis`."""
+    if not state.inner or state.gate_type == "aimd":  # its inner states are bands, not gates
+        yield state.gate_type, state
+        return
+    for at, inner in enumerate(state.inner):
+        for name, leaf in _leaves(inner):
+            yield f"{state.gate_type}[{at}] {name}", leaf
+
+
+_NO_VALUE: Final = {
+    "no series ": "compare metric, labels and url with the page",
+    "the query has no result: ": "run the query in Prometheus: compare its metric names, labels and pool",
+    "Prometheus refuses the query: ": "correct the query in gate_params",
+}
+"""The fix by the start of the reason for a missing reading (`handlers/gates/metric/`)."""
 
 
 _DEFAULT_DNS: Final = (

@@ -15,7 +15,9 @@ from click.testing import CliRunner, Result
 from handlers.cli import main
 from handlers.demo.stack import Stack, StackOptions
 from handlers.wiring.checks import clock_finding
+from tests.gates.exporter import Exporter, running_exporter
 from tests.servers.forked import LONG_REDIS_TIMEOUT, ForkedChild
+from tests.servers.prometheus import running_prometheus
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,7 @@ def test_settings_are_printed_with_secrets_masked(stack: Stack) -> None:
     ("variables", "named"),
     [
         ({"IGW_BASE_URL": "gateway:80"}, "IGW_BASE_URL"),
+        ({"PROMETHEUS_URL": "ftp://x"}, "PROMETHEUS_URL"),
         ({"WORKERS": "many"}, "WORKERS"),
         ({"WORKERS": "0"}, "WORKERS"),
         ({"CONFIG_FILE": "/no/such/file"}, "CONFIG_FILE"),
@@ -244,8 +247,68 @@ def test_a_gate_is_ok_if_its_source_has_the_value_and_else_a_fault(stack: Stack,
     )
 
     assert code == 1
-    assert found["gate pools[0] (pool p) redis"]["found"] == "budget 0.50"
-    assert found["gate queues[0] (pool p) endpoint-scrape"]["state"] == "fault"
+    assert found["gate pools[0] (pool p) redis"]["found"] == "budget 0.50, open: reads 0.5, closes at 0"
+    missing = found["gate queues[0] (pool p) endpoint-scrape"]
+    assert missing["found"] == "no series no_such_metric on the page; rule in force: fallback"
+    assert (missing["state"], "compare metric" in missing["fix"]) == ("fault", True)
+
+
+@pytest.fixture(scope="module")
+def exporter() -> Iterator[Exporter]:
+    with running_exporter() as running:
+        running.set("saturation", 1.1)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def prometheus_url(exporter: Exporter) -> Iterator[str]:
+    with running_prometheus([exporter.address]) as url:
+        yield url
+
+
+def gate_findings(tmp_path: Path, gate_type: str, params: dict[str, Any], **variables: str) -> dict[str, Any]:
+    """The findings for one gate of the pool."""
+    file = tmp_path / "config.json"
+    pool = {"id": "default", "gate_type": gate_type, "gate_params": params}
+    file.write_bytes(msgspec.json.encode({"pools": [pool], "queues": [{"queue_name": "a"}]}))
+    return findings("--only", "gates", CONFIG_FILE=str(file), **{"GATE_SOURCE_TIMEOUT_SECONDS": "1", **variables})[1]
+
+
+def test_a_closed_gate_is_reported_with_its_reading(exporter: Exporter, tmp_path: Path) -> None:
+    params = {"url": exporter.url, "metric": "saturation", "budget_means": "headroom", "hold_back": -0.02}
+    found = gate_findings(tmp_path, "endpoint-scrape", params)
+    text = found["gate pools[0] (pool default) endpoint-scrape"]["found"]
+    assert text == "budget 0.00, closed: reads 1.1, closes at 1"
+
+
+def test_each_inner_gate_has_its_own_finding(prometheus_url: str, tmp_path: Path) -> None:
+    quota = {"address": "127.0.0.1:1", "attribute": "tenant", "limit": 1}
+    inner = [
+        {"gate_type": "redis-quota", "gate_params": quota},
+        {"gate_type": "prometheus-saturation", "gate_params": {"pool": "nopool"}},
+        {"gate_type": "prometheus-query", "gate_params": {"query": "sum(up"}},
+        {"gate_type": "local-max-concurrency", "gate_params": {"limit": 2}},
+    ]
+    variables = {"PROMETHEUS_URL": prometheus_url, "GATE_SOURCE_TIMEOUT_SECONDS": "4"}
+    found = gate_findings(tmp_path, "composite", {"gates": inner}, **variables)
+    by_type = {what.rpartition(" ")[2]: one for what, one in found.items()}
+    assert list(by_type) == ["redis-quota", "prometheus-saturation", "prometheus-query", "local-max-concurrency"]
+    assert by_type["redis-quota"]["found"].startswith("ConnectionError")
+    assert 'flow_control_pool_saturation{inference_pool="nopool"}' in by_type["prometheus-saturation"]["found"]
+    assert by_type["prometheus-query"]["found"].startswith("Prometheus refuses the query: ")
+    assert "correct the query" in by_type["prometheus-query"]["fix"]
+    assert by_type["local-max-concurrency"]["state"] == "ok"
+
+
+def test_only_the_api_of_prometheus_is_ok(exporter: Exporter, prometheus_url: str) -> None:
+    def prometheus(**variables: str) -> dict[str, Any]:
+        [finding] = findings("--only", "prometheus", **variables)[1].values()
+        return finding
+
+    assert prometheus()["found"] == "PROMETHEUS_URL is not set"
+    assert prometheus(PROMETHEUS_URL=prometheus_url)["state"] == "ok"
+    page = prometheus(PROMETHEUS_URL=f"http://{exporter.address}")
+    assert (page["state"], page["found"]) == ("fault", "the answer is not one of the Prometheus API")
 
 
 @pytest.mark.parametrize(

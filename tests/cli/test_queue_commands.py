@@ -27,7 +27,7 @@ from handlers.contract.request import Request, decode_member
 from handlers.redis_store.admin.status_board import POLLERS, FinishedRecord
 from handlers.redis_store.admin.whereabouts import Place, Whereabouts
 from handlers.redis_store.submit.submissions import RequestState
-from handlers.status.report import PollerReport, QueueReport
+from handlers.status.report import PollerReport, PoolReport, QueueReport
 from handlers.telemetry.dependencies import GateState
 from tests.client.echo_poller import answer
 from tests.servers.forked import LONG_REDIS_TIMEOUT
@@ -289,7 +289,13 @@ def test_a_waiting_user_reads_that_no_poller_serves_the_queue_or_its_gate_is_clo
         report = PollerReport(time.time() + 600, "host", [], [queue])
         shell.redis.hset(POLLERS, "poller", msgspec.json.encode(report))
         shown = shell.run("where", "a").stderr
-        assert shown == (f"note: the gate of queue {shell.queue} is closed: its budget is 0\n" if gates else "")
+        note = f"note: the gate redis of queue {shell.queue} is closed: its budget is 0\n"
+        assert shown == (note if gates else "")
+    pool = PoolReport("pool", 1, 0, 0.0, [GateState("endpoint-scrape", 0.0, 1.1, 1.0)])
+    report = PollerReport(time.time() + 600, "host", [pool], [queue])
+    shell.redis.hset(POLLERS, "poller", msgspec.json.encode(report))
+    note = "note: the gate endpoint-scrape of pool pool is closed: reads 1.1, closes at 1\n"
+    assert shell.run("where", "a").stderr == note
     shell.redis.hdel(POLLERS, "poller")
 
 

@@ -61,6 +61,7 @@ def test_an_unknown_type_stops_the_start_and_lists_the_known() -> None:
         gate("prometheus-saturaton")
     assert caught.value.setting == "queues[0].gate_type"
     assert all(name in caught.value.accepted for name in CONTRACT)
+    assert caught.value.accepted.endswith("or a type that a package registers (no installed package does)")
 
 
 def test_no_type_is_the_constant_gate() -> None:

@@ -80,7 +80,7 @@ def stack(folder: Path) -> Iterator[Stack]:
         store.zadd("summaries", {"no request at all": FAR})
         wait_until(lambda: store.llen("result-list") >= 2, "two results")
         # Nothing releases requests that were queued before the gate reads its key.
-        wait_until(lambda: '"why_closed":"the published budget is 0' in _reports(running), "the gate to be closed")
+        wait_until(lambda: '"why_closed":"reads 0, closes at 0"' in _reports(running), "the gate to be closed")
         for number in range(5):
             _queue(store, "evaluations", f"held-{number}", {"prompt": "x"}, tenant=("red", "green")[number % 2])
         yield running

@@ -354,6 +354,11 @@ def test_the_rule_that_replaces_a_reading_is_shown_until_the_reading_is_back(met
     assert page.value("gate_closed", **QUEUE, gate_type="prometheus-budget") is None
 
 
+def test_a_gate_whose_budget_is_0_is_closed(metrics: Metrics) -> None:
+    metrics.watch_gate(*OWNER, lambda: GateState("foreign", budget=0.0))
+    assert page_of(metrics).value("gate_closed", **QUEUE, gate_type="foreign") == 1
+
+
 def test_the_gate_with_the_lower_budget_is_shown_for_a_pool(metrics: Metrics) -> None:
     both = GateState("composite", budget=0.0, inner=(MISSING, SATURATION))
     metrics.watch_gate(*OWNER, lambda: both)

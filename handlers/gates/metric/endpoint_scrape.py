@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlers.contract.accepted import about
+from handlers.contract.accepted import about, nearest
 from handlers.contract.masked_text import shown_value, without_secrets
 from handlers.contract.request import Request
 from handlers.gates.gate import CLOSED_RETRY_SECONDS, NO_LABELS, Gate, Go, Refuse, Verdict
@@ -173,7 +175,22 @@ class ScrapedValue:
         value = self._combined(values)
         self.failure = ""
         self.full = full
-        self.reading = Reading(MetricSample(None if value is None else value / full), page.at)
+        sample = (
+            MetricSample(value / full)
+            if value is not None
+            else MetricSample(None, self._why_missing(page.value, values))
+        )
+        self.reading = Reading(sample, page.at)
+
+    def _why_missing(self, page: bytes, values: list[float]) -> str:
+        wanted = self._parameters
+        labels = ",".join(f"{name}={json.dumps(value)}" for name, value in (wanted.labels or {}).items())
+        series = wanted.metric + (f"{{{labels}}}" if labels else "")
+        if values:
+            return f"{series} is not a number"
+        names = [name.decode(errors="replace") for name in _TYPE.findall(page)[:_MOST_NAMES]]
+        close = "" if wanted.metric in names else nearest(wanted.metric, names)
+        return f"no series {series} on the page" + (f" (did you mean {close}?)" if close else "")
 
     def _combined(self, values: list[float]) -> float | None:
         """Combine several series: add counts, take the smallest budget or largest saturation."""
@@ -205,6 +222,10 @@ def page_feed(address: str, sources: GateSources) -> Feed[bytes]:
 
     return sources.feeds.feed(("page", address), read, name=without_secrets(address))
 
+
+_TYPE: Final = re.compile(rb"^# TYPE (\S+) ", re.MULTILINE)
+_MOST_NAMES: Final = 2_000
+"""Maximum number of names that are compared with a missing one."""
 
 _LINE_BYTES: Final = 16_384
 """Maximum bytes of a sample's line. The parser's time grows with the square of its length."""
@@ -277,13 +298,18 @@ class CountedScrapeGate(Gate):
             value=self._value,
             threshold=self._scraped.full,
             is_source_available=self._value is not None,
+            why_missing="" if self._value is not None else self._why_missing(),
             why_closed="" if self._free > 0 else self._why(),
             label=self._label,
             figures={"free_places": float(self._free)},
         )
 
     def _why(self) -> str:
-        return "no free place in the last reading" if self._value is not None else "no usable reading"
+        return "no free place in the last reading" if self._value is not None else self._why_missing()
+
+    def _why_missing(self) -> str:
+        reading = self._scraped.reading
+        return self._scraped.failure or (reading.value.detail if reading else "") or "no usable reading"
 
     def _count(self) -> None:
         """Set the free places from a new reading. An invalid or failed one has none."""

@@ -18,7 +18,7 @@ from handlers.contract.errors import InvalidSetting
 from handlers.contract.lenient_json import MALFORMED
 from handlers.gates.metric.reading_gate import Baseline, Fallback, ReadingGate, ReadingParameters, Rule
 from handlers.gates.parameters import Text
-from handlers.gates.sources import Feed, GateSources, HttpText, MetricSample, SourceMissing
+from handlers.gates.sources import Feed, GateSources, HttpText, MetricSample, SourceMissing, UnexpectedStatus
 
 SATURATION: Final = (
     "llm_d_epp_flow_control_pool_saturation",
@@ -42,6 +42,13 @@ class _Data(msgspec.Struct):
 class _Answer(msgspec.Struct):
     status: str
     data: _Data | None = None
+    error: str = ""
+    errorType: str = ""  # noqa: N815 - the wire's name
+
+
+_REFUSED: Final = "Prometheus refuses the query: "
+_NO_RESULT: Final = "the query has no result: "
+_MOST_CHARACTERS: Final = 500
 
 
 async def instant_query(http: HttpText, prometheus_url: str, query: str) -> list[tuple[Mapping[str, str], float]]:
@@ -49,7 +56,10 @@ async def instant_query(http: HttpText, prometheus_url: str, query: str) -> list
 
     A scalar has no labels. Raises `SourceMissing` if the server does not return samples, and transport errors.
     """
-    body = await http.get(f"{prometheus_url.rstrip('/')}/api/v1/query", {"query": query})
+    try:
+        body = await http.get(f"{prometheus_url.rstrip('/')}/api/v1/query", {"query": query})
+    except UnexpectedStatus as error:
+        raise SourceMissing(_refusal(error.body) or str(error)) from None
     try:
         answer = msgspec.json.decode(body, type=_Answer)
         if answer.status != "success" or answer.data is None:
@@ -63,6 +73,21 @@ async def instant_query(http: HttpText, prometheus_url: str, query: str) -> list
         return [(one.metric, float(one.value[1])) for one in series]  # type: ignore[misc]  # may be NaN or +Inf
     except (*MALFORMED, ValueError):
         raise SourceMissing("the response does not have the format of the Prometheus API") from None
+
+
+def _refusal(body: bytes) -> str:
+    """Prometheus' own words for an invalid query; empty for other responses."""
+    try:
+        answer = msgspec.json.decode(body, type=_Answer)
+    except (*MALFORMED, ValueError):
+        return ""
+    is_refused = answer.errorType in ("bad_data", "execution")
+    return f"{_REFUSED}{answer.error[:_MOST_CHARACTERS]}" if is_refused else ""
+
+
+def _no_result(query: str) -> MetricSample:
+    """The sample of a query without a result; its detail is the query."""
+    return MetricSample(None, f"{_NO_RESULT}{query[:_MOST_CHARACTERS]}")
 
 
 def selector(**labels: str) -> str:
@@ -107,7 +132,7 @@ def query_feed(query: str, sources: GateSources, gate_type: str, *, least: bool)
     async def read() -> MetricSample:
         samples = [value for _, value in await instant_query(sources.prometheus_http, sources.prometheus_url, query)]
         if not samples:
-            return MetricSample(None)
+            return _no_result(query)
         return MetricSample(min(samples) if least else max(samples))
 
     return sources.feeds.feed(("prometheus", "least" if least else "largest", query), read, name=f"prometheus {query}")
@@ -259,7 +284,7 @@ def _budget_feed(queries: dict[str, str], sources: GateSources, gate_type: str) 
         # Without ready pods, a metric is 0 / 0 = NaN, while another metric may have a value.
         values = {labels.get(_SOURCE_LABEL, ""): value for labels, value in samples if not math.isnan(value)}
         if not values:
-            return MetricSample(None)
+            return _no_result(query)
         first = min(values)
         return MetricSample(values[first], _SOURCE_NAMES.get(first, first))
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from handlers.contract.accepted import about
 from handlers.contract.request import Request
@@ -26,7 +27,7 @@ from handlers.gates.gate import (
     Verdict,
 )
 from handlers.gates.parameters import Duration
-from handlers.gates.sources import MetricSource
+from handlers.gates.sources import NOT_READ_YET, MetricSource
 from handlers.telemetry.dependencies import GateState
 from handlers.telemetry.logs import Logger
 
@@ -227,22 +228,24 @@ class ReadingGate(Gate):
     async def admit(self, request: Request) -> Verdict:  # noqa: ARG002 - a budget is for all alike
         """`Go` unless closed: the pool's `Allowance` limits an open budget."""
         now = self._now()
-        return Refuse(CLOSED_RETRY_SECONDS, self._why_closed(now)) if self._is_closed(now) else Go()
+        return Refuse(CLOSED_RETRY_SECONDS, self.state().why_closed) if self._is_closed(now) else Go()
 
     def state(self) -> GateState:
         """Value, threshold, and the rule in force while the source is missing."""
         now = self._now()
-        return GateState(
+        state = GateState(
             self.gate_type,
             budget=now.published,
             value=now.value,
             threshold=self._rule.threshold,
             is_source_available=not now.in_force,
             on_missing=now.in_force,
-            why_missing=(self._source.failure or "no sample") if now.in_force else "",
-            why_closed=self._why_closed(now),
+            why_missing=self._why_missing() if now.in_force else "",
             label=self._label,
         )
+        if now.published > 0:
+            return state
+        return replace(state, why_closed=state.reading or f"source missing: {self._why_missing()}")
 
     def _now(self) -> _Now:
         if not self._is_started:
@@ -282,16 +285,11 @@ class ReadingGate(Gate):
     def _is_closed(self, now: _Now) -> bool:
         return now.published <= 0 and now.headroom is None
 
-    def _why_closed(self, now: _Now) -> str:
-        if not self._is_closed(now):
-            return ""
-        if now.value is None:
-            return f"source missing: {self._source.failure or 'no sample'}"
-        value, threshold = f"{now.value:.4g}", f"{self._rule.threshold:.4g}"
-        if self._rule.published(self._rule.threshold + 1) <= 0:
-            return f"value {value} has reached the threshold {threshold}"
-        is_budget = self._rule.threshold == 0
-        return f"the published budget is {value}" if is_budget else f"value {value}, opens above {threshold}"
+    def _why_missing(self) -> str:
+        reading = self._source.reading
+        if self._source.failure or reading is None:
+            return self._source.failure or NOT_READ_YET
+        return (reading.value.detail if reading.value.value is None else "") or "its value is not a number"
 
     def _tell_changes(self) -> None:
         """Log that `on_missing` applies or ends, or that the source has changed."""
@@ -307,7 +305,7 @@ class ReadingGate(Gate):
                 source=self._source.name,
                 in_force=now.in_force,
                 budget=now.published,
-                **({"reason": self._source.failure or "no sample"} if now.in_force else {}),
+                **({"reason": self._why_missing()} if now.in_force else {}),
             )
         reading = self._source.reading
         if reading is not None and not now.in_force and reading.value.detail != self._reported_detail:

@@ -154,6 +154,7 @@ class LeasedRateGate(Gate):
             value=self._rate(),
             is_source_available=not self._feed.failure and self._is_valid(),
             on_missing="" if self._is_valid() else "closed",
+            why_missing="" if self._is_valid() else self._feed.failure or "no valid lease",
             why_closed=self._why_closed(),
             label=self._pool,
         )

@@ -97,7 +97,7 @@ class QuotaGate(Gate):
         self._store = sources.stores(parameters.address)
         self._log = sources.log
         self._clock = sources.clock
-        self._is_missing = False
+        self._why_missing = ""
         self._slots = HeldSlots(
             self._store,
             limit=parameters.limit,
@@ -124,7 +124,7 @@ class QuotaGate(Gate):
             keys=f"{self._parameters.prefix}{self._parameters.attribute}:*",
             gating_mode=self._parameters.gating_mode,
             on_missing=self._parameters.on_missing,
-            is_redis_missing=self._is_missing,
+            is_redis_missing=bool(self._why_missing),
         )
 
     async def aclose(self) -> None:
@@ -154,13 +154,14 @@ class QuotaGate(Gate):
 
     def state(self) -> GateState:
         """State with Redis' availability and the slots that this process holds."""
-        closed = self._is_missing and self._without_store_is_closed()
+        closed = bool(self._why_missing) and self._without_store_is_closed()
         return GateState(
             self.gate_type,
             threshold=self._parameters.limit,
-            is_source_available=not self._is_missing,
-            on_missing=self._parameters.on_missing if self._is_missing else "",
-            why_closed="source missing" if closed else "",
+            is_source_available=not self._why_missing,
+            on_missing=self._parameters.on_missing if self._why_missing else "",
+            why_missing=self._why_missing,
+            why_closed=f"source missing: {self._why_missing}" if closed else "",
             label=self._parameters.attribute,
             figures={"held": len(self._slots)},
         )
@@ -215,16 +216,16 @@ class QuotaGate(Gate):
         return self._parameters.gating_mode == BLOCKING and self._parameters.on_missing == CLOSED
 
     def _set_missing(self, reason: str) -> None:
-        if reason and not self._is_missing:
+        if reason and not self._why_missing:
             self._log.warning(
                 "gate on_missing applied",
                 gate=self.gate_type,
                 in_force=self._parameters.on_missing,
                 reason=reason,
             )
-        elif not reason and self._is_missing:
+        elif not reason and self._why_missing:
             self._log.info("gate source restored", gate=self.gate_type)
-        self._is_missing = bool(reason)
+        self._why_missing = reason
 
 
 def _in_key(value: str) -> str:

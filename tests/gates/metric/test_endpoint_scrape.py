@@ -57,6 +57,27 @@ async def test_slots_that_are_held_back_stay_free_from_the_first_request(
         assert Allowance(32, built.shares).room() == ours
 
 
+async def test_a_headroom_whose_budget_is_0_is_reported_as_closed(exporter: Exporter, from_pages: GateSources) -> None:
+    exporter.set("saturation", 1.1)
+    params = {"url": exporter.url, "metric": "saturation", "budget_means": "headroom", "hold_back": -0.02}
+    async with started("endpoint-scrape", params, from_pages) as built:
+        assert (built.budget(), built.state().why_closed) == (0.0, "reads 1.1, closes at 1")
+
+
+@pytest.mark.parametrize("admission", ["budget", "counted"])
+async def test_a_missing_series_is_named_with_the_nearest_name(
+    exporter: Exporter, from_pages: GateSources, admission: str
+) -> None:
+    exporter.set(WAITING, 1)
+    params = {"url": exporter.url, "max_count_per_pod": 5, "admission": admission}
+    for metric, labels, reason in (
+        (f"{WAITING}s", {"a": "b"}, f'no series {WAITING}s{{a="b"}} on the page (did you mean {WAITING}?)'),
+        (WAITING, {"a": "b"}, f'no series {WAITING}{{a="b"}} on the page'),
+    ):
+        async with started("endpoint-scrape", {**params, "metric": metric, "labels": labels}, from_pages) as built:
+            assert built.state().why_missing == reason
+
+
 async def test_counts_add_up_over_series_and_parts_do_not(exporter: Exporter, from_pages: GateSources) -> None:
     for engine, count in (("0", 2), ("1", 3)):
         exporter.set(WAITING, count, model_name="m", engine=engine)

@@ -37,6 +37,20 @@ def pool() -> str:
     return new_pool()
 
 
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("sum(up", 'Prometheus refuses the query: invalid parameter "query": 1:7: parse error: '),
+        ("no_such_metric", "the query has no result: no_such_metric"),
+    ],
+)
+async def test_a_query_without_a_reading_names_the_reason(
+    from_prometheus: GateSources, query: str, reason: str
+) -> None:
+    async with started("prometheus-query", {"query": query}, from_prometheus) as built:
+        assert built.state().why_missing.startswith(reason)
+
+
 async def test_saturation_is_read_by_either_name_and_the_fullest_replica_counts(
     from_prometheus: GateSources, routers: Routers
 ) -> None:
@@ -53,7 +67,7 @@ async def fullest_replica_counts(from_prometheus: GateSources, routers: Routers,
         routers[1].set(metric, 0.8, inference_pool=pool, namespace="a")
         await until_budget(built, 0.0, "closed at the threshold")
         assert isinstance(await built.admit(request()), Refuse)
-        reason = "value 0.8 has reached the threshold 0.8"
+        reason = "reads 0.8, closes at 0.8"
         await wait_until_async(lambda: built.state().why_closed == reason, "the reason")
         routers[0].set(metric, 0.0, inference_pool=pool, namespace="a")
         routers[1].set(metric, 0.0, inference_pool=pool, namespace="a")

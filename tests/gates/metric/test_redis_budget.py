@@ -73,7 +73,7 @@ async def test_a_budget_of_zero_is_the_reason_of_a_closed_gate(
 ) -> None:
     await redis.set(KEY, value)
     async with started("redis", {"address": "a"}, from_redis) as built:
-        assert built.state().why_closed == f"the published budget is {value}"
+        assert built.state().why_closed == f"reads {value}, closes at 0"
 
 
 async def test_a_key_that_holds_no_number_is_missing(redis: Redis, from_redis: GateSources) -> None:
