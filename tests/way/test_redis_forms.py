@@ -197,7 +197,7 @@ def test_dead_letters_are_listed_shown_queued_again_and_dropped(form: Form) -> N
     wait_until(lambda: "no dead letters" not in form.run("dead", "list"), "the dead letter")
     dead_id = form.run("dead", "list").splitlines()[-1].split()[0]
     assert '"member"' in form.run("dead", "show", dead_id)
-    form.run("dead", "requeue", dead_id)
+    form.run("dead", "requeue", dead_id, "--force")
     wait_until(lambda: _dead_count(form) == 1, "it to die again")
     form.run("dead", "drop", "--all", "--yes")
     assert _dead_count(form) == 0
