@@ -148,6 +148,18 @@ class BatchFiles:
         """The error file of an earlier run."""
         return self.out.parent / state.errors
 
+    def lost_lines(self, state: BatchState) -> dict[Path, str]:
+        """The incomplete outputs of a finished batch, each with the reason."""
+        if state.outcome == "running":
+            return {}
+        written = WrittenLines(self, state.batch)
+        rows = ((self.out, written.completed, state.completed), (self.errors, written.failed, state.failed))
+        return {
+            path: f"changed, holds {found:,} of {whole:,} lines of this batch" if path.exists() else "deleted"
+            for path, found, whole in rows
+            if found < whole or not path.exists()
+        }
+
     def write_state(self, state: BatchState) -> None:
         """Replace the state file atomically and sync it to disk."""
         new = self.state.with_name(f"{self.state.name}.new")

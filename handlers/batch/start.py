@@ -46,7 +46,7 @@ def begin_or_resume(
     if state is not None:
         _check_same(files, state, source, given, chosen)
         files.errors = files.errors_of(state)
-        _check_outputs_exist(files, state)
+        _check_outputs(files, state)
         state.source = str(source.absolute())
         return state
     for path in (files.out, files.errors):
@@ -90,13 +90,16 @@ def _check_same(
         raise BatchConflict("\n  ".join([f"{files.state}: settings differ from those of the first run", *faults]))
 
 
-def _check_outputs_exist(files: BatchFiles, state: BatchState) -> None:
-    """Raise `BatchConflict` if a file of a finished batch was deleted: its answers cannot be read again."""
-    gone = [str(path) for path in (files.out, files.errors) if state.outcome != "running" and not path.exists()]
-    if gone:
+def _check_outputs(files: BatchFiles, state: BatchState) -> None:
+    """Raise `BatchConflict` if a finished batch has lost an output.
+
+    Its results cannot be read again.
+    """
+    if lost := files.lost_lines(state):
         raise BatchConflict(
-            f"{' and '.join(gone)}: deleted, but according to {files.state} this batch is {state.outcome}; "
-            f"to run it again, delete {files.state}, {files.out} and {files.errors}, or give another --out"
+            f"{' and '.join(f'{path}: {reason}' for path, reason in lost.items())}; according to {files.state} this "
+            f"batch is {state.outcome}; restore the file, or to run it again, delete {files.state}, {files.out} and "
+            f"{files.errors}, or give another --out"
         )
 
 

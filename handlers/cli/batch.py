@@ -265,8 +265,8 @@ async def _run(
 
 @batch.command(
     "status",
-    epilog="Exit codes: 0 finished without errors; 1 not finished, or with errors; 2 invalid flags or input; "
-    "5 the batch was cancelled.",
+    epilog="Exit codes: 0 finished without errors; 1 not finished, with errors, or its output was deleted or "
+    "changed; 2 invalid flags or input; 5 the batch was cancelled.",
 )
 @OUT
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object.")
@@ -283,6 +283,7 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
     if state.outcome == "running":
         written = WrittenLines(files, state.batch)
         state.completed, state.failed, state.kinds = written.completed, written.failed, dict(+written.kinds)
+    lost = files.lost_lines(state)
     what = "running" if is_running else "interrupted" if state.outcome == "running" else state.outcome
     counts = {
         "total": state.total,
@@ -291,19 +292,16 @@ def status(*, out: Path, is_json: bool) -> ExitCode:
         "kinds": state.kinds,
     }
     if is_json:
-        print(json.dumps({"batch": state.batch, "status": what, "deadline": state.deadline, **counts}))
+        changed = {str(path): reason for path, reason in lost.items()}
+        print(json.dumps({"batch": state.batch, "status": what, "deadline": state.deadline, **counts, "lost": changed}))
     else:
         by = datetime.fromtimestamp(state.deadline, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
         print(f"batch {state.batch}: {what}, deadline {by}")
         errors = f"{counted(state.failed, 'error')}{_kinds(state)}"
         print(f"{state.completed:,} answered, {errors}, of {counted(state.total, 'request')}")
-        print(f"output {_named(files.out, state)}, errors {_named(files.errors, state)}")
-    return _exit_code(state)
-
-
-def _named(path: Path, state: BatchState) -> str:
-    """The path of an output, marked if it was deleted."""
-    return f"{path} (deleted)" if state.outcome != "running" and not path.exists() else str(path)
+        named = [f"{path} ({lost[path]})" if path in lost else str(path) for path in (files.out, files.errors)]
+        print(f"output {named[0]}, errors {named[1]}")
+    return ExitCode.FAILED_REQUESTS if lost and state.outcome == "done" else _exit_code(state)
 
 
 @batch.command(

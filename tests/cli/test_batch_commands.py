@@ -166,6 +166,24 @@ def test_a_finished_batch_whose_answers_were_deleted_is_not_called_done(shell: S
     assert len(out.read_text().splitlines()) == 3
 
 
+def test_a_finished_batch_whose_answers_were_replaced_is_not_called_done(shell: Shell, tmp_path: Path) -> None:
+    source, out = write_requests(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    arguments = ["batch", "run", source, "--out", str(out)]
+    with shell.echoing():
+        assert shell.run(*arguments).exit_code == 0
+    answers = out.read_text()
+    out.write_text("".join(answers.splitlines(keepends=True)[1:]) + '{"from": "another program"}\n')
+    refused = shell.run(*arguments)
+    assert (refused.exit_code, f"{out}: changed, holds 2 of 3 lines of this batch" in refused.stderr) == (2, True)
+    assert f"to run it again, delete {out}.batch" in refused.stderr
+    assert "restore" in refused.stderr
+    shown = shell.run("batch", "status", str(out))
+    assert shown.exit_code == 1
+    assert f"output {out} (changed, holds 2 of 3 lines of this batch)" in shown.stdout
+    out.write_text(answers)
+    assert shell.run(*arguments).exit_code == shell.run("batch", "status", str(out)).exit_code == 0
+
+
 def test_a_resumed_batch_refuses_flags_that_differ_from_the_first_run(shell: Shell, tmp_path: Path) -> None:
     source = write_requests(tmp_path / "in.jsonl", 5)
     out, errors = tmp_path / "out.jsonl", tmp_path / "other-errors.jsonl"
