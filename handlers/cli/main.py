@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from handlers.cli.shell import check_text, escape_unencodable
+from handlers.cli.shell import check_text, escape_unencodable, open_closed_streams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +65,7 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; characters that stdout or stderr cannot encode are escaped."""
+        open_closed_streams()
         escape_unencodable()
         return super().main(*args, **kwargs)
 

@@ -146,6 +146,13 @@ def check_text(command: click.Command) -> click.Command:
     return command
 
 
+def open_closed_streams() -> None:
+    """Replace standard streams that the caller closed (`>&-`) by the null device."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # it stays open until the process ends
+
+
 def escape_unencodable() -> None:
     """Make stdout and stderr escape characters that their encoding lacks.
 

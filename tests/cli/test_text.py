@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -54,6 +58,22 @@ def test_a_printed_result_sends_no_terminal_commands(
     assert "[2J" in message
     assert "\x1b" not in message
     assert "\x9b" not in message
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+@pytest.mark.parametrize(
+    "command", ["where r1", "top --once", "results --for 0s", "dead list", "submit - --deadline 1h", "--help"]
+)
+def test_a_closed_standard_stream_is_no_failure(valkey_url: str, command: str, closed: str) -> None:
+    program = Path(sys.executable).parent / "async-processor"
+    environment = {**os.environ, "REDIS_URL": valkey_url}
+    line = f"exec {program} {command} {closed}"
+    done = subprocess.run(
+        ["sh", "-c", line], check=False, input="", env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert "Traceback" not in done.stderr
+    expected = {"where r1": 1, "submit - --deadline 1h": 2}
+    assert done.returncode == expected.get(command, 0)
 
 
 def test_every_text_of_every_command_is_checked() -> None:
