@@ -64,7 +64,7 @@ def list_letters(queue: QueueFlags, is_json: bool, reason: str, limit: int | Non
             for letter in found:
                 click.echo(for_output(_as_json(letter).decode(), sys.stdout))
         else:
-            _print_list(found, reason)
+            _print_list(found, reason, letters.queue)
         return ExitCode.DONE
 
     return _run(queue, work)
@@ -168,7 +168,7 @@ def _with(reason: str) -> str:
 def _confirmed(count: int, queue: str, reason: str) -> bool:
     """Ask for confirmation. Without a terminal, only `--yes` confirms."""
     if not count:
-        click.echo(f"no dead letters{_with(reason)}", err=True)
+        click.echo(f"no dead letters{_with(reason)} of queue {queue}", err=True)
         return False
     letters = f"{counted(count, 'dead letter')}{_with(reason)} of {queue}"
     if sys.stdin.isatty():
@@ -213,7 +213,7 @@ async def _named(letters: DeadLetters, prefix: str) -> DeadLetter | None:
         click.echo(f"{prefix} is the beginning of {counted(len(found), 'id')}; give more of the id:\n{ids}", err=True)
     else:
         command = f"async-processor dead list --queue {shlex.quote(letters.queue)}"
-        click.echo(f"no dead letter {prefix} in this queue: `{command}` shows them", err=True)
+        click.echo(f"no dead letter {prefix} of queue {letters.queue}: `{command}` shows them", err=True)
     return None
 
 
@@ -246,10 +246,10 @@ _NARROW: Final = 120
 """In a narrower terminal, the details of a dead letter get a line of their own."""
 
 
-def _print_list(found: list[DeadLetter], reason: str) -> None:
+def _print_list(found: list[DeadLetter], reason: str, queue: str) -> None:
     """Print one line per dead letter, two in a narrow terminal."""
     if not found:
-        click.echo(f"no dead letters{_with(reason)}")
+        click.echo(f"no dead letters{_with(reason)} of queue {queue}")
         return
     ids = [_plain(letter.request_id) or "(no id)" for letter in found]
     id_width = max(map(len, ["REQUEST", *ids]))

@@ -107,7 +107,7 @@ def _write_json(result: Result) -> None:
 
 
 def _table_writer() -> Callable[[Result], None]:
-    """A function that prints a result as one line in columns.
+    """A function that prints results as lines of a table with headings.
 
     Only the payload is truncated: an id can be copied from any terminal.
     """
@@ -115,8 +115,13 @@ def _table_writer() -> Callable[[Result], None]:
     from rich.text import Text
 
     console = Console()
+    is_first = True
 
     def write(result: Result) -> None:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            console.print(f"{'REQUEST':24}  {'OUTCOME':18}  PAYLOAD OR ERROR", style="dim", soft_wrap=True)
         is_answered = result.status_code > 0
         is_good = is_answered and 200 <= result.status_code < 300
         shown = (result.stored_elsewhere or result.payload) if is_answered else result.error_message

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from handlers.wiring.status_page import RedisSource
 
 _UNCUT: Final = 10_000
-"""Width if the output is not a terminal; wide enough that names are not cut."""
+"""Width if the output is not a terminal and COLUMNS is not set; wide enough that names are not cut."""
 
 
 @click.command(
@@ -57,7 +57,8 @@ def top(is_once: bool, interval_seconds: float) -> ExitCode:
     settings = load_settings(os.environ)  # noqa: TID251  # the process's entry
     # Not `rich`'s test: with FORCE_COLOR it treats any pipe as a terminal.
     is_terminal = sys.stdout.isatty()
-    console = Console(width=None if is_terminal else _UNCUT)
+    has_width = os.environ.get("COLUMNS", "").lstrip("0").isdigit()  # noqa: TID251  # a pipe's width, which `watch` sets
+    console = Console(width=None if is_terminal or has_width else _UNCUT)
     from handlers.wiring.status_page import RedisSource
 
     stop_at_signals()
@@ -126,7 +127,7 @@ def _head(now: Overview, hint: str) -> Text:
         ("in flight", sum(line.in_flight for line in now.queues), "bold cyan"),
         ("at a gate", sum(line.waiting for line in now.queues), "bold"),
         ("waiting for a retry", now.retrying, "bold yellow" if now.retrying else "bold"),
-        ("dead letters", dead, "bold red" if dead else "bold"),
+        (counted(dead, "dead letter").split(maxsplit=1)[1], dead, "bold red" if dead else "bold"),
     ):
         text.append(f"{number:,}", style=style)
         text.append(f" {word}  ")
@@ -190,18 +191,21 @@ def _pools(now: Overview) -> Table:
 def _failures(now: Overview, most: int) -> Table | Text:
     if not now.failures:
         return Text("No failures in the last day.", style="dim")
-    table = _table("WHEN", "OUTCOME", "ATTEMPT", "REASON", "REQUEST", numbers=("ATTEMPT",))
+    has_queues = len(now.queues) > 1
+    queue_heading = ["QUEUE"] if has_queues else []
+    table = _table("WHEN", "OUTCOME", "ATTEMPT", "REASON", *queue_heading, "REQUEST", numbers=("ATTEMPT",))
     for one, count in folded(now.failures, _row_of)[:most]:
         outcome = Text("failed", "red") if one.is_final else Text("retried", "yellow")
         reason = f"{one.reason} {one.status_code or ''}".strip()
         request = (one.id or "(no id)") + (f" x{count}" if count > 1 else "")
-        table.add_row(_clock(one.at), outcome, str(one.attempt + 1), _plain(reason), _plain(request))
+        queue = [_plain(one.queue)] if has_queues else []
+        table.add_row(_clock(one.at), outcome, str(one.attempt + 1), _plain(reason), *queue, _plain(request))
     return table
 
 
 def _row_of(failure: Failure) -> tuple[object, ...]:
     """The text of a failure's row without its time; equal failures share a row."""
-    return failure.is_final, failure.attempt, failure.reason, failure.status_code, failure.id
+    return failure.is_final, failure.attempt, failure.reason, failure.status_code, failure.queue, failure.id
 
 
 def _clock(at: float) -> str:

@@ -132,7 +132,7 @@ async def test_list_and_show_name_the_request(dead: Dead) -> None:
 
 def test_an_empty_list_is_reported(dead: Dead) -> None:
     done = dead.run("list")
-    assert (done.exit_code, done.stdout) == (0, "no dead letters\n")
+    assert (done.exit_code, done.stdout) == (0, f"no dead letters of queue {dead.queue}\n")
 
 
 @pytest.mark.parametrize("message", ["[/nope] [red]", "\x1b[2J\x1b]0;title\x07", "two\nlines", "%s {0}"])
@@ -224,7 +224,7 @@ async def test_dropping_all_asks_first_with_the_number(dead: Dead) -> None:
 
 async def test_dropping_all_without_dead_letters_asks_for_no_confirmation(dead: Dead) -> None:
     done = await _in_thread(dead.run, "drop", "--all")
-    assert (done.exit_code, done.output) == (1, "no dead letters\n")
+    assert (done.exit_code, done.output) == (1, f"no dead letters of queue {dead.queue}\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -252,7 +252,7 @@ def test_an_unknown_id_is_reported(dead: Dead, command: str) -> None:
     done = dead.run(command, "nobody")
     assert done.exit_code == 1
     listed = f"`async-processor dead list --queue {dead.queue}` shows them"
-    assert f"no dead letter nobody in this queue: {listed}" in done.stderr
+    assert f"no dead letter nobody of queue {dead.queue}: {listed}" in done.stderr
 
 
 async def test_an_unknown_id_does_not_stop_the_requeueing_of_others(dead: Dead) -> None:

@@ -259,7 +259,7 @@ def test_submit_once_submits_once(shell: Shell) -> None:
 
 def test_the_first_attempt_is_printed_as_attempt_1() -> None:
     place = Place("claimed", "q", "t", 0, 160.0)
-    text = whereabouts_text(Whereabouts("r", RequestState.CLAIMED, [place]), 100.0)
+    text = whereabouts_text(Whereabouts("r", RequestState.CLAIMED, [place]), "q", 100.0)
     assert text == "r  in flight, or waiting at a gate, queue q, attempt 1, deadline in 1m00s"
 
 
@@ -367,12 +367,23 @@ def test_results_in_a_table_show_no_markup(shell: Shell) -> None:
     assert "\x1b" not in done.stdout
 
 
+def test_results_in_a_table_have_headings(shell: Shell) -> None:
+    assert shell.run("results", "--for", "0s", "--format", "table").stdout == ""
+    for name in ("r1", "r2"):
+        shell.redis.lpush(shell.results, json.dumps({"id": name, "status_code": 200, "payload": "good"}))
+    heading, *rows = shell.run("results", "--for", "0s", "--format", "table").stdout.splitlines()
+    assert heading.split() == ["REQUEST", "OUTCOME", "PAYLOAD", "OR", "ERROR"]
+    assert [row.split()[0] for row in rows] == ["r1", "r2"]
+    assert [row.index("200") for row in rows] == [heading.index("OUTCOME")] * 2
+    assert [row.index("good") for row in rows] == [heading.index("PAYLOAD")] * 2
+
+
 @pytest.mark.parametrize("length", [10, 36, 76, 200])
 def test_results_in_a_table_never_truncate_an_id(shell: Shell, length: int) -> None:
     name = "r" * length
     shell.redis.lpush(shell.results, json.dumps({"id": name, "status_code": 200, "payload": "p" * 200}))
     shell.env["COLUMNS"] = "80"
-    [line] = shell.run("results", "--for", "0s", "--format", "table").stdout.splitlines()
+    [_, line] = shell.run("results", "--for", "0s", "--format", "table").stdout.splitlines()
     assert line.split()[:2] == [name, "200"]
     assert ("p" * 10 in line, line.endswith("…")) == (length < 50, length < 50)
     assert len(line) <= max(80, length + 22)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -43,7 +44,7 @@ async def url(store: Redis, valkey: Valkey) -> str:
 
 
 def test_a_pipe_gets_one_frame_with_everything_in_it(url: str) -> None:
-    done = CliRunner().invoke(main, ["top"], env={"REDIS_URL": url, "COLUMNS": "40"})
+    done = CliRunner().invoke(main, ["top"], env={"REDIS_URL": url, "COLUMNS": None})
     assert done.exit_code == 0, done.output
     for message in (
         "2 queued",
@@ -58,10 +59,34 @@ def test_a_pipe_gets_one_frame_with_everything_in_it(url: str) -> None:
     assert "\x1b" not in done.output
 
 
+def test_a_frame_in_a_pipe_has_the_width_of_columns(url: str) -> None:
+    """`watch` sets COLUMNS and reads a pipe."""
+    done = CliRunner().invoke(main, ["top", "--once"], env={"REDIS_URL": url, "COLUMNS": "80"})
+    assert max(len(line) for line in done.output.splitlines()) <= 80
+    assert "CIRCUIT" in done.output
+    done = CliRunner().invoke(main, ["top", "--once"], env={"REDIS_URL": url, "COLUMNS": "0"})
+    assert "request-sortedset" in done.output
+
+
+async def test_a_frame_names_the_queue_of_a_failure_if_there_are_several(
+    url: str, store: Redis, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("queues: [{queue_name: request-sortedset}, {queue_name: team-b}]\npools: [{id: default}]")
+    await store.hset("team-b:dead", "d1", "{}")
+    env = {"REDIS_URL": url, "CONFIG_FILE": str(file), "COLUMNS": None}
+    done = await asyncio.to_thread(CliRunner().invoke, main, ["top", "--once"], env=env)
+    [failure] = [line for line in done.output.splitlines() if "dns" in line]
+    assert "request-sortedset" in failure
+    [queue] = [line for line in done.output.splitlines() if line.startswith("team-b")]
+    assert queue.split()[-3:] == ["1", "-", "-"]
+    assert "1 dead letter  " in done.output
+
+
 async def test_a_far_deadline_is_shown_in_days(url: str, store: Redis) -> None:
     await store.delete("request-sortedset")
     await store.zadd("request-sortedset", {b"x": time.time() + 30.5 * 86_400})
-    done = await asyncio.to_thread(CliRunner().invoke, main, ["top"], env={"REDIS_URL": url})
+    done = await asyncio.to_thread(CliRunner().invoke, main, ["top"], env={"REDIS_URL": url, "COLUMNS": None})
     assert " 30d" in done.output
 
 
