@@ -39,6 +39,7 @@ from handlers.batch.lines import (
 from handlers.batch.queue import BatchQueue
 from handlers.cancellation import end_if_cancelled
 from handlers.client.errors import BrokerUnreachable
+from handlers.client.redis_broker import FIRST_SECONDS
 from handlers.client.results import POLL_PAUSES
 from handlers.contract.lenient_json import Malformed
 from handlers.contract.result import decode_result
@@ -91,12 +92,14 @@ class BatchRun:
         *,
         options: BatchOptions,
         report: Callable[[Progress], None],
+        report_outage: Callable[[BrokerUnreachable], None],
     ) -> None:
         self._files = files
         self._state = state
         self._queue = queue
         self._options = options
         self._report = report
+        self._patiently = Patience(report_outage).run
         self._output = BatchOutput(files, state.batch)
         for place in self._output.damaged[:SHOWN_DAMAGED]:
             log.warning("%s: damaged line, its request is submitted again", place)
@@ -119,7 +122,7 @@ class BatchRun:
             await self._settle_uncertain()
             await self._feed_and_collect()
             self._finish()
-            await patiently(self._queue.delete_results)
+            await self._patiently(self._queue.delete_results)
         finally:
             with contextlib.suppress(OSError):
                 self._output.sync()
@@ -145,7 +148,7 @@ class BatchRun:
         live: set[int] = set()
         for start in range(0, len(lines), COLLECTED_AT_ONCE):
             numbers = [line.number for line in lines[start : start + COLLECTED_AT_ONCE]]
-            states = await patiently(partial(self._queue.are_live, numbers))
+            states = await self._patiently(partial(self._queue.are_live, numbers))
             live.update(number for number, is_live in zip(numbers, states, strict=True) if is_live)
         await self._check_for_cancel()
         # The key that marks a request as live is deleted when its result is stored, or later. So a line that is neither
@@ -200,7 +203,7 @@ class BatchRun:
             attempts += 1
             await self._queue.submit(parts, is_repeated=is_repeated or attempts > 1)
 
-        await patiently(submit)
+        await self._patiently(submit)
         # A cancellation during the call may have found no request to cancel yet.
         await self._cancel([line.number for line in lines if self._is_cancelled(line.number)])
         self._tell()
@@ -243,13 +246,13 @@ class BatchRun:
 
     async def _collect(self) -> int:
         """Write the oldest results to disk, then remove them. Returns how many."""
-        texts = await patiently(lambda: self._queue.collect(COLLECTED_AT_ONCE))
+        texts = await self._patiently(lambda: self._queue.collect(COLLECTED_AT_ONCE))
         if not texts:
             return 0
         for text in texts:
             self._write_result(text)
         self._output.sync()
-        await patiently(lambda: self._queue.drop(len(texts)))
+        await self._patiently(lambda: self._queue.drop(len(texts)))
         self._last_result_at = time.monotonic()
         self._has_collected.set()
         self._tell()
@@ -293,7 +296,7 @@ class BatchRun:
         waiting = [number for number in numbers if number in self._waiting]
         for start in range(0, len(waiting), SUBMITTED_AT_ONCE):
             some = waiting[start : start + SUBMITTED_AT_ONCE]
-            await patiently(partial(self._queue.cancel, some))
+            await self._patiently(partial(self._queue.cancel, some))
 
     def _give_up_the_late(self) -> None:
         """Write errors for lines whose results are long overdue.
@@ -337,18 +340,32 @@ class BatchRun:
         )
 
 
-async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a call until the broker answers, for at most a minute."""
-    ends_at = time.monotonic() + UNREACHABLE_SECONDS
-    backoff = Backoff(*_RETRY_PAUSES)
-    while True:
-        try:
-            answer = await call()
-        except BrokerUnreachable:
-            end_if_cancelled()  # the library may turn a cancellation into a connection error
-            if time.monotonic() >= ends_at:
-                raise
-        else:
-            end_if_cancelled()
-            return answer
-        await backoff.pause()
+class Patience:
+    """Repeats calls until the broker answers, for at most a minute; for two seconds if it has never answered."""
+
+    def __init__(self, report_outage: Callable[[BrokerUnreachable], None]) -> None:
+        self._report_outage = report_outage
+        self._is_known = False
+        self._failing = 0  # calls that are repeated now
+
+    async def run(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat `call`. The first failure of an outage is reported, unless the broker has never answered."""
+        started_at = time.monotonic()
+        backoff = Backoff(*_RETRY_PAUSES)
+        while True:
+            try:
+                answer = await call()
+            except BrokerUnreachable as error:
+                end_if_cancelled()  # the library may turn a cancellation into a connection error
+                limit = UNREACHABLE_SECONDS if self._is_known else FIRST_SECONDS
+                if time.monotonic() - started_at >= limit:
+                    raise
+                if self._is_known and not self._failing:
+                    self._report_outage(error)
+                self._failing += not backoff.has_failed
+            else:
+                end_if_cancelled()
+                self._is_known = True
+                self._failing -= backoff.has_failed
+                return answer
+            await backoff.pause()

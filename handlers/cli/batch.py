@@ -35,6 +35,7 @@ from handlers.cli.shell import (
     exit_codes_help,
     exits,
     for_output,
+    printable,
     run_async,
     stop_at_signals,
 )
@@ -255,12 +256,18 @@ async def _run(
         count_retries = partial(queue.waiting_for_retry, retry_queue) if retry_queue else None
         async with BatchProgress(count_retries) as progress, noting(flags, state.queue):
             limits = BatchOptions(window=window)
-            return await BatchRun(files, state, queue, options=limits, report=progress.update).run()
+            return await BatchRun(
+                files, state, queue, options=limits, report=progress.update, report_outage=_print_outage
+            ).run()
     except asyncio.CancelledError:
         print(f"interrupted: run the same command again to continue ({files.state})", file=sys.stderr)
         raise
     finally:
         await queue.close()
+
+
+def _print_outage(error: Exception) -> None:
+    print(printable(f"waiting for {error}"), file=sys.stderr, flush=True)
 
 
 @batch.command(
@@ -462,7 +469,7 @@ def _exit_code(state: BatchState) -> ExitCode:
 
 
 SHOWN_EVERY_SECONDS = 0.5
-LOGGED_EVERY_SECONDS = 60.0
+LOGGED_EVERY_SECONDS = 30.0
 RATE_OVER_SECONDS = 20.0
 
 
@@ -474,20 +481,24 @@ class BatchProgress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskProgressColumn, TextColumn
         from rich.progress import Progress as Bar
+        from rich.table import Column
 
         self._console = Console(stderr=True)
+        # Not `rich`'s test: with FORCE_COLOR it treats any pipe as a terminal.
+        self._has_bar = sys.stderr.isatty() and not self._console.is_dumb_terminal
+        self._drawn = BarColumn(bar_width=1)
         self._last: Progress | None = None
         self._retries = 0
         self._showing: asyncio.Task[None] | None = None
         self._logged_at = time.monotonic()
         self._bar = Bar(
             SpinnerColumn(),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            self._drawn,
+            TaskProgressColumn(table_column=Column(no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[text]}", table_column=Column()),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._has_bar,
             auto_refresh=False,
             speed_estimate_period=RATE_OVER_SECONDS,
         )
@@ -525,12 +536,14 @@ class BatchProgress:
         done = self._last.completed + self._last.failed
         self._bar.update(self._row, completed=done, total=self._last.total)
         text = self._text(self._last)
+        others = f"⠋  100% {self._last.total}/{self._last.total} {text} "
+        self._drawn.bar_width = max(1, self._console.width - len(others))  # only the bar gives way
         self._bar.update(self._row, text=text)
         self._bar.refresh()
         is_due = time.monotonic() - self._logged_at >= LOGGED_EVERY_SECONDS
-        if not self._console.is_terminal and is_due:
+        if not self._has_bar and is_due:
             self._logged_at = time.monotonic()
-            print(f"{done:,} of {self._last.total:,}, {text}", file=sys.stderr, flush=True)
+            print(f"{done:,} of {self._last.total:,} answered, {text}", file=sys.stderr, flush=True)
 
     def _text(self, progress: Progress) -> str:
         row = self._bar.tasks[0]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from handlers.cli.flags import QueueFlags, redis_flags
+from handlers.cli.flags import QueueFlags, print_note, redis_flags
 from handlers.cli.shell import ExitCode, IdType, confirm, exits, for_output, printable, run_async
 from handlers.number_text import counted
 
@@ -64,7 +64,9 @@ def list_letters(queue: QueueFlags, is_json: bool, reason: str, limit: int | Non
             for letter in found:
                 click.echo(for_output(_as_json(letter).decode(), sys.stdout))
         else:
-            _print_list(found, reason, letters.queue)
+            _print_list(found, letters.queue, reason)
+        if not found:
+            await print_note(queue, letters.queue)
         return ExitCode.DONE
 
     return _run(queue, work)
@@ -246,7 +248,7 @@ _NARROW: Final = 120
 """In a narrower terminal, the details of a dead letter get a line of their own."""
 
 
-def _print_list(found: list[DeadLetter], reason: str, queue: str) -> None:
+def _print_list(found: list[DeadLetter], queue: str, reason: str) -> None:
     """Print one line per dead letter, two in a narrow terminal."""
     if not found:
         click.echo(f"no dead letters{_with(reason)} of queue {queue}")

@@ -63,7 +63,7 @@ from handlers.redis_store.submit.submissions import (
     open_redis,
 )
 
-_FIRST_SECONDS: Final = 2.0
+FIRST_SECONDS: Final = 2.0
 """Time limit until Redis has answered once: a wrong address is more likely than a failover."""
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class StoreRetry:
         The argument of `call` is true for a retry. Raises `BrokerUnreachable` at the time limit, or at once for an
         error that a retry cannot change.
         """
-        until = self._clock() + (self._seconds if self._is_known else min(_FIRST_SECONDS, self._seconds))
+        until = self._clock() + (self._seconds if self._is_known else min(FIRST_SECONDS, self._seconds))
         backoff = Backoff(_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, self._jitter)
         is_repeated = False
         while True:

@@ -18,6 +18,7 @@ from typing import Final
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     AuthenticationError,
+    BusyLoadingError,
     MovedError,
     NoPermissionError,
     RedisClusterException,
@@ -26,6 +27,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from handlers.backoff import Backoff
+from handlers.contract.masked_text import without_secrets
 from handlers.number_text import whole
 from handlers.telemetry.logs import Logger
 
@@ -169,10 +171,18 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-class Outage:
-    """Logs an outage of Redis and its end, once for all parts.
+def _kind(error: BaseException) -> str:
+    """What all errors of one cause have in common; empty for a server that is down or out of reach."""
+    known = _known(error)
+    is_lost = isinstance(error, RedisConnectionError | RedisTimeoutError | RedisClusterException | OSError)
+    is_reached = has_fix(error) or isinstance(error, BusyLoadingError | MasterNotFoundError)
+    return "" if NO_FIRST_REPLY in known or (is_lost and not is_reached) else known or type(error).__name__
 
-    An outage lasts while the latest call of any part has failed.
+
+class Outage:
+    """Logs an outage of Redis, each other kind of failure during it, and its end, once for all parts.
+
+    An outage lasts while the latest call of any part has failed. `reason` explains the latest failure of a part.
     """
 
     def __init__(self, log: Logger) -> None:
@@ -180,16 +190,27 @@ class Outage:
         self._failing: weakref.WeakSet[StoreBackoff] = weakref.WeakSet()  # a part of an earlier configuration may end
         self._began_at = 0.0
         self._ended_at = -math.inf
+        self._logged_at: dict[str, float] = {}
+        self._kind = ""
+        self.reason = ""
 
     def failed(self, part: StoreBackoff, error: BaseException) -> None:
         """Record a failure of a part."""
         now = time.monotonic()
+        self.reason = without_secrets(explained(error))
         is_late = not part.has_failed and now - self._ended_at < _LATE_SECONDS
         if is_late and not self._failing:
             return  # it used a connection from before the end of the outage
+        kind, before = _kind(error), self._kind
+        self._kind = kind
         if not self._failing:
             self._began_at = now
-            self._log.warning("work paused: Redis unavailable", error=explained(error))
+            self._logged_at = {kind: now}
+            self._log.warning("work paused: Redis unavailable", error=self.reason)
+        # Parts may fail in different ways in turn, so each kind is logged once a minute at most.
+        elif kind != before and now - self._logged_at.get(kind, -math.inf) >= _SAME_KIND_SECONDS:
+            self._logged_at[kind] = now
+            self._log.warning("work still paused: Redis unavailable", error=self.reason)
         self._failing.add(part)
 
     def succeeded(self, part: StoreBackoff) -> None:
@@ -203,7 +224,14 @@ class Outage:
 
 
 _LATE_SECONDS: Final = 60.0
+_SAME_KIND_SECONDS: Final = 60.0
 _outages: weakref.WeakKeyDictionary[Logger, Outage] = weakref.WeakKeyDictionary()
+
+
+def outage_reason(log: Logger) -> str:
+    """Why the latest failed call of the parts with `log` failed; empty if none has failed."""
+    outage = _outages.get(log)
+    return outage.reason if outage else ""
 
 
 class StoreBackoff(Backoff):

@@ -32,6 +32,7 @@ from handlers.redis_store.connection import (
     durability_warnings,
     evicting_policy,
 )
+from handlers.redis_store.faults import outage_reason
 from handlers.redis_store.keys import ReservedNames
 from handlers.settings.config_file import PoolEntry, QueueEntry
 from handlers.settings.settings import Settings, masked_url, setting_warnings
@@ -333,7 +334,8 @@ class PollerApp:
             return Page(503, f"{refusal}\n".encode())
         is_claiming = not any(claimer.is_waiting_for_store for claimer in self._claimers.values())
         if not (is_claiming and self._queues.is_settling):
-            return Page(503, b"waiting for redis\n")
+            reason = outage_reason(self._log)
+            return Page(503, f"waiting for redis: {reason}\n".encode() if reason else b"waiting for redis\n")
         if self._evicting:
             return Page(
                 503,

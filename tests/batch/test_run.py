@@ -75,6 +75,10 @@ def begin(files: BatchFiles, source: Path, options: ClientOptions, **fields: Any
     return begin_or_resume(files, source, **given)
 
 
+def unexpected(error: Exception) -> None:
+    raise error
+
+
 async def run(
     files: BatchFiles, state: BatchState, url: str, *, window: int = 1_000, late_seconds: float = 60.0
 ) -> list[Progress]:
@@ -82,7 +86,7 @@ async def run(
     queue = BatchQueue(url, state)
     options = BatchOptions(window=window, late_seconds=late_seconds)
     try:
-        await BatchRun(files, state, queue, options=options, report=reports.append).run()
+        await BatchRun(files, state, queue, options=options, report=reports.append, report_outage=unexpected).run()
     finally:
         await queue.close()
     return reports
@@ -139,7 +143,8 @@ async def test_lines_are_cancelled_whether_submitted_or_not(
     state = begin(files, write_requests(tmp_path / "in.jsonl", 5), options)
     files.request_cancel_of([4])
     queue = CancelsDuringSubmit(valkey_url, state, files)
-    running = asyncio.create_task(BatchRun(files, state, queue, options=BatchOptions(), report=lambda _: None).run())
+    work = BatchRun(files, state, queue, options=BatchOptions(), report=lambda _: None, report_outage=unexpected)
+    running = asyncio.create_task(work.run())
     await wait_until_async(
         lambda: redis.exists(f"request-cancel:{state.batch}-2") and redis.zcard(options.queue) == 4,
         "the cancellation of line 2, and all lines but the fourth in the queue",

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,10 +19,13 @@ from redis import Redis
 
 from handlers.batch.run import Progress
 from handlers.cli import batch
-from tests.cli.test_queue_commands import Shell, write_requests
+from handlers.demo.servers import free_port
+from tests.chaos.proxy import Proxy
+from tests.cli.test_queue_commands import Shell, has_lines, write_requests
 from tests.client.conftest import redis, valkey_url
 from tests.client.echo_poller import answer
 from tests.servers.forked import COMMAND
+from tests.servers.terminal import Terminal
 from tests.waiting import wait_until
 
 __all__ = ["redis", "valkey_url"]
@@ -307,13 +316,86 @@ def test_the_summary_counts_errors_by_kind(shell: Shell, tmp_path: Path) -> None
     assert "4 errors: 3 http_422, 1 invalid_request" in shell.run("batch", "status", out).stdout
 
 
+class HttpServer(BaseHTTPRequestHandler):
+    """Answers 400 to everything that is not HTTP, without a log."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name in the base class
+        pass
+
+
+@contextmanager
+def http_port() -> Iterator[int]:
+    """The port of a server that speaks HTTP."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), HttpServer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_run_that_never_reaches_redis_ends_with_the_error_of_other_commands(shell: Shell, tmp_path: Path) -> None:
+    source, out = write_requests(tmp_path / "in.jsonl", 3), str(tmp_path / "out.jsonl")
+    refused = shell.env["REDIS_URL"].replace("//", "//nobody:canary@")
+    with http_port() as port:
+        for url in (f"redis://127.0.0.1:{free_port()}", f"redis://127.0.0.1:{port}", refused):
+            ended = shell.run("batch", "run", source, "--out", out, "--redis-url", url)
+            usual = shell.run("where", "r1", "--redis-url", url)
+            assert ended.exit_code == usual.exit_code == 4, url
+            assert ended.stderr == usual.stderr
+            assert "canary" not in ended.output
+    with shell.echoing():
+        assert shell.run("batch", "run", source, "--out", out).exit_code == 0
+
+
+def test_each_outage_during_a_run_is_one_line(shell: Shell, tmp_path: Path) -> None:
+    server = ("127.0.0.1", int(re.findall(r":(\d+)", shell.env["REDIS_URL"])[-1]))
+    with Proxy(server) as proxy:
+        shell.env["REDIS_URL"] = f"redis://127.0.0.1:{proxy.port}"
+        source = write_requests(tmp_path / "in.jsonl", 3)
+        out = tmp_path / "out.jsonl"
+        with shell.start("batch", "run", source, "--out", str(out)) as runner:
+            assert runner.stderr is not None
+            lines = (line for line in runner.stderr if not line.startswith("note: "))
+            wait_until(lambda: len(shell.queued()) == 3, "the lines are queued")
+            for count in (1, 2):
+                proxy.backends.clear()
+                proxy.cut()
+                assert next(lines).startswith("waiting for Redis: the server closed the connection")
+                answer(shell.redis, shell.queue, 1)
+                proxy.backends.append(server)
+                wait_until(partial(has_lines, out, count), "the run continues")
+            with shell.echoing():
+                rest = list(lines)
+        assert runner.returncode == 0
+    assert len(rest) == 1, "only the summary"
+
+
+def test_a_narrow_terminal_shows_all_numbers(shell: Shell, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 2_000)
+    arguments = ["batch", "run", source, "--out", str(tmp_path / "out.jsonl")]
+    with Terminal(arguments, shell.env, size=(30, 80)) as terminal:
+        wait_until(lambda: "unanswered" in terminal.written and "left" in terminal.written, "the progress")
+        shown = terminal.written
+        terminal.press("\x03")
+        assert terminal.end() == 130
+    assert "0/2000" in shown
+    assert "2,000 unanswered, 0 retrying, 0 errors, ? left" in shown
+    assert "…" not in shown
+
+
+@pytest.mark.parametrize("force_color", ["", "1"])
 async def test_a_pipe_gets_a_progress_line_each_interval(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], force_color: str
 ) -> None:
+    assert batch.LOGGED_EVERY_SECONDS == 30
+    monkeypatch.setenv("FORCE_COLOR", force_color)
     monkeypatch.setattr(batch, "LOGGED_EVERY_SECONDS", 0.0)
     async with batch.BatchProgress(None) as progress:
         progress.update(Progress(total=10, completed=3, failed=1, unanswered=2))
-    assert "4 of 10, 0/s, 2 unanswered, 0 retrying, 1 error," in capsys.readouterr().err
+    assert "4 of 10 answered, 0/s, 2 unanswered, 0 retrying, 1 error," in capsys.readouterr().err
 
 
 async def test_a_pipe_gets_no_progress_line_before_the_interval(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,7 @@ async def test_list_and_show_name_the_request(dead: Dead) -> None:
 def test_an_empty_list_is_reported(dead: Dead) -> None:
     done = dead.run("list")
     assert (done.exit_code, done.stdout) == (0, f"no dead letters of queue {dead.queue}\n")
+    assert f"note: no poller reported queue {dead.queue} in the last" in done.stderr
 
 
 @pytest.mark.parametrize("message", ["[/nope] [red]", "\x1b[2J\x1b]0;title\x07", "two\nlines", "%s {0}"])
@@ -319,7 +320,7 @@ async def test_a_reason_selects_dead_letters_and_a_limit_the_newest(dead: Dead) 
     listed = (await _in_thread(dead.run, "list", "--reason", "undeliverable", "--limit", "2")).stdout
     assert ("r-0" in listed, "r-1" in listed, "r-2" in listed, "INVALID" in listed) == (False, True, True, False)
     none = (await _in_thread(dead.run, "list", "--reason", "OTHER")).stdout
-    assert none == "no dead letters with the reason OTHER\n"
+    assert none == f"no dead letters of queue {dead.queue} with the reason OTHER\n"
 
     asked = await _in_thread(dead.run, "drop", "--reason", "INVALID_REQUEST")
     assert "pass --yes to drop 1 dead letter with the reason INVALID_REQUEST of" in asked.stderr

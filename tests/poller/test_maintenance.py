@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from handlers.contract.request import Request
 from handlers.contract.result import ErrorCode
@@ -270,6 +273,33 @@ async def test_a_task_continues_after_a_tick_that_raised(lines: io.StringIO) -> 
     ]
     assert logged[0]["error"] == "ConnectionResetError", "logged once a row, not at every try"
     assert "a defect" in logged[1]["error"]
+
+
+async def test_an_outage_is_logged_again_when_the_kind_of_reason_changes(lines: io.StringIO) -> None:
+    refused = "Error 111 connecting to 10.0.0.1:6379. Connection refused."
+    raised = [
+        RedisConnectionError(refused),
+        RedisTimeoutError("Timeout reading"),
+        RedisConnectionError("Connection closed by server."),
+        AuthenticationError("WRONGPASS invalid username-password pair"),
+        AuthenticationError("WRONGPASS invalid username-password pair"),
+        RedisConnectionError(refused),
+        AuthenticationError("WRONGPASS invalid username-password pair"),
+        BusyLoadingError("Redis is loading the dataset in memory"),
+    ]
+    ticks = Ticks(*raised)
+    work = asyncio.create_task(PeriodicTask("scan", 0.001, ticks.tick, get_logger("test"), (RedisError,)).run())
+    await wait_until_async(lambda: not ticks.raised and "again" in lines.getvalue(), "the end of the outage")
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    logged = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert [(line["event"], line.get("error", "")[:40]) for line in logged] == [
+        ("work paused: Redis unavailable", "no connection to 10.0.0.1:6379: connecti"),
+        ("work still paused: Redis unavailable", "the server refuses this user or password"),
+        ("work still paused: Redis unavailable", "Redis is loading the dataset in memory"),
+        ("Redis available again", ""),
+    ]
 
 
 async def test_a_cancellation_during_a_tick_ends_the_task() -> None:

@@ -109,7 +109,8 @@ def test_while_redis_fails_nothing_is_lost_and_no_socket_leaks(rig: Breakable, f
     with fault(rig):
         answer = wait_until(lambda: (now := rig.ready())[0] == 503 and now, "not ready")
 
-    assert answer == (503, "waiting for redis\n")
+    assert answer
+    assert answer[1].startswith("waiting for redis: ")
     rig.wait_until_ready()
     rig.wait_for_results(ids)
     wait_until(lambda: rig.connections() <= files + 16, "no more sockets than before")
@@ -165,6 +166,20 @@ def test_an_outage_is_one_line_in_the_log_and_its_end_another(fault: Fault) -> N
     assert {line["event"] for line in ends} == {"Redis available again"}
     assert all(line["error"] for line in starts)
     assert all(line["seconds"] > 0 for line in ends)
+
+
+def test_a_new_reason_during_an_outage_is_logged_once_and_shown_as_not_ready() -> None:
+    with Breakable() as own:
+        own.kill_redis()
+        wait_until(lambda: own.ready()[0] == 503, "not ready")
+        own.start_redis("--requirepass", "canary")
+        reason = "the server requires a password"
+        wait_until(lambda: own.ready()[1].startswith(f"waiting for redis: {reason}"), "the new reason")
+        own.poller.wait_for(lambda output: output if reason in output else None)
+        elapse(3, "every part to fail")
+        output = own.poller.output()
+    assert output.count("work still paused: Redis unavailable") == output.count(reason) == 1
+    assert "canary" not in output
 
 
 def test_a_poller_that_starts_without_redis_logs_one_line() -> None:
