@@ -344,7 +344,7 @@ async def _where(
             line = found.get(custom_id)
             place = await client.where(line.request_id) if line and not line.written else None
             if place is not None and place.state != "unknown":
-                text = whereabouts_text(place, state.queue, time.time())
+                text = whereabouts_text(place, time.time())
                 text = text.replace(place.request_id, f"{custom_id} (request {place.request_id})")
             else:
                 text = f"{custom_id}  {_without_request(line, state)}"

@@ -259,7 +259,7 @@ def test_submit_once_submits_once(shell: Shell) -> None:
 
 def test_the_first_attempt_is_printed_as_attempt_1() -> None:
     place = Place("claimed", "q", "t", 0, 160.0)
-    text = whereabouts_text(Whereabouts("r", RequestState.CLAIMED, [place]), "q", 100.0)
+    text = whereabouts_text(Whereabouts("r", RequestState.CLAIMED, [place]), 100.0)
     assert text == "r  in flight, or waiting at a gate, queue q, attempt 1, deadline in 1m00s"
 
 
