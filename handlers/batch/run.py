@@ -99,7 +99,7 @@ class BatchRun:
         self._queue = queue
         self._options = options
         self._report = report
-        self._patiently = Patience(report_outage).run
+        self._until_answered = OutageRetry(report_outage).run
         self._output = BatchOutput(files, state.batch)
         for place in self._output.damaged[:SHOWN_DAMAGED]:
             log.warning("%s: damaged line, its request is submitted again", place)
@@ -122,7 +122,7 @@ class BatchRun:
             await self._settle_uncertain()
             await self._feed_and_collect()
             self._finish()
-            await self._patiently(self._queue.delete_results)
+            await self._until_answered(self._queue.delete_results)
         finally:
             with contextlib.suppress(OSError):
                 self._output.sync()
@@ -148,7 +148,7 @@ class BatchRun:
         live: set[int] = set()
         for start in range(0, len(lines), COLLECTED_AT_ONCE):
             numbers = [line.number for line in lines[start : start + COLLECTED_AT_ONCE]]
-            states = await self._patiently(partial(self._queue.are_live, numbers))
+            states = await self._until_answered(partial(self._queue.are_live, numbers))
             live.update(number for number, is_live in zip(numbers, states, strict=True) if is_live)
         await self._check_for_cancel()
         # The key that marks a request as live is deleted when its result is stored, or later. So a line that is neither
@@ -203,7 +203,7 @@ class BatchRun:
             attempts += 1
             await self._queue.submit(parts, is_repeated=is_repeated or attempts > 1)
 
-        await self._patiently(submit)
+        await self._until_answered(submit)
         # A cancellation during the call may have found no request to cancel yet.
         await self._cancel([line.number for line in lines if self._is_cancelled(line.number)])
         self._tell()
@@ -246,13 +246,13 @@ class BatchRun:
 
     async def _collect(self) -> int:
         """Write the oldest results to disk, then remove them. Returns how many."""
-        texts = await self._patiently(lambda: self._queue.collect(COLLECTED_AT_ONCE))
+        texts = await self._until_answered(lambda: self._queue.collect(COLLECTED_AT_ONCE))
         if not texts:
             return 0
         for text in texts:
             self._write_result(text)
         self._output.sync()
-        await self._patiently(lambda: self._queue.drop(len(texts)))
+        await self._until_answered(lambda: self._queue.drop(len(texts)))
         self._last_result_at = time.monotonic()
         self._has_collected.set()
         self._tell()
@@ -296,7 +296,7 @@ class BatchRun:
         waiting = [number for number in numbers if number in self._waiting]
         for start in range(0, len(waiting), SUBMITTED_AT_ONCE):
             some = waiting[start : start + SUBMITTED_AT_ONCE]
-            await self._patiently(partial(self._queue.cancel, some))
+            await self._until_answered(partial(self._queue.cancel, some))
 
     def _give_up_the_late(self) -> None:
         """Write errors for lines whose results are long overdue.
@@ -340,7 +340,7 @@ class BatchRun:
         )
 
 
-class Patience:
+class OutageRetry:
     """Repeats calls until the broker answers, for at most a minute; for two seconds if it has never answered."""
 
     def __init__(self, report_outage: Callable[[BrokerUnreachable], None]) -> None:

@@ -486,14 +486,14 @@ class BatchProgress:
         self._console = Console(stderr=True)
         # Not `rich`'s test: with FORCE_COLOR it treats any pipe as a terminal.
         self._has_bar = sys.stderr.isatty() and not self._console.is_dumb_terminal
-        self._drawn = BarColumn(bar_width=1)
+        self._bar_column = BarColumn(bar_width=1)
         self._last: Progress | None = None
         self._retries = 0
         self._showing: asyncio.Task[None] | None = None
         self._logged_at = time.monotonic()
         self._bar = Bar(
             SpinnerColumn(),
-            self._drawn,
+            self._bar_column,
             TaskProgressColumn(table_column=Column(no_wrap=True)),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[text]}", table_column=Column()),
@@ -537,7 +537,7 @@ class BatchProgress:
         self._bar.update(self._row, completed=done, total=self._last.total)
         text = self._text(self._last)
         others = f"⠋  100% {self._last.total}/{self._last.total} {text} "
-        self._drawn.bar_width = max(1, self._console.width - len(others))  # only the bar gives way
+        self._bar_column.bar_width = max(1, self._console.width - len(others))  # only the bar gives way
         self._bar.update(self._row, text=text)
         self._bar.refresh()
         is_due = time.monotonic() - self._logged_at >= LOGGED_EVERY_SECONDS

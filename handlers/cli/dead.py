@@ -170,7 +170,7 @@ def _with(reason: str) -> str:
 def _confirmed(count: int, queue: str, reason: str) -> bool:
     """Ask for confirmation. Without a terminal, only `--yes` confirms."""
     if not count:
-        click.echo(f"no dead letters{_with(reason)} of queue {queue}", err=True)
+        click.echo(f"no dead letters of queue {queue}{_with(reason)}", err=True)
         return False
     letters = f"{counted(count, 'dead letter')}{_with(reason)} of {queue}"
     if sys.stdin.isatty():
@@ -251,7 +251,7 @@ _NARROW: Final = 120
 def _print_list(found: list[DeadLetter], queue: str, reason: str) -> None:
     """Print one line per dead letter, two in a narrow terminal."""
     if not found:
-        click.echo(f"no dead letters{_with(reason)} of queue {queue}")
+        click.echo(f"no dead letters of queue {queue}{_with(reason)}")
         return
     ids = [_plain(letter.request_id) or "(no id)" for letter in found]
     id_width = max(map(len, ["REQUEST", *ids]))

@@ -111,7 +111,7 @@ def test_a_terminal_that_cannot_be_redrawn_gets_one_frame(url: str) -> None:
 def test_a_pipe_gets_one_frame_with_whole_names_also_with_forced_colours(url: str) -> None:
     done = subprocess.run(
         [PROGRAM, "top"],
-        env={**os.environ, "REDIS_URL": url, "FORCE_COLOR": "1", "COLUMNS": "30"},
+        env={**os.environ, "REDIS_URL": url, "FORCE_COLOR": "1", "COLUMNS": ""},
         capture_output=True,
         text=True,
         timeout=60,
