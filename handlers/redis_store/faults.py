@@ -180,9 +180,10 @@ def _kind(error: BaseException) -> str:
 
 
 class Outage:
-    """Logs an outage of Redis, each other kind of failure during it, and its end, once for all parts.
+    """Logs an outage of Redis and its end once for all parts.
 
-    An outage lasts while the latest call of any part has failed. `reason` explains the latest failure of a part.
+    Each new kind of failure during the outage is logged too. An outage lasts while the latest call of any part has
+    failed. `reason` explains the latest failure of a part.
     """
 
     def __init__(self, log: Logger) -> None:

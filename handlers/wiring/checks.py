@@ -16,6 +16,7 @@ import msgspec
 
 from handlers.byte_budget import memory_limit
 from handlers.contract.errors import InvalidSetting, SettingFaults
+from handlers.contract.lenient_json import MALFORMED
 from handlers.contract.masked_text import shown_value
 from handlers.forward.gateway import Gateway
 from handlers.forward.outcome import FAILURES, failure_reason
@@ -242,7 +243,7 @@ def _is_prometheus(body: bytes) -> bool:
     """Whether a response is one of Prometheus' API; a metrics page may answer any path."""
     try:
         return msgspec.json.decode(body, type=dict[str, object]).get("status") == "success"
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         return False
 
 
