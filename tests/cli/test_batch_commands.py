@@ -363,7 +363,7 @@ def test_each_outage_during_a_run_is_one_line(shell: Shell, tmp_path: Path) -> N
             for count in (1, 2):
                 proxy.backends.clear()
                 proxy.cut()
-                assert next(lines).startswith("waiting for Redis: the server closed the connection")
+                assert next(lines).startswith("waiting for Redis: ")
                 answer(shell.redis, shell.queue, 1)
                 proxy.backends.append(server)
                 wait_until(partial(has_lines, out, count), "the run continues")
@@ -377,12 +377,11 @@ def test_a_narrow_terminal_shows_all_numbers(shell: Shell, tmp_path: Path) -> No
     source = write_requests(tmp_path / "in.jsonl", 2_000)
     arguments = ["batch", "run", source, "--out", str(tmp_path / "out.jsonl")]
     with Terminal(arguments, shell.env, size=(30, 80)) as terminal:
-        wait_until(lambda: "unanswered" in terminal.written and "left" in terminal.written, "the progress")
+        wait_until(lambda: "2,000 unanswered, 0 retrying, 0 errors, ? left" in terminal.written, "the progress")
         shown = terminal.written
         terminal.press("\x03")
         assert terminal.end() == 130
     assert "0/2000" in shown
-    assert "2,000 unanswered, 0 retrying, 0 errors, ? left" in shown
     assert "…" not in shown
 
 
