@@ -82,6 +82,7 @@ _MEANINGS: Final = (
     ("Protocol error, got", "the server does not speak Redis: check the port of the URL"),
     ("Connection reset", _CLOSED),
     ("Connection closed by server", _CLOSED),
+    ("while writing to socket", _CLOSED),
 )
 """Texts in errors of the server or the library, and what they mean; the first match counts."""
 

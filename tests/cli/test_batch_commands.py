@@ -363,7 +363,7 @@ def test_each_outage_during_a_run_is_one_line(shell: Shell, tmp_path: Path) -> N
             for count in (1, 2):
                 proxy.backends.clear()
                 proxy.cut()
-                assert next(lines).startswith("waiting for Redis: ")
+                assert next(lines).startswith("waiting for Redis: the server closed the connection")
                 answer(shell.redis, shell.queue, 1)
                 proxy.backends.append(server)
                 wait_until(partial(has_lines, out, count), "the run continues")

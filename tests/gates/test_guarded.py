@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import time
 from typing import Any
 
 import pytest
 
 from handlers.contract.request import Request
-from handlers.gates.gate import Gate, Go, Refuse
+from handlers.gates.gate import Feedback, Gate, Go, Refuse
 from handlers.gates.guarded import GuardedGate
 from tests.gates.building import ReadableLog, request
 
@@ -58,3 +60,27 @@ async def test_an_invalid_verdict_refuses_and_is_logged_once(monkeypatch: pytest
     assert [type(await gate.admit(request())) for _ in range(3)] == [Refuse] * 3
     assert len(log.lines_of("gate failed")) == 1
     assert log.lines_of("gate recovered") == []
+
+
+_NOW = time.time()
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "admit": (request(),),
+    "observe": (request(), Feedback(200)),
+    "renewed": (GuardedGate(Foreign(), ReadableLog()), []),
+    "wait_open": (_NOW,),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in vars(Gate) if not name.startswith("_") and name != "gate_type"])
+async def test_every_method_of_a_gate_is_guarded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Any:
+        raise LookupError("no timetable")
+
+    monkeypatch.setattr(Foreign, name, fail)
+    log = ReadableLog()
+    found = getattr(GuardedGate(Foreign(), log), name)(*_ARGUMENTS.get(name, ()))
+    if inspect.isawaitable(found):
+        await found
+    assert f"Foreign.{name} raised LookupError: no timetable" in [
+        line["reason"] for line in log.lines_of("gate failed")
+    ]

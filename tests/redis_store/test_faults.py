@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect, durability_warnings
@@ -145,6 +146,13 @@ async def test_a_wrong_redis_is_explained_in_one_line(places: Places, case: str)
     assert len(text) < 250
     assert "\n" not in text
     assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    "text", ["Error UNKNOWN while writing to socket. Connection lost.", "Connection reset by peer"]
+)
+def test_a_lost_connection_is_explained_whether_it_was_read_or_written(text: str) -> None:
+    assert explained(RedisConnectionError(text)) == "the server closed the connection"
 
 
 async def test_an_outage_is_explained_without_a_hint_at_tls() -> None:
