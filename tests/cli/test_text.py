@@ -62,7 +62,7 @@ def test_a_printed_result_sends_no_terminal_commands(
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 @pytest.mark.parametrize(
-    "command", ["where r1", "top --once", "results --for 0s", "dead list", "submit - --deadline 1h", "--help"]
+    "command", ["where unused", "top --once", "results --for 0s", "dead list", "submit - --deadline 1h", "--help"]
 )
 def test_a_closed_standard_stream_is_no_failure(valkey_url: str, command: str, closed: str) -> None:
     program = Path(sys.executable).parent / "async-processor"
@@ -72,7 +72,7 @@ def test_a_closed_standard_stream_is_no_failure(valkey_url: str, command: str, c
         ["sh", "-c", line], check=False, input="", env=environment, capture_output=True, text=True, timeout=60
     )
     assert "Traceback" not in done.stderr
-    expected = {"where r1": 1, "submit - --deadline 1h": 2}
+    expected = {"where unused": 1, "submit - --deadline 1h": 2}
     assert done.returncode == expected.get(command, 0)
 
 

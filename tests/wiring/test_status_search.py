@@ -125,6 +125,7 @@ def test_changes_and_refused_tokens_are_logged_and_hopeless_letters_are_not_queu
         SyncRedis.from_url(valkey.url, socket_timeout=60) as store,
         RedisSource(load_settings({"REDIS_URL": valkey.url})) as source,
     ):
+        store.flushall()
         configure_logs(LogOptions(form="json"), out)
         store.hset("request-sortedset:dead", "d1", json.dumps({"reason": "UNDELIVERABLE", "at": 1, "member": member}))
         pages = StatusPages(source, lambda: ["right"], OwnHosts("127.0.0.1"))
