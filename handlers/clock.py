@@ -17,6 +17,14 @@ _MESSAGE_SECONDS: Final = 600.0
 """Seconds for which the time of a message is used, unless a later message shows a later time."""
 
 
+def steady_time() -> float:
+    """Unix seconds that do not jump when this computer's clock is set; for durations, not for deadlines."""
+    return _STARTED_AT + time.monotonic()
+
+
+_STARTED_AT: Final = time.time() - time.monotonic()
+
+
 class FollowedClock:
     """Another computer's Unix seconds, or this one's until the first observation.
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import logging
+import pkgutil
+import time as computer
 
 import pytest
 
+from handlers import gates
 from handlers.clock import FollowedClock
 from handlers.telemetry.dependencies import SkewWatch
 from handlers.telemetry.logs import get_logger
@@ -100,3 +105,18 @@ def test_start_and_end_of_a_clock_skew_are_logged_once(caplog: pytest.LogCapture
         time.local += 20
         watch.check()
     assert [record.message for record in caplog.records] == ["clock skew detected", "clock skew ended"]
+
+
+def test_no_gate_measures_a_duration_by_a_clock_that_can_be_set() -> None:
+    """Else a clock that is set back keeps an old reading, or a spread of retries, in force for that time."""
+    names = [found.name for found in pkgutil.walk_packages(gates.__path__, "handlers.gates.")]
+    members = [member for name in names for member in vars(importlib.import_module(name)).values()]
+    classes = {member for member in members if inspect.isclass(member) and not issubclass(member, Exception)}
+    settable = {
+        f"{cls.__name__}.{name}"
+        for cls in classes
+        if cls.__module__.startswith("handlers.gates.")
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.default is computer.time
+    }
+    assert settable == set()

@@ -213,6 +213,14 @@ Forward = Callable[[Request, AttemptOptions], Awaitable[Outcome]]
 """One attempt at a request, or a layer around it; raises only when cancelled."""
 
 
+class _Attempt(msgspec.Struct, frozen=True):
+    """`expires_at` is the deadline on the event loop's clock: the computer's clock may be set during an attempt."""
+
+    request: Request
+    options: AttemptOptions
+    expires_at: float
+
+
 class Sender(Protocol):
     """An HTTP client for one POST; implemented by `Gateway`."""
 
@@ -263,9 +271,10 @@ class Forwarder:
 
     async def forward(self, request: Request, options: AttemptOptions = NO_OPTIONS) -> Outcome:
         """Make one attempt. A retry is returned only if it fits before the deadline."""
-        left = request.deadline - self._clock()
+        now, left = asyncio.get_running_loop().time(), request.deadline - self._clock()
         if left <= 0:
             return expired(request, None)
+        attempt = _Attempt(request, options, now + left)
         route = self._routes.of(request.queue)
         try:
             url = gateway_url(route.base_url, route.path, request.endpoint, route.allowed_paths, request.id)
@@ -276,34 +285,33 @@ class Forwarder:
         except ValueError as error:
             return not_sent(request, error)
         allowed = left if options.seconds is None else options.seconds
-        seconds = min(left, self._request_timeout_seconds, allowed)
+        until = now + min(left, self._request_timeout_seconds, allowed)
         if other is not None:
             headers, content = {**headers, "content-type": other.content_type}, other.content
         try:
-            until = asyncio.get_running_loop().time() + seconds
             response = await self._gateway.send(url, headers, content, until, options.ask_for_room)
         except UnusableResponse as error:
             if is_final(error.status_code):
                 return failed(request, ErrorCode.INFERENCE_ERROR, f"the gateway's response {error}")
             reason, last = status_reason(error.status_code), LastResponse(error.status_code, b"")
-            return self._retry(request, options, reason, Feedback(status_code=error.status_code), last)
+            return self._retry(attempt, reason, Feedback(status_code=error.status_code), last)
         except OWN_FAULTS as error:
             return not_sent(request, error)
         except FAILURES as error:
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
                 self._on_unreachable(route.base_url, connection_failure(error))
-            return self._retry(request, options, failure_reason(error), _NO_ANSWER, None)
-        return self._judge(request, options, response)
+            return self._retry(attempt, failure_reason(error), _NO_ANSWER, None)
+        return self._judge(attempt, response)
 
-    def _judge(self, request: Request, options: AttemptOptions, response: GatewayResponse) -> Outcome:
-        feedback = self._feedback(response)
+    def _judge(self, attempt: _Attempt, response: GatewayResponse) -> Outcome:
+        request, feedback = attempt.request, self._feedback(response)
         if is_final(response.status_code):
             status, body = response.status_code, response.body
             token, keeps = request.request_token, self._keeps_bytes
             result = answered_result(request.id, token, status, body, keeps_bytes=keeps)
             return Answered(result, feedback, response.headers.get("content-type", "")[:_LONGEST_TYPE])
         last = LastResponse(response.status_code, response.body)
-        return self._retry(request, options, status_reason(response.status_code), feedback, last)
+        return self._retry(attempt, status_reason(response.status_code), feedback, last)
 
     def _feedback(self, response: GatewayResponse) -> Feedback:
         """Feedback for gates: the status and the flow control's headers."""
@@ -316,18 +324,16 @@ class Forwarder:
             band_headroom=decimal(headers.get(BAND_HEADROOM_HEADER)),
         )
 
-    def _retry(
-        self, request: Request, options: AttemptOptions, reason: str, feedback: Feedback, last: LastResponse | None
-    ) -> Outcome:
+    def _retry(self, attempt: _Attempt, reason: str, feedback: Feedback, last: LastResponse | None) -> Outcome:
         delay = retry_delay(
-            request.attempt,
-            left_seconds=request.deadline - self._clock(),
+            attempt.request.attempt,
+            left_seconds=attempt.expires_at - asyncio.get_running_loop().time(),
             hint_seconds=feedback.retry_after_seconds,
             jitter=self._jitter(),
-            earliest_seconds=options.earliest_retry_seconds,
+            earliest_seconds=attempt.options.earliest_retry_seconds,
         )
         if delay is None:
-            return expired(request, last, feedback)
+            return expired(attempt.request, last, feedback)
         return Retry(delay, reason, last, feedback=feedback)
 
 

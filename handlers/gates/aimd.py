@@ -11,6 +11,7 @@ requests that were sent later change the window.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from enum import Enum
 from functools import partial
@@ -217,7 +218,7 @@ class AimdGate(Gate):
         self._jitter = sources.jitter
         self._log = sources.log
         self._flights: dict[str, _Flight] = {}
-        self._waiters = [Waiters(sources.clock) for _ in BANDS]
+        self._waiters = [Waiters() for _ in BANDS]
 
     async def start(self) -> None:
         self._log.info(
@@ -330,12 +331,12 @@ class AimdGate(Gate):
 
     def _wait_for(self, band: int) -> WaitOpen:
         async def wait_open(until_at: float) -> bool:
-            while self._windows.room(band, self._clock()) == 0:
-                now = self._clock()
-                if now >= until_at:
+            while self._windows.room(band, now := self._clock()) == 0:
+                if time.time() >= until_at:
                     return False
-                reopens_at = self._windows.bands[band].closed_until
-                await self._waiters[band].wait(min(until_at, reopens_at) if reopens_at > now else until_at)
+                closed_seconds = self._windows.bands[band].closed_until - now
+                is_closed = closed_seconds > 0
+                await self._waiters[band].wait(min(until_at, time.time() + closed_seconds) if is_closed else until_at)
             return True
 
         return wait_open

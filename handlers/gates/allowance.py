@@ -13,13 +13,13 @@ started after a reading count against the budget of that reading.
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
+from handlers.clock import steady_time
 from handlers.gates.gate import Gate, Share
 
 _LONGEST_PAUSE_SECONDS: Final = 60.0  # with a tiny share, a long request must not close the pool for hours
@@ -77,7 +77,7 @@ class Allowance:
         shares: Callable[[], tuple[Share, ...]],
         *,
         own_share: Callable[[], ProcessShare] = whole_pool,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
     ) -> None:
         self.change(slots, shares, own_share=own_share)
         self.in_use = 0

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import random
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
@@ -17,6 +16,7 @@ import httpx
 import msgspec
 
 from handlers.cancellation import end_if_cancelled
+from handlers.clock import steady_time
 from handlers.contract.masked_text import without_secrets
 from handlers.redis_store.limits.limits import RedisGateStore
 from handlers.telemetry.logs import Logger
@@ -173,7 +173,7 @@ class Feed(Generic[T]):
 class Feeds:
     """A process's feeds by source, so that none is fetched twice."""
 
-    def __init__(self, options: FeedOptions, log: Logger, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, options: FeedOptions, log: Logger, clock: Callable[[], float] = steady_time) -> None:
         self._options = options
         self._log = log
         self._clock = clock
@@ -245,5 +245,5 @@ class GateSources(msgspec.Struct, frozen=True):
     log: Logger
     prometheus_url: str = ""
     owner_pool: str = ""
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = steady_time
     jitter: Callable[[], float] = random.random

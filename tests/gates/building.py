@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from handlers.clock import steady_time
 from handlers.contract.request import Request
 from handlers.gates.gate import Gate
 from handlers.gates.registry import build_gate
@@ -50,7 +51,7 @@ def sources(
     prometheus_url: str = "",
     stores: Callable[[str], RedisGateStore] = no_store,
     log: ReadableLog | None = None,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] = steady_time,
     refresh_seconds: float = 0.05,
 ) -> GateSources:
     log = log or ReadableLog()

@@ -169,9 +169,9 @@ class HeldForward:
         if self._entrance(request) is None:
             return await self._forward(request, options)
         request = with_claim(request)
-        arrived_at = self._clock()
-        until_at = request.deadline if options.seconds is None else min(request.deadline, arrived_at + options.seconds)
-        until_at = min(until_at, arrived_at + self._most_held_seconds)
+        now, arrived_at = self._clock(), time.monotonic()
+        until_at = request.deadline if options.seconds is None else min(request.deadline, now + options.seconds)
+        until_at = min(until_at, now + self._most_held_seconds)
         while (entrance := self._entrance(request)) is not None:
             verdict = await entrance.enter(request, until_at)
             if verdict is INTERRUPTED:
@@ -194,7 +194,7 @@ class HeldForward:
         """The options with the rest of the delivery's time."""
         if options.seconds is None:
             return options
-        return msgspec.structs.replace(options, seconds=max(0.0, options.seconds - (self._clock() - arrived_at)))
+        return msgspec.structs.replace(options, seconds=max(0.0, options.seconds - (time.monotonic() - arrived_at)))
 
     def _in_time(self, request: Request, outcome: Outcome, options: AttemptOptions) -> Outcome:
         """The outcome; expired if the redelivery would come after the deadline."""

@@ -215,10 +215,10 @@ class BreakerForward:
         self, breaker: GatewayBreaker, request: Request, reason: str, options: AttemptOptions
     ) -> tuple[Pass | str, AttemptOptions]:
         """Wait for at most half of the remaining time. The attempt needs the rest."""
-        began_at, most_seconds = self._clock(), options.seconds or 0.0
-        seconds = min(most_seconds, request.deadline - began_at) / 2
+        began_at, most_seconds = time.monotonic(), options.seconds or 0.0
+        seconds = min(most_seconds, request.deadline - self._clock()) / 2
         entered = await breaker.wait(request, reason, seconds, self._jitter)
-        spent = self._clock() - began_at
+        spent = time.monotonic() - began_at
         return entered, msgspec.structs.replace(options, seconds=max(0.0, most_seconds - spent))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -42,7 +42,7 @@ class LocalConcurrencyGate(Gate):
     def __init__(self, parameters: LocalConcurrencyParameters, sources: GateSources) -> None:
         self._limit = parameters.limit
         self._is_blocking = parameters.gating_mode == BLOCKING
-        self._waiters = Waiters(sources.clock)
+        self._waiters = Waiters()
         self.in_use = 0
         """Number of requests in flight."""
         self._log = sources.log
@@ -89,18 +89,17 @@ class LocalConcurrencyGate(Gate):
 
 
 class Waiters:
-    """FIFO queue of waiting coroutines; each release wakes one. `clock` returns Unix seconds."""
+    """FIFO queue of waiting coroutines; each release wakes one."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def __len__(self) -> int:
         return sum(not future.done() for future in self._waiting)
 
     async def wait(self, until_at: float) -> bool:
-        """Wait until woken (True) or until `until_at` (False)."""
-        left = until_at - self._clock()
+        """Wait until woken (True) or until `until_at`, in Unix seconds (False)."""
+        left = until_at - time.time()
         if left <= 0:
             return False
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
+import time
 from collections.abc import Callable
 from typing import Annotated, Final, Literal
 
@@ -168,7 +169,7 @@ class QuotaGate(Gate):
 
     async def _pay(self, key: str, request: Request) -> Verdict:
         member = claim_name(request)
-        left = min(max(0.0, request.deadline - self._clock()), _LONGEST_MEMORY_SECONDS)
+        left = min(max(0.0, request.deadline - time.time()), _LONGEST_MEMORY_SECONDS)
         may_go, has_paid_now, wait_seconds = await self._store.pay_rate(
             key,
             member,

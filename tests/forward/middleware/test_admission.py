@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 
 import msgspec
 import pytest
@@ -32,9 +34,11 @@ class Gateway:
 
     def __init__(self) -> None:
         self.sent: list[str] = []
+        self.options: list[AttemptOptions] = []
 
-    async def forward(self, request: Request, _options: AttemptOptions) -> Outcome:
+    async def forward(self, request: Request, options: AttemptOptions) -> Outcome:
         self.sent.append(request.id)
+        self.options.append(options)
         return Answered(Result(request.id, status_code=200, payload="{}"), Feedback(200))
 
 
@@ -88,6 +92,14 @@ async def test_a_waiting_request_waits_again_at_a_closed_gate_and_for_no_longer(
     assert isinstance(outcome, Retry)
     assert not outcome.counts_attempt
     assert gateway.sent == []
+
+
+async def test_a_clock_that_is_set_back_during_a_wait_gives_an_attempt_no_more_time() -> None:
+    """Else it would continue after the ack deadline, and its redelivery would be sent as well."""
+    gateway, room, days = Gateway(), entrance(Open()), itertools.count()
+    held = HeldForward(gateway.forward, {"s": room}, lambda: time.time() - 86_400 * next(days))
+    await held.forward(pushed("r"), AttemptOptions(seconds=3_000))
+    assert [0 <= (options.seconds or 0) <= 3_000 for options in gateway.options] == [True]
 
 
 async def test_a_request_on_its_way_to_a_second_room_enters_the_changed_rooms() -> None:

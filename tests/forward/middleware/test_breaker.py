@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -62,8 +63,11 @@ def breakers_of(**options: object) -> GatewayBreakers:
     return GatewayBreakers(msgspec.convert(options, BreakerOptions), get_logger("test"))
 
 
-def guarded(gateway: Gateway, breakers: GatewayBreakers | None = None) -> BreakerForward:
-    return BreakerForward(gateway.forward, lambda queue: queue, breakers or breakers_of(), jitter=lambda: 0.0)
+def guarded(
+    gateway: Gateway, breakers: GatewayBreakers | None = None, clock: Callable[[], float] = time.time
+) -> BreakerForward:
+    options = breakers or breakers_of()
+    return BreakerForward(gateway.forward, lambda queue: queue, options, clock=clock, jitter=lambda: 0.0)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +131,10 @@ async def test_without_budget_a_retry_waits_and_a_first_attempt_is_sent() -> Non
     assert await breaker.forward(request(), NO_OPTIONS) == BUSY
 
 
-async def test_a_delivery_that_can_be_held_is_sent_when_the_gateway_is_back() -> None:
-    gateway = Gateway(DOWN)
-    breaker = guarded(gateway)
+@pytest.mark.parametrize("is_set_back", [False, True])
+async def test_a_delivery_that_can_be_held_is_sent_when_the_gateway_is_back(is_set_back: bool) -> None:
+    gateway, days = Gateway(DOWN), itertools.count()
+    breaker = guarded(gateway, clock=lambda: time.time() - 86_400 * next(days) * is_set_back)
     for _ in range(20):
         await breaker.forward(request(), NO_OPTIONS)
     gateway.outcome = OK
