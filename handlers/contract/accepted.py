@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec import inspect
@@ -21,9 +22,14 @@ def about(description: str, example: str = "", **limits: Any) -> msgspec.Meta:
     return msgspec.Meta(description=description, examples=[example] if example else None, **limits)
 
 
+@functools.cache
+def _type_of(struct: type[msgspec.Struct]) -> inspect.StructType:
+    return cast("inspect.StructType", inspect.type_info(struct))
+
+
 def types_of(struct: type[msgspec.Struct]) -> dict[str, inspect.Type]:
     """The types of a struct's fields by their wire names."""
-    return {field.encode_name: inspect.type_info(field.type) for field in msgspec.structs.fields(struct)}
+    return {field.encode_name: field.type for field in _type_of(struct).fields}
 
 
 def known_fields(struct: type[msgspec.Struct], path: str) -> list[str]:
@@ -44,7 +50,7 @@ def required_fields(struct: type[msgspec.Struct], path: str) -> list[str]:
 
 def type_at(struct: type[msgspec.Struct], path: str) -> inspect.Type:
     """The type of the field at `path` below `struct`. `AnyType` for an unknown path."""
-    kind: inspect.Type = inspect.type_info(struct)
+    kind: inspect.Type = _type_of(struct)
     for step in steps_of(path):
         kind = _below(kind, step)
     return kind

@@ -219,8 +219,8 @@ class Settings(msgspec.Struct, frozen=True):
 
     def changed(self) -> dict[str, object]:
         """Settings that differ from their defaults, with secrets masked."""
-        defaults = {field.name.upper(): field.default for field in msgspec.structs.fields(Environment)}
-        return {name: value for name, value in self.shown().items() if value != defaults[name]}
+        defaults = msgspec.structs.asdict(Environment())
+        return {name: value for name, value in self.shown().items() if value != defaults[name.lower()]}
 
     def shown(self) -> dict[str, object]:
         """All settings by variable, with secrets masked."""
@@ -274,7 +274,7 @@ def without_faulty(settings: Settings, faults: SettingFaults) -> Settings:
     if not faults.found:
         return settings
     env, file = settings.env, settings.file
-    defaults = {field.name: field.default for field in msgspec.structs.fields(Environment)}
+    defaults = msgspec.structs.asdict(Environment())
     faulty = {name: default for name, default in defaults.items() if faults.touch(name.upper())}
     if faults.touch(*_REDIS_FIELDS):
         file = msgspec.structs.replace(file, url="", mode="", addrs=[], master_name="")
