@@ -19,11 +19,12 @@ from tests.servers.valkey import store, valkey
 # One server of each kind per test process, started when it is first needed.
 __all__ = ["pubsub_emulator", "store", "valkey"]
 
-# No deadline for one example: on two cores that others use too, a slow example is no fault.
-hypothesis.settings.register_profile(
-    "shared-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("shared-machine")
+# No deadline for one example: on two cores that others use too, a slow example is no fault. The examples are the same
+# each time, so that a test fails only after a change; `--hypothesis-profile=explore` draws many new ones.
+same = hypothesis.settings(deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("same", same)
+hypothesis.settings.register_profile("explore", same, derandomize=False, max_examples=2_000)
+hypothesis.settings.load_profile("same")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A background job of a shell ignores Ctrl-C, and so would every process that a test starts.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 
 class AsyncProcessorError(Exception):
@@ -47,12 +48,19 @@ class InvalidRequest(AsyncProcessorError):
         self.payload_ref = payload_ref
 
 
+_LONGEST_NAME: Final = 64
+"""Characters; CloudEvents recommends at most 20."""
+
+
 class InvalidEvent(AsyncProcessorError):
-    """A CloudEvent or push body that cannot be read. `field` names the part."""
+    """A CloudEvent or push body that cannot be read.
+
+    `field` names the part. An attribute whose name is empty or long is just `attribute`: the sender chooses the name.
+    """
 
     def __init__(self, field: str, *, found: str, accepted: str) -> None:
-        super().__init__(f"{field}: expected {accepted}, got {found}")
-        self.field = field
+        self.field = field if 0 < len(field) <= _LONGEST_NAME else "attribute"
+        super().__init__(f"{self.field}: expected {accepted}, got {found}")
         self.found = found
         self.accepted = accepted
 

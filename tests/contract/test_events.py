@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handlers.contract.errors import InvalidEvent
@@ -155,11 +155,16 @@ def test_a_header_value_is_printable_ascii_without_a_quote(value: str) -> None:
     ),
     body=st.binary(max_size=30) | broken() | JSON.map(text),
 )
+@example(headers=STRUCTURED, body=b'{"":[]}')
+@example(headers=STRUCTURED, body=b'{"%s":[]}' % (b"x" * 60_000))
+@example(headers=[(b"ce-", b"%ff")], body=b"")
+@example(headers=[(b"ce-" + b"x" * 60_000, b"%ff")], body=b"")
 def test_no_delivery_crashes(headers: list[tuple[bytes, bytes]], body: bytes) -> None:
     try:
         assert decode_event(headers, body).id
     except InvalidEvent as error:
         assert error.field
+        assert len(str(error)) < 500
 
 
 @given(fields=st.dictionaries(st.sampled_from([*ATTRIBUTES, "data", "data_base64", "subject"]), JSON, max_size=7))
