@@ -199,7 +199,7 @@ async def test_reads_of_a_crashed_pollers_outbox_are_bounded(bench: Bench, sizes
 
 
 async def test_nacks_in_a_cluster_are_bounded(bench: Bench, sizes: Sizes) -> None:
-    options = QueueOptions(bench.retries, bench.results, lease_seconds=30, cluster=True)
+    options = QueueOptions(bench.retries, bench.results, lease_seconds=1_800, cluster=True)
     queue = ClusterQueue(bench.redis, "home", options)
     for number in range(COUNT):
         await bench.redis.zadd("home", {_member(number): number})
@@ -234,7 +234,7 @@ _SETTLEMENTS: dict[str, Callable[[Bench, Claim], Settlement]] = {
 @pytest.mark.parametrize("kind", _SETTLEMENTS)
 @pytest.mark.parametrize("is_cluster", [False, True])
 async def test_batches_of_settlements_are_bounded(bench: Bench, sizes: Sizes, kind: str, is_cluster: bool) -> None:
-    options = QueueOptions(bench.retries, bench.results, lease_seconds=30, cluster=is_cluster)
+    options = QueueOptions(bench.retries, bench.results, lease_seconds=1_800, cluster=is_cluster)
     queue = (ClusterQueue if is_cluster else RedisQueue)(bench.redis, bench.queue_name, options)
     claims: list[Claim] = []
     await _fill(bench)

@@ -66,7 +66,7 @@ class ClusterBench:
         )
         self.name = uuid.uuid4().hex
         self.requests, self.retries, self.results = (f"{kind}-{self.name}" for kind in ("q", "r", "l"))
-        self.options = QueueOptions(self.retries, self.results, lease_seconds=30, cluster=True)
+        self.options = QueueOptions(self.retries, self.results, lease_seconds=1_800, cluster=True)
         self.queue = ClusterQueue(self.redis, self.requests, self.options)
         self.sources = ClusterRetries(self.redis, self.retries, self.requests)
         self.keys = queue_keys(self.requests, cluster=True)

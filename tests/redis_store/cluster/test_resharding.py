@@ -23,7 +23,7 @@ from tests.waiting import elapse_async, wait_until_async
 
 pytestmark = pytest.mark.xdist_group("redis-resharding")
 QUEUE, RETRIES, RESULTS = "moving-requests", "moving-retries", "moving-results"
-OPTIONS = QueueOptions(RETRIES, RESULTS, lease_seconds=30, cluster=True)
+OPTIONS = QueueOptions(RETRIES, RESULTS, lease_seconds=1_800, cluster=True)
 HALF_MOVED_SECONDS = 1.5
 
 

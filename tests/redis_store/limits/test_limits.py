@@ -10,7 +10,7 @@ from tests.redis_store.queue.queueing import Bench
 
 
 def poller(bench: Bench, name: str, pool: str = "p") -> RedisPoolSharing:
-    return RedisPoolSharing(bench.redis, pool, name, lease_seconds=30)
+    return RedisPoolSharing(bench.redis, pool, name, lease_seconds=1_800)
 
 
 async def test_each_poller_gets_its_index_and_the_slots_of_others(bench: Bench) -> None:

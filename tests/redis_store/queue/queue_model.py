@@ -27,7 +27,7 @@ from tests.redis_store.queue.queueing import (
 )
 
 MAX_DEATHS = 3
-DELAY_SECONDS = 40.0
+DELAY_SECONDS = 2_400.0
 CLOCK_GRAIN_SECONDS = 0.001
 
 

@@ -18,7 +18,7 @@ from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions, RedisQueu
 from handlers.redis_store.scripts import lua_script
 
 DEADLINE = 1_999_999_999
-LEASE_SECONDS = 30.0
+LEASE_SECONDS = 1_800.0
 
 
 class Bench:
