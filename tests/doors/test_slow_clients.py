@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -62,8 +63,8 @@ async def serving(receive_seconds: float, read_seconds: float = RECEIVE_SECONDS)
 
 
 @pytest.fixture
-async def port() -> AsyncIterator[int]:
-    async with serving(RECEIVE_SECONDS) as port:
+async def port(request: pytest.FixtureRequest) -> AsyncIterator[int]:
+    async with serving(getattr(request, "param", RECEIVE_SECONDS)) as port:
         yield port
 
 
@@ -87,7 +88,7 @@ class Client:
         """Everything until the server closes the connection."""
         found = b""
         async with asyncio.timeout(LIMIT_SECONDS):
-            with suppress(ConnectionResetError):
+            with suppress(ConnectionError):
                 while some := await self.reader.read(65_536):
                     found += some
         return found
@@ -187,7 +188,12 @@ async def test_a_client_that_does_not_read_its_answer_is_cut(connect: Connect) -
     assert len(await client.rest()) < len(LARGE)
 
 
-async def test_five_hundred_slow_connections_leave_room_for_the_others(connect: Connect) -> None:
+@pytest.mark.parametrize("port", [5.0], indirect=True)
+async def test_five_hundred_slow_connections_leave_room_for_the_others(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
     async def slow_one() -> Client:
         client = await connect()
         with suppress(ConnectionError):  # on a busy machine, its time may be over
@@ -200,8 +206,10 @@ async def test_five_hundred_slow_connections_leave_room_for_the_others(connect: 
     await healthy.send(b"GET /early HTTP/1.1\r\nhost: x\r\n\r\n")
     assert (await healthy.answer()).startswith(b"HTTP/1.1 200 ")
 
-    ends = await asyncio.gather(*(one.rest() for one in slow))
-    assert all(end.startswith(b"HTTP/1.1 408 ") for end in ends)
+    await asyncio.gather(*(one.rest() for one in slow))
+    refused = [record for record in caplog.records if record.getMessage() == "connection refused"]
+    # Counted at the server: a client whose time was over while it was sending does not read the answer.
+    assert [getattr(record, "fields", None) for record in refused] == [{"status": "408 Request Timeout"}] * 500
 
 
 @pytest.mark.parametrize(
