@@ -55,7 +55,7 @@ def sources(
     refresh_seconds: float = 0.05,
 ) -> GateSources:
     log = log or ReadableLog()
-    options = FeedOptions(refresh_seconds=refresh_seconds, timeout_seconds=20)
+    options = FeedOptions(refresh_seconds=refresh_seconds, timeout_seconds=60)
     return GateSources(
         feeds=Feeds(options, log, clock),
         http=(http := HttpText()),

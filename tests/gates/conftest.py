@@ -62,7 +62,9 @@ def redis_server() -> Iterator[RedisServer]:
 @pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
     """A connection to an empty server."""
-    client = Redis.from_url(f"redis://{redis_server.address}", socket_timeout=2, max_connections=64)
+    client = Redis.from_url(
+        f"redis://{redis_server.address}", socket_timeout=60, socket_connect_timeout=60, max_connections=64
+    )
     await client.flushall()
     yield client
     await client.aclose()
@@ -72,3 +74,12 @@ async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
 def from_redis(redis: Redis, log: ReadableLog) -> GateSources:
     store = RedisGateStore(redis)
     return sources(stores=lambda address: store, log=log)
+
+
+@pytest.fixture
+async def from_impatient(redis_server: RedisServer, redis: Redis, log: ReadableLog) -> AsyncIterator[GateSources]:
+    """Sources whose calls fail after two seconds: on a paused server, and now and then on a busy machine."""
+    client = Redis.from_url(f"redis://{redis_server.address}", socket_timeout=2, max_connections=64)
+    store = RedisGateStore(client)
+    yield sources(stores=lambda address: store, log=log)
+    await client.aclose()

@@ -197,7 +197,7 @@ async def test_overflow_is_refused_and_reserved_waits_when_the_window_is_full() 
     assert isinstance(second, Go), "each band has its own window"
     held = await built.admit(request("d", labels=reserved))
     assert isinstance(held, Hold)
-    waiting = asyncio.ensure_future(held.wait_open(time.time() + 30))
+    waiting = asyncio.ensure_future(held.wait_open(time.time() + 600))
     await asyncio.sleep(0)
     await first.reservation.release()
     await asyncio.sleep(0)

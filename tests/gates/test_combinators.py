@@ -138,7 +138,7 @@ async def test_wait_on_refuse_waits_as_long_as_the_refusal_asked_for() -> None:
     assert isinstance(first, Go)
     verdict = await built.admit(request("b"))
     assert isinstance(verdict, Hold)
-    waiting = asyncio.ensure_future(verdict.wait_open(time.time() + 30))
+    waiting = asyncio.ensure_future(verdict.wait_open(time.time() + 600))
     await asyncio.sleep(0)
     await first.reservation.release()
     assert await waiting

@@ -83,9 +83,12 @@ async def test_a_failure_keeps_the_last_reading(log: ReadableLog) -> None:
 
 async def test_a_feed_is_read_until_the_last_of_its_users_closes_it(log: ReadableLog) -> None:
     reads = 0
+    may_read_again = asyncio.Event()
 
     async def read() -> int:
         nonlocal reads
+        if reads > 0:
+            await may_read_again.wait()
         reads += 1
         return reads
 
@@ -94,6 +97,7 @@ async def test_a_feed_is_read_until_the_last_of_its_users_closes_it(log: Readabl
     assert first is second
     await asyncio.gather(first.start(), second.start())
     assert reads == 1
+    may_read_again.set()
     await first.aclose()
     seen = reads
     await wait_until_async(lambda: reads > seen, "it is still read")

@@ -42,7 +42,7 @@ class Always(Gate):
         return self.verdict
 
 
-def soon(seconds: float = 30) -> float:
+def soon(seconds: float = 3_600) -> float:
     return time.time() + seconds
 
 
@@ -117,13 +117,13 @@ async def test_a_drop_is_returned_at_once_and_holds_no_slot() -> None:
     assert waiting_room.in_flight == 0
 
 
-@pytest.mark.parametrize(("delay", "is_waited_for"), [(0.01, True), (60.0, False)])
+@pytest.mark.parametrize(("delay", "is_waited_for"), [(0.01, True), (3_600.0, False)])
 async def test_a_request_waits_out_the_delay_of_a_refusal_that_ends_before_its_deadline(
     delay: float, is_waited_for: bool
 ) -> None:
     always = Always(Refuse(delay, "over quota"))
     waiting_room = WaitingRoom([always], slots=1)
-    entering = asyncio.create_task(waiting_room.enter(request(), soon(20)))
+    entering = asyncio.create_task(waiting_room.enter(request(), soon(600)))
     await asyncio.sleep(0)
     always.verdict = Go()
     verdict = await entering
@@ -202,7 +202,7 @@ async def test_a_slot_granted_during_a_cancellation_is_passed_on(steps: int) -> 
 async def test_an_interruption_ends_current_waits_but_not_later_ones() -> None:
     room = WaitingRoom([Switch(0.0)], slots=4)
     waiting = [asyncio.create_task(room.enter(request(str(n)), soon())) for n in range(3)]
-    sleeping = WaitingRoom([Always(Refuse(20.0, "over quota"))], slots=4)
+    sleeping = WaitingRoom([Always(Refuse(600.0, "over quota"))], slots=4)
     waiting.append(asyncio.create_task(sleeping.enter(request("sleeps"), soon())))
     await wait_until_async(lambda: room.held + sleeping.held == 4, "all to be held")
     room.interrupt()

@@ -172,7 +172,7 @@ async def test_claiming_continues_when_redis_is_back(valkey: Valkey, store: Redi
     impatient = connect(RedisOptions(valkey.url, timeout_seconds=0.5))
     rig = Rig(impatient)
     pool = claimer_of(rig, slots=2)
-    await rig.submit(body("before"))
+    await Rig(store).submit(body("before"))
     async with running(rig.ack_batcher.run(), pool.run()):
         await wait_until_async(lambda: len(rig.settled) == 1, "the first answer")
         await store.client_pause(60_000, all=False)  # writes only: so it can be ended
@@ -196,7 +196,7 @@ async def test_an_idle_pool_recovers_without_a_new_request(valkey: Valkey, store
 
     watch = QueueWatch(find_existing, rig.log, poll_interval_seconds=0.005)
     pool = claimer_of(rig, slots=2, watch=watch)
-    await rig.submit(body("before"))
+    await Rig(store).submit(body("before"))
     async with running(rig.ack_batcher.run(), watch.run(), pool.run()):
         await wait_until_async(lambda: len(rig.settled) == 1, "the first answer")
         await store.client_pause(60_000, all=False)  # writes only: so it can be ended
@@ -211,15 +211,15 @@ async def test_an_idle_pool_recovers_without_a_new_request(valkey: Valkey, store
 async def test_claiming_ends_when_it_is_cancelled_at_any_moment(valkey: Valkey, store: Redis) -> None:
     """Also if the Redis library converts the cancellation to a connection error."""
     for n in range(60):
-        impatient = connect(RedisOptions(valkey.url, timeout_seconds=1.0))
-        claiming = asyncio.create_task(claimer_of(Rig(impatient), slots=2, poll_interval_seconds=0.0001).run())
+        client = connect(RedisOptions(valkey.url, timeout_seconds=60))
+        claiming = asyncio.create_task(claimer_of(Rig(client), slots=2, poll_interval_seconds=0.0001).run())
         for _ in range(n % 30):
             await asyncio.sleep(0)
-        await impatient.ping()
+        await client.ping()
         claiming.cancel()
         await asyncio.wait([claiming], timeout=IN_TIME)
         assert claiming.cancelled()
-        await impatient.aclose()
+        await client.aclose()
 
 
 async def test_a_slot_is_taken_until_the_result_is_stored(store: Redis) -> None:

@@ -132,7 +132,7 @@ async def test_depths_are_counted_by_time_left_and_include_the_oldest(store: Red
     rig = Rig(store)
     now = time.time()
     await rig.submit(body("late", created=now - 600), score=now - 10)
-    await rig.submit(body("soon", created=now - 5), score=now + 20)
+    await rig.submit(body("soon", created=now - 5), score=now + 55)
     await rig.submit(body("later", created=now - 900), score=now + 3_000)
     await DepthWatch(store, table_of(rig), QueueOptions(RETRIES, RESULTS)).tick()
     assert value(rig, "broker_backlog", model_name="") == 3

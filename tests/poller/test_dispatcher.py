@@ -38,7 +38,7 @@ async def server() -> AsyncIterator[RawHttp]:
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Gateway]:
-    gateway = Gateway(TransportOptions(max_response_bytes=50_000))
+    gateway = Gateway(TransportOptions(connect_seconds=600, max_response_bytes=50_000))
     yield gateway
     await gateway.aclose()
 
@@ -48,7 +48,7 @@ def dispatcher(gateway: Gateway, server: RawHttp) -> HttpDispatcher:
     return HttpDispatcher(
         gateway,
         server.url,
-        timeout_seconds=20.0,
+        timeout_seconds=600.0,
         tokens=lambda: ("new", "old"),
         jitter=lambda: 0.5,
         clock=lambda: 4e9 - 60,
@@ -185,7 +185,7 @@ async def test_a_refused_poller_logs_the_status_and_the_setting_to_correct_once_
     gateway: Gateway, server: RawHttp, status: int, setting: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusals = RareWarning(get_logger("poller"), "handler refused the poller", clock=lambda: 0.0)
-    refused = HttpDispatcher(gateway, f"{server.url}/", timeout_seconds=5.0, refusals=refusals)
+    refused = HttpDispatcher(gateway, f"{server.url}/", timeout_seconds=600.0, refusals=refusals)
     server.reply(answer(status))
     for _ in range(3):
         await refused.forward(request(), OPTIONS)
@@ -206,7 +206,7 @@ async def test_a_delivery_that_the_door_cannot_read_is_final(
 
 async def test_a_refused_connection_does_not_count_as_an_attempt(dispatcher: HttpDispatcher) -> None:
     gateway = Gateway(TransportOptions())
-    nobody = HttpDispatcher(gateway, "http://127.0.0.1:1/", timeout_seconds=5.0, jitter=lambda: 0.5)
+    nobody = HttpDispatcher(gateway, "http://127.0.0.1:1/", timeout_seconds=600.0, jitter=lambda: 0.5)
     outcome = await nobody.forward(request(), OPTIONS)
     assert outcome == Retry(1.0, "handler_unavailable", counts_attempt=False)
     await gateway.aclose()

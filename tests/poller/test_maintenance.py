@@ -105,7 +105,7 @@ async def test_a_stopping_poller_leaves_queued_requests_to_others_and_answers_cl
     assert (result.id, await rig.pending()) == ("r-1", 1)
 
 
-@pytest.mark.parametrize(("pause_seconds", "stops"), [(worker.CANCEL_AGAIN_SECONDS, 1), (0.0, 2)])
+@pytest.mark.parametrize(("pause_seconds", "stops"), [(3_600.0, 1), (0.0, 2)])
 async def test_work_that_is_ending_is_stopped_again_only_after_a_while(
     store: Redis, monkeypatch: pytest.MonkeyPatch, pause_seconds: float, stops: int
 ) -> None:
@@ -203,7 +203,7 @@ async def test_leases_that_could_not_be_renewed_for_their_whole_length_are_given
     monotonic = Monotonic()
     heartbeat = LeaseRenewal(table_of(rig), 15.0, monotonic)
     await heartbeat.tick()
-    rig.start(await rig.claimed(body("a")))
+    rig.start(await Rig(store).claimed(body("a")))
     await store.client_pause(60_000, all=False)  # writes only: so it can be ended
     for at, is_held in ((105.0, True), (114.9, True), (115.1, False)):
         monotonic.now = at

@@ -310,7 +310,7 @@ async def test_a_submission_signals_its_queue_and_a_missing_right_does_not_fail_
     await Submissions(store).submit("some-queue", [member])
     assert await asyncio.wait_for(first, IN_TIME) == "some-queue"
     await store.acl_setuser("mute", enabled=True, passwords=["+p"], keys=["*"], categories=["+@all"])
-    mute = connect(RedisOptions(valkey.url, username="mute", password=lambda: "p"))
+    mute = connect(RedisOptions(valkey.url, username="mute", password=lambda: "p", timeout_seconds=60))
     (queued,) = await Submissions(mute).submit("some-queue", [member])
     assert queued.is_new
     with pytest.raises(STORE_FAILURES):

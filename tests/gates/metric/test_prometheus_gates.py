@@ -166,11 +166,9 @@ async def test_the_budget_comes_from_the_first_source_that_has_a_sample(
         assert built.shares()[0].part == pytest.approx(1.0)
     (closing,) = log.lines_of("gate threshold computed")
     assert closing["closes_at_load_per_pod"] == pytest.approx(9)
-    assert [line["source"] for line in log.lines_of("gate source selected")] == [
-        "vllm requests running",
-        "queue per pod",
-        "router queue",
-    ]
+    selected = [line["source"] for line in log.lines_of("gate source selected")]
+    # A sample that is missing for a moment selects an earlier source again.
+    assert list(dict.fromkeys(selected)) == ["vllm requests running", "queue per pod", "router queue"]
     assert len(log.lines_of("gate query configured")) == 3
 
 

@@ -57,7 +57,7 @@ async def test_blocking_admits_waiting_requests_in_order() -> None:
 
     async def enter(number: int) -> None:
         while isinstance(verdict := await built.admit(request(str(number))), Hold):
-            assert await verdict.wait_open(time.time() + 30)
+            assert await verdict.wait_open(time.time() + 600)
         assert isinstance(verdict, Go)
         order.append(number)
         await verdict.reservation.release()
@@ -85,7 +85,7 @@ async def test_a_cancelled_waiter_passes_its_slot_on() -> None:
     woken: Counter[str] = Counter()
 
     async def wait(name: str) -> None:
-        woken[name] += await waiters.wait(time.time() + 30)
+        woken[name] += await waiters.wait(time.time() + 600)
 
     first, second = asyncio.create_task(wait("first")), asyncio.create_task(wait("second"))
     await asyncio.sleep(0)
