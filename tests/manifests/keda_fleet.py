@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.manifests.keda_rehearsal import Autoscaler, Redis
 from tests.waiting import NotInTime, wait_until
 
-COMMAND = [sys.executable, "-c", "from handlers.cli import main; main()", "poll"]
+COMMAND = [str(Path(sys.executable).parent / "async-processor"), "poll"]
 STOP_SECONDS = 60.0
 MOST_DECISIONS = 2_000
 
@@ -29,17 +29,24 @@ class Fleet:
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     stopping: list[subprocess.Popen[bytes]] = field(default_factory=list)
     started: int = 0
+    log_of: dict[int, Path] = field(default_factory=dict)
+
+    def _has_begun(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether a SIGTERM ends the process in order: before its first line, Python may have no handler yet."""
+        return process.poll() is not None or self.log_of[process.pid].stat().st_size > 0
 
     def scale(self, replicas: int) -> None:
         """Start missing pollers; send SIGTERM to surplus ones, newest first."""
         while len(self.running) < replicas:
             self.started += 1
-            with (self.logs / f"poller-{self.started}.log").open("wb") as log:
-                self.running.append(
-                    subprocess.Popen(COMMAND, env=dict(self.environment), stdout=log, stderr=subprocess.STDOUT)
-                )
+            path = self.logs / f"poller-{self.started}.log"
+            with path.open("wb") as log:
+                process = subprocess.Popen(COMMAND, env=dict(self.environment), stdout=log, stderr=subprocess.STDOUT)
+            self.running.append(process)
+            self.log_of[process.pid] = path
         while len(self.running) > replicas:
             leaver = self.running.pop()
+            wait_until(partial(self._has_begun, leaver), "a line in the log of a poller, or its end")
             leaver.send_signal(signal.SIGTERM)
             self.stopping.append(leaver)
 

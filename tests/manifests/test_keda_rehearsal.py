@@ -53,9 +53,9 @@ def store(tmp_path: Path) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def gateway() -> Iterator[str]:
-    """The simulated gateway; every answer takes half a second."""
+    """The simulated gateway; every answer takes three seconds, so that the fleet reaches its maximum."""
     port = free_port()
-    latency = ("--time-to-first-token", "0.5", "--capacity", "256")
+    latency = ("--time-to-first-token", "3", "--capacity", "256")
     arguments = ["--host", "127.0.0.1", "--port", str(port), *latency]
     command = [sys.executable, "-m", "handlers.demo.gateway", *arguments]
     with running_process(command, env=inherited(), stdout=subprocess.DEVNULL):
@@ -72,7 +72,8 @@ def fleet(store: redis.Redis, gateway: str, manifests: list[Manifest], tmp_path:
         "REDIS_URL": f"redis://127.0.0.1:{port}/0",
         "IGW_BASE_URL": gateway,
         "METRICS_PORT": "0",
-        "LEASE_SECONDS": "6",
+        "LEASE_SECONDS": "600",
+        "REDIS_TIMEOUT_SECONDS": "60",
         "HEARTBEAT_SECONDS": "0.4",
         "RECLAIM_SECONDS": "0.3",
     }
@@ -89,9 +90,9 @@ def scaler(manifests: list[Manifest]) -> Autoscaler:
 
 
 def body(request_id: str) -> bytes:
-    """A request with five minutes to live."""
+    """A request with an hour to live."""
     payload = {"model": "demo", "prompt": "Hi", "max_tokens": 1}
-    return json.dumps({"id": request_id, "deadline": int(time.time()) + 300, "payload": payload}).encode()
+    return json.dumps({"id": request_id, "deadline": int(time.time()) + 3_600, "payload": payload}).encode()
 
 
 def results(store: redis.Redis) -> list[str]:
@@ -119,7 +120,7 @@ def left_over(store: redis.Redis) -> list[object]:
 def test_zero_to_many_and_back_to_zero_with_nothing_lost(store: redis.Redis, fleet: Fleet, scaler: Autoscaler) -> None:
     ids = sorted(f"request-{number:04}" for number in range(1_200))
     assert scaler.decide({"pending": 0, "retry": 0, "claimed": 0}, 0) == 0
-    store.zadd("request-sortedset", {body(request_id): time.time() + 300 for request_id in ids})
+    store.zadd("request-sortedset", {body(request_id): time.time() + 3_600 for request_id in ids})
     history = rehearse(scaler, fleet, store, until=slept_again)
     assert max(history) == MOST, history
     assert set(fleet.close()) == {0}, "every poller ended by itself"
@@ -129,7 +130,7 @@ def test_zero_to_many_and_back_to_zero_with_nothing_lost(store: redis.Redis, fle
 
 def test_a_delayed_retry_wakes_a_poller_from_zero(store: redis.Redis, fleet: Fleet, scaler: Autoscaler) -> None:
     """Nothing is pending: only the second trigger sees it."""
-    member = encode_retry(body("later"), queue="request-sortedset", attempt=1, score=time.time() + 300)
+    member = encode_retry(body("later"), queue="request-sortedset", attempt=1, score=time.time() + 3_600)
     store.zadd("retry-sortedset", {member: time.time() + 2})
     history = rehearse(scaler, fleet, store, until=slept_again)
     assert max(history) == 1
@@ -139,9 +140,13 @@ def test_a_delayed_retry_wakes_a_poller_from_zero(store: redis.Redis, fleet: Fle
 
 def test_claims_of_crashed_pollers_start_a_new_one(store: redis.Redis, fleet: Fleet, scaler: Autoscaler) -> None:
     """Nothing is pending and nothing waits for a retry: only the third trigger counts the claims."""
-    store.zadd("request-sortedset", {body(f"held-{n}"): time.time() + 300 for n in range(40)})
-    rehearse(scaler, fleet, store, until=lambda _: all_are_claimed(store))
-    fleet.kill()
+    store.zadd("request-sortedset", {body(f"held-{n}"): time.time() + 3_600 for n in range(40)})
+    answering = fleet.environment
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # answers nothing before the crash
+        fleet.environment = {**answering, "IGW_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        rehearse(scaler, fleet, store, until=lambda _: all_are_claimed(store))
+        fleet.kill()
+    fleet.environment = answering
     held = store.hlen("request-sortedset:claimed")
     assert held > 0
     leases: Any = store.zrange("request-sortedset:claims-idx", 0, -1)

@@ -41,7 +41,7 @@ def running(
     page, port, home = container(objects), free_port(), tmp_path_factory.mktemp("home")
     assert page["ports"][0]["containerPort"] == int(page["args"][-1])
     args = [one.replace("$(POD_NAMESPACE)", "team-a") for one in [*page["args"][:-1], str(port)]]
-    variables = {**environment(page, objects), "REDIS_URL": valkey.url}
+    variables = {**environment(page, objects), "REDIS_URL": valkey.url, "REDIS_TIMEOUT_SECONDS": "60"}
     command = [str(Path(sys.executable).parent / "async-processor"), *args]
     with running_process(
         command, env={"PATH": os.environ["PATH"], "HOME": str(home), **variables}, start_new_session=True

@@ -21,6 +21,7 @@ import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
@@ -162,10 +163,13 @@ def test_keda_meets_a_key_of_another_type(
 
 
 def test_retries_and_claims_keep_one_poller_until_their_deadlines(server: Valkey, tmp_path: Path) -> None:
-    """The gateway does not exist, so the request goes from claim to retry until its deadline."""
+    """The gateway does not exist, so the request goes from claim to retry until its deadline.
+
+    Its deadline comes when the test gives the waiting retry another one, in the past.
+    """
     (manifest,) = of_kind(render(ROOT / "keda"), "ScaledObject")
     scaling = Scaling.read(manifest)
-    deadline = int(time.time()) + 8
+    deadline = int(time.time()) + 3_600
     with Redis.from_url(server.url, socket_timeout=60) as redis:
         redis.zadd(QUEUE, {json.dumps({"id": "r", "deadline": deadline, "payload": {}}): deadline})
 
@@ -179,6 +183,15 @@ def test_retries_and_claims_keep_one_poller_until_their_deadlines(server: Valkey
                 return scaling.is_active(now) and now["retry"] == 1 and now["pending"] == 0
 
             wait_until(waits_for_its_retry, "an active ScaledObject though nothing is pending")
+
+            def gets_a_past_deadline() -> bool:
+                for member in cast("list[bytes]", redis.zrange(RETRIES, 0, -1)):
+                    past = member.replace(b"%d" % deadline, b"%d" % (deadline - 7_200))
+                    if redis.zrem(RETRIES, member):
+                        return bool(redis.zadd(RETRIES, {past: 0}))
+                return False  # the poller has just claimed it
+
+            wait_until(gets_a_past_deadline, "the retry to wait again")
             wait_until(lambda: redis.llen("result-list"), "the result after the deadline")
             wait_until(lambda: not scaling.is_active(values()), "nothing left that keeps a poller")
     keys = queue_keys(QUEUE)
@@ -268,7 +281,8 @@ def test_the_status_page_names_the_password_that_it_lacks(server: Valkey, tmp_pa
     with Redis.from_url(server.url, socket_timeout=60) as admin:
         admin.config_set("requirepass", PASSWORD)
     port = free_port()
-    with running(["status", "--port", str(port)], {"REDIS_URL": server.url}, tmp_path / "log"):
+    variables = {"REDIS_URL": server.url, "REDIS_TIMEOUT_SECONDS": "60"}
+    with running(["status", "--port", str(port)], variables, tmp_path / "log"):
         wait_until(lambda: is_listening(port), "the page's port")
         with pytest.raises(urllib.error.HTTPError, match="503") as found:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60)
@@ -280,7 +294,7 @@ def test_the_status_page_names_the_password_that_it_lacks(server: Valkey, tmp_pa
 
 def test_a_port_that_is_closed_to_the_status_page_is_named(tmp_path: Path) -> None:
     closed, port = free_port(), free_port()
-    variables = {"REDIS_URL": f"redis://127.0.0.1:{closed}/0", "REDIS_TIMEOUT_SECONDS": "2"}
+    variables = {"REDIS_URL": f"redis://127.0.0.1:{closed}/0", "REDIS_TIMEOUT_SECONDS": "60"}
     with running(["status", "--port", str(port)], variables, tmp_path / "log"):
         wait_until(lambda: is_listening(port), "the page's port")
         with pytest.raises(urllib.error.HTTPError, match="503") as found:
@@ -424,7 +438,7 @@ async def delivered_twice(
     async with running_raw_http() as gateway:
         gateway.reply(Answer(end=End.HANG))
         async with pushed(emulator, gateway, variables, log):
-            await wait_until_async(lambda: len(gateway.received) == 2, "the second delivery")
+            await wait_until_async(lambda: len(gateway.received) >= 2, "the second delivery")
             timeout = '"reason":"timeout"'
             if is_once_at_a_time:
                 await wait_until_async(lambda: timeout in log.read_text(), "the first attempt to be ended")
