@@ -35,6 +35,7 @@ async def test_a_close_that_hangs_or_fails_does_not_prevent_the_others(
 
 
 async def test_a_silent_receiver_of_traces_leaves_nothing_that_an_exit_waits_for() -> None:
+    before = set(threading.enumerate())  # of other tests, too
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -44,6 +45,6 @@ async def test_a_silent_receiver_of_traces_leaves_nothing_that_an_exit_waits_for
             with tracing.attempt(PROCESS_REQUEST, {}, f"r-{number}", {}):
                 pass
         await close_in_time([tracing.aclose], get_logger("test"), each_seconds=0.05)
-        ours = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+        ours = [thread for thread in threading.enumerate() if thread not in before]
         assert [thread.name for thread in ours if thread.name == "tracing-shutdown"]
         assert [thread.name for thread in ours if not thread.daemon] == []

@@ -134,13 +134,12 @@ def settings_given(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 def constants_of(tree: ast.Module) -> dict[str, ast.expr]:
     """The values of a module's constants by name."""
-    return {
-        target.id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    found: dict[str, ast.expr] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
+    return found
 
 
 def short_leases(text: str, tree: ast.Module) -> Iterator[int]:

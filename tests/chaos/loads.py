@@ -87,7 +87,7 @@ def run_memory(requests: int, answers: int) -> str:
 async def _run_limited(count: int, request_bytes: int, body: bytes, *, has_handler: bool) -> float:
     began = time.monotonic()
     with Valkey(valkey_program()) as server:
-        async with AsyncRedis.from_url(server.url) as store:
+        async with AsyncRedis.from_url(server.url, socket_timeout=60) as store:
             await check_each_is_inferred_once(
                 server.url, store, count, request_bytes, body, timeout_seconds=600, has_handler=has_handler
             )

@@ -11,7 +11,7 @@ from tests.chaos.run import run
 
 
 @pytest.mark.xdist_group("chaos")
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1_200)
 def test_i1_i2_each_request_has_one_result_after_any_crash(tmp_path: Path) -> None:
     verdict = run(tmp_path, seed=7, plan=PLANS["short"])
     print(verdict)

@@ -55,7 +55,13 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         gateway_port=port,
         has_pubsub=False,
         gateway_arguments=("--capacity", "16", "--time-to-first-token", "0.02"),
-        variables={"METRICS_TOKEN": TOKEN, "CONFIG_FILE": str(file), "WORKERS": "32"},
+        variables={
+            "METRICS_TOKEN": TOKEN,
+            "CONFIG_FILE": str(file),
+            "WORKERS": "32",
+            "LEASE_SECONDS": "600",
+            "REDIS_TIMEOUT_SECONDS": "60",
+        },
     )
     with Stack(options) as stack:
         addresses = [urlsplit(url).netloc for url in (stack.poller_pages_url, stack.handler_url)]

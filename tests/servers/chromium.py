@@ -20,7 +20,7 @@ from tests.servers.presence import not_found
 
 _LISTENING: Final = re.compile(rb"DevTools listening on (ws://\S+)")
 _START_SECONDS: Final = 60
-_CALL_SECONDS: Final = 30
+_CALL_SECONDS: Final = 60
 
 
 class Page:

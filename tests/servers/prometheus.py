@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes given addresses several times a second."""
+"""A real Prometheus that scrapes given addresses every second."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from tests.servers.presence import not_found
 from tests.servers.process import running_process
 from tests.waiting import wait_until
 
-SCRAPE_INTERVAL_MS = 200
+SCRAPE_INTERVAL_MS = 1_000
+"""Also the time limit of a scrape."""
+EVALUATION_INTERVAL_MS = 200
 
 _CONFIG = """\
 global:
-  evaluation_interval: {interval_ms}ms
+  evaluation_interval: {evaluation_ms}ms
   scrape_interval: {interval_ms}ms
   scrape_timeout: {interval_ms}ms
 rule_files: {rules}
@@ -56,7 +58,12 @@ def running_prometheus(
         )
         config = Path(folder, "prometheus.yml")
         config.write_text(
-            _CONFIG.format(interval_ms=SCRAPE_INTERVAL_MS, jobs=jobs, rules=json.dumps([str(path) for path in rules]))
+            _CONFIG.format(
+                evaluation_ms=EVALUATION_INTERVAL_MS,
+                interval_ms=SCRAPE_INTERVAL_MS,
+                jobs=jobs,
+                rules=json.dumps([str(path) for path in rules]),
+            )
         )
         log = Path(folder, "log")
         command = [

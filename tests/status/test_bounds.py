@@ -20,9 +20,16 @@ from handlers.redis_store.admin.status_board import LONGEST_SAMPLED, SearchBudge
 from handlers.settings.config_file import QueueEntry
 from handlers.settings.settings import Settings, load_settings
 from handlers.status.page import OwnHosts, StatusPages
+from handlers.wiring import status_page
 from handlers.wiring.status_page import VIEWS_AT_ONCE, RedisSource
 
 QUEUE, RETRIES = "request-sortedset", "retry-sortedset"
+
+
+@pytest.fixture(autouse=True)
+def long_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No view reaches its time limit; steps and bytes are the limits under test."""
+    monkeypatch.setattr(status_page, "VIEW_SECONDS", 600.0)
 
 
 def member(name: str, size: int = 0) -> str:
@@ -84,7 +91,7 @@ async def test_a_sample_is_bounded_by_bytes(store: Redis) -> None:
 
 
 def _many_queues(count: int, url: str = "") -> Settings:
-    settings = load_settings({"REDIS_URL": url} if url else {})
+    settings = load_settings({"REDIS_URL": url, "REDIS_TIMEOUT_SECONDS": "60"} if url else {})
     queues = [QueueEntry(queue_name=f"q-{number}") for number in range(count)]
     return msgspec.structs.replace(settings, file=msgspec.structs.replace(settings.file, queues=queues))
 
@@ -176,7 +183,7 @@ async def test_the_dead_letters_page_reads_no_record_that_is_too_large(store: Re
     record = {"reason": "malformed", "message": "m", "at": 5.0, "deaths": 1, "queue": QUEUE, "score": 1.0}
     await store.hset(f"{QUEUE}:dead", "small", json.dumps({**record, "member": member("s1")}))
     await store.hset(f"{QUEUE}:dead", "large", json.dumps({**record, "member": member("l1", 2_000_000)}))
-    with RedisSource(load_settings({"REDIS_URL": valkey.url})) as source:
+    with RedisSource(load_settings({"REDIS_URL": valkey.url, "REDIS_TIMEOUT_SECONDS": "60"})) as source:
         rows = {row.dead_id: row for row in await asyncio.to_thread(source.dead, QUEUE)}
     assert (rows["small"].request_id, rows["small"].reason) == ("s1", "malformed")
     assert "too large" in rows["large"].reason

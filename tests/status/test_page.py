@@ -109,7 +109,11 @@ def base_url(stack: Stack, folder: Path) -> Iterator[str]:
     token, port = folder / "token", free_port()
     token.write_text(f"{TOKEN}\n")
     command = [str(Path(sys.executable).parent / "async-processor"), "status", "--port", str(port)]
-    variables = {"REDIS_URL": stack.redis_url, "CONFIG_FILE": str(folder / "config.yaml")}
+    variables = {
+        "REDIS_URL": stack.redis_url,
+        "REDIS_TIMEOUT_SECONDS": "60",
+        "CONFIG_FILE": str(folder / "config.yaml"),
+    }
     with running_process(
         command, env={**os.environ, **variables, "STATUS_TOKEN_FILE": str(token)}, stderr=subprocess.DEVNULL
     ):

@@ -137,7 +137,7 @@ async def test_an_unreachable_gateway_is_one_warning_with_the_reason(
 ) -> None:
     server = await asyncio.start_server(_answer_without_tls, "127.0.0.1", 0)
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    gateway = Gateway(TransportOptions())
+    gateway = Gateway(TransportOptions(connect_seconds=60.0))
     forwarder = forwarder_of(load_settings({"IGW_BASE_URL": url}), gateway)
     for _ in range(3):
         assert isinstance(await forwarder.forward(REQUEST), Retry)

@@ -22,7 +22,9 @@ from tests.servers.raw_http import RawHttp, answer, running_raw_http
 
 @asynccontextmanager
 async def gateway(**variables: str) -> AsyncIterator[Gateway]:
-    opened = gateway_of(load_settings({"IGW_BASE_URL": "https://127.0.0.1:1", **variables}))
+    opened = gateway_of(
+        load_settings({"IGW_BASE_URL": "https://127.0.0.1:1", "CONNECT_TIMEOUT_SECONDS": "60", **variables})
+    )
     yield opened
     await opened.aclose()
 

@@ -60,6 +60,7 @@ class Reloading:
         self._path = path
         self._variables = {"REDIS_URL": redis_url, "CONFIG_FILE": str(path)}
         self._variables["METRICS_PORT"] = str(free_port())
+        self._variables |= {"LEASE_SECONDS": "600", "REDIS_TIMEOUT_SECONDS": "60"}  # the counts are exact
 
     def settings(self, queues: list[Entry], pools: list[Entry] | None = None, **more: Any) -> Settings:
         self._path.write_text(json.dumps({"queues": queues, "pools": pools or [], **more}))

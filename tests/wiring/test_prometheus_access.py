@@ -20,7 +20,8 @@ PLACE = ("pool", "p")
 
 
 def gates_of(url: str, **files: str) -> ProcessGates:
-    settings = load_settings({"PROMETHEUS_URL": url, "GATE_REFRESH_SECONDS": "0.05", **files})
+    timing = {"GATE_REFRESH_SECONDS": "0.05", "GATE_SOURCE_TIMEOUT_SECONDS": "60"}
+    settings = load_settings({"PROMETHEUS_URL": url, **timing, **files})
     return ProcessGates(settings, {PLACE: GateEntry("prometheus-query", {"query": "scalar(x)"}, "pools[0]", "p")})
 
 

@@ -51,7 +51,7 @@ async def test_a_user_without_the_producers_keys_finds_queued_requests(store: Re
     await cast(Any, store).execute_command("ACL", "SETUSER", "looker", "on", ">pw", *rights, *allowed)
     try:
         url = f"redis://looker:pw@{urlsplit(valkey.url).netloc}"
-        with RedisSource(load_settings({"REDIS_URL": url})) as source:
+        with RedisSource(load_settings({"REDIS_URL": url, "REDIS_TIMEOUT_SECONDS": "60"})) as source:
             found, _ = await asyncio.to_thread(source.find, "here")
     finally:
         await cast(Any, store).execute_command("ACL", "DELUSER", "looker")
@@ -80,7 +80,9 @@ def test_a_cancelled_request_is_shown_as_cancelled_and_not_as_finished(
 
 
 def test_the_page_is_ready_while_redis_is_down() -> None:
-    source = RedisSource(load_settings({"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}))
+    source = RedisSource(
+        load_settings({"REDIS_URL": f"redis://127.0.0.1:{free_port()}", "REDIS_TIMEOUT_SECONDS": "60"})
+    )
     pages = StatusPages(source, tuple, OwnHosts("127.0.0.1"))
     first, ready = (pages.respond(Request(EnvironBuilder(path).get_environ())) for path in ("/", "/readyz"))
     assert (first.status_code, ready.status_code) == (503, 200)
@@ -90,8 +92,8 @@ def test_the_page_is_ready_while_redis_is_down() -> None:
 
 def test_all_views_share_one_client_which_survives_its_connections(valkey: Valkey) -> None:
     with (
-        SyncRedis.from_url(valkey.url) as store,
-        RedisSource(load_settings({"REDIS_URL": valkey.url})) as source,
+        SyncRedis.from_url(valkey.url, socket_timeout=60) as store,
+        RedisSource(load_settings({"REDIS_URL": valkey.url, "REDIS_TIMEOUT_SECONDS": "60"})) as source,
     ):
         source.overview()
         opened = cast("dict[str, int]", store.info("stats"))["total_connections_received"]
@@ -123,7 +125,7 @@ def test_changes_and_refused_tokens_are_logged_and_hopeless_letters_are_not_queu
     member, out = '{"id": "late", "deadline": 1, "payload": {}}', io.StringIO()
     with (
         SyncRedis.from_url(valkey.url, socket_timeout=60) as store,
-        RedisSource(load_settings({"REDIS_URL": valkey.url})) as source,
+        RedisSource(load_settings({"REDIS_URL": valkey.url, "REDIS_TIMEOUT_SECONDS": "60"})) as source,
     ):
         store.flushall()
         configure_logs(LogOptions(form="json"), out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -67,6 +68,9 @@ async def test_a_push_is_one_trace_from_its_producer_to_the_gateway() -> None:
             assert (await handler.respond(_push({"traceparent": f"00-{trace}-{producer}-01"}))).status_code == 204
             await handler.aclose()
             sent = gateway.received[0].header("traceparent")
+        # A close has little time, so the last export may end after it.
+        await asyncio.to_thread(receiver.wait_for, PROCESS_REQUEST, 1)
+        await asyncio.to_thread(receiver.wait_for, HTTP_REQUEST, 1)
     (process,) = receiver.named(PROCESS_REQUEST)
     (call,) = receiver.named(HTTP_REQUEST)
     assert (process.trace_id, process.parent_id) == (trace, producer)
@@ -175,6 +179,7 @@ async def test_the_service_name_of_the_sdks_variables_wins_over_our_default(
         with tracing.attempt(PROCESS_REQUEST, {}, "a", {}):
             pass
         await tracing.aclose()
+        await asyncio.to_thread(receiver.wait_for, PROCESS_REQUEST, 1)  # the last export may end after the close
     (span,) = receiver.named(PROCESS_REQUEST)
     assert span.service == name
 
