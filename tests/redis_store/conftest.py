@@ -29,7 +29,7 @@ def each_server(each_server_program: str) -> Iterator[Valkey]:
 @pytest.fixture
 async def bench(valkey: Valkey) -> AsyncIterator[Bench]:
     """A queue of the test's own, on an empty server."""
-    redis = Redis.from_url(valkey.url, socket_timeout=60)
+    redis = Redis.from_url(valkey.url, socket_timeout=60, socket_connect_timeout=60)
     await redis.flushall()
     yield Bench(redis, uuid.uuid4().hex)
     await redis.aclose()

@@ -27,9 +27,11 @@ from handlers.redis_store.connection import (
     connect,
     pieces,
 )
+from handlers.redis_store.submit.submissions import RedisAccess, client_options
 from handlers.settings.environment import Environment
 from tests.chaos.proxy import Proxy
 from tests.servers.redis_topologies import Server
+from tests.servers.valkey import patient
 from tests.waiting import elapse_async, wait_until_async
 
 
@@ -43,10 +45,16 @@ async def test_f24_a_silent_server_fails_within_its_timeout(way: Proxy) -> None:
     options = RedisOptions(f"redis://127.0.0.1:{way.port}")
     assert options.timeout_seconds == Environment().redis_timeout_seconds == 2.0
     async with contextlib.aclosing(connect(options)) as redis:
-        await redis.ping()
+
+        async def is_answered() -> bool:
+            with contextlib.suppress(*STORE_FAILURES):
+                return bool(await redis.ping())
+            return False
+
+        await wait_until_async(is_answered, "the first answer")
         way.is_black_hole = True
-        # On the same loop, so that a machine that stalls stalls both.
-        clock = asyncio.create_task(elapse_async(2 * options.timeout_seconds, "twice as long as allowed"))
+        # On the same loop, so that a machine that stalls stalls both. Far longer, so that both never end at once.
+        clock = asyncio.create_task(elapse_async(30 * options.timeout_seconds, "far longer than allowed"))
 
         with pytest.raises(STORE_FAILURES):
             await redis.ping()
@@ -67,7 +75,7 @@ async def test_a_unix_socket_works_like_an_address(each_server_program: str, tmp
     place = tmp_path / "socket"
     server = Server(each_server_program, "--unixsocket", str(place))
     try:
-        async with contextlib.aclosing(connect(RedisOptions(f"unix://{place}"))) as redis:
+        async with contextlib.aclosing(connect(patient(f"unix://{place}"))) as redis:
             assert await redis.ping()
     finally:
         server.stop()
@@ -113,7 +121,7 @@ def test_an_invalid_url_is_refused_without_being_repeated(url: str) -> None:
 async def test_each_received_part_of_a_reply_restarts_the_time_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three parts, 40 seconds of the loop's clock apart, with a limit of 60 seconds."""
+    """Three parts, 400 seconds of the loop's clock apart, with a limit of 600 seconds."""
     loop, reads, passed_seconds = asyncio.get_running_loop(), 0, 0.0
     now, read, has_ended = loop.time, ProgressParser.read_from_socket, asyncio.Event()
 
@@ -134,7 +142,7 @@ async def test_each_received_part_of_a_reply_restarts_the_time_limit(
             expected = reads + 1
             writer.write(part)
             await wait_until_async(partial(is_read, expected), "the part to be read")
-            passed_seconds += 40.0
+            passed_seconds += 400.0
         writer.close()
         await writer.wait_closed()
         has_ended.set()
@@ -143,7 +151,7 @@ async def test_each_received_part_of_a_reply_restarts_the_time_limit(
     monkeypatch.setattr(ProgressParser, "read_from_socket", counted)
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    redis = connect(RedisOptions(f"redis://127.0.0.1:{port}", timeout_seconds=60.0))
+    redis = connect(RedisOptions(f"redis://127.0.0.1:{port}", timeout_seconds=600.0, connect_timeout_seconds=600.0))
     assert await redis.get("large") == b"abc"
     await redis.aclose()
     await has_ended.wait()
@@ -151,8 +159,16 @@ async def test_each_received_part_of_a_reply_restarts_the_time_limit(
     await server.wait_closed()
 
 
+@pytest.mark.parametrize(("given_seconds", "call_seconds"), [(2.0, 10.0), (10.0, 10.0), (60.0, 60.0)])
+def test_a_client_waits_for_a_call_at_least_as_long_as_for_a_connection(
+    given_seconds: float, call_seconds: float
+) -> None:
+    options = client_options("redis://host", RedisAccess(timeout_seconds=given_seconds))
+    assert (options.connect_timeout_seconds, options.timeout_seconds) == (given_seconds, call_seconds)
+
+
 async def test_large_values_are_stored_and_read_completely(valkey: Valkey) -> None:
-    redis = connect(RedisOptions(valkey.url))
+    redis = connect(patient(valkey.url))
     for size in (0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 5_000_000):
         value = bytes(range(256)) * (size // 256 + 1)
         await redis.set("large", value[:size])
@@ -179,7 +195,7 @@ def test_the_arguments_of_a_script_are_encoded_as_the_library_encodes_them(argum
 
 
 async def test_a_connection_that_another_task_closes_fails_as_a_lost_one_does(valkey: Valkey) -> None:
-    redis = cast("Any", connect(RedisOptions(valkey.url)))
+    redis = cast("Any", connect(patient(valkey.url)))
     kept = redis.connection_pool.make_connection()
     for turns in range(20):
         for call in (lambda: kept.send_command("PING"), kept.read_response):
@@ -194,7 +210,7 @@ async def test_a_connection_that_another_task_closes_fails_as_a_lost_one_does(va
 
 
 async def test_closing_never_fails_when_its_time_limit_passes(valkey: Valkey) -> None:
-    async with contextlib.aclosing(connect(RedisOptions(valkey.url))) as redis:
+    async with contextlib.aclosing(connect(patient(valkey.url))) as redis:
         connection = await cast("Any", redis).connection_pool.get_connection()
         connection.socket_connect_timeout = 0  # the library's limit for closing; passes before the first wait
 

@@ -19,6 +19,7 @@ from handlers.redis_store.queue.queue import QueueOptions, RedisQueue
 from tests.chaos.proxy import Proxy
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Server
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until
 
 QUEUE = "request-sortedset"
@@ -42,20 +43,20 @@ def server(program: str, request: pytest.FixtureRequest) -> Iterator[Server]:
 async def submit(port: int, names: range, **options: Any) -> None:
     """As a client does; returns when all are acknowledged."""
     own = ClientOptions(queue=QUEUE, **options)
-    async with AsyncClient.for_redis(f"redis://127.0.0.1:{port}", own) as client:
+    async with AsyncClient.for_redis(f"redis://127.0.0.1:{port}", own, LONG_LIMIT) as client:
         await client.submit_many([NewRequest(id=f"r{n}", payload={}, deadline=HOUR) for n in names])
 
 
 async def claimed(port: int) -> list[str]:
     """All claimable requests, in order."""
-    async with Redis(port=port, socket_timeout=60) as redis:
+    async with Redis(port=port, socket_timeout=60, socket_connect_timeout=60) as redis:
         queue = RedisQueue(redis, QUEUE, QueueOptions("retries", "results"))
         return [claim.claim_key.split(b"\0")[0].decode() for claim in await queue.claim(2 * REQUESTS)]
 
 
 @pytest.mark.parametrize("server", [("--appendonly", "no")], indirect=True)
 async def test_f21_without_an_append_only_file_all_is_lost_and_the_start_warns(server: Server) -> None:
-    async with Redis(port=server.port, socket_timeout=60) as redis:
+    async with Redis(port=server.port, socket_timeout=60, socket_connect_timeout=60) as redis:
         assert any("append-only" in warning for warning in await durability_warnings(redis))
     await submit(server.port, range(REQUESTS))
     server.kill()

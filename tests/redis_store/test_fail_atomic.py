@@ -133,10 +133,10 @@ SCENES = {
     "check_rights": Scene(["q"], ["ZADD", "1", "x"]),
     "record_for_id": Scene(["request-stands:x"], ["m", FAR * 1_000]),
     "finish_id_record": Scene(["request-stands:x"], ["m", 60, 0]),
-    "begin_delivery": Scene(["delivery:x"], ["o", 1_000]),
-    "renew_delivery": Scene(["delivery:x"], ["o", 1_000]),
-    "abandon_delivery": Scene(["delivery:x"], ["o", "span", 1_000]),
-    "finish_delivery": Scene(["delivery:x"], ["o", "1", 1_000]),
+    "begin_delivery": Scene(["delivery:x"], ["o", 600_000]),
+    "renew_delivery": Scene(["delivery:x"], ["o", 600_000]),
+    "abandon_delivery": Scene(["delivery:x"], ["o", "span", 600_000]),
+    "finish_delivery": Scene(["delivery:x"], ["o", "1", 600_000]),
     "hold_slot": Scene(SLOTS, ["r", "o", 2, 30, 60]),
     "free_slot": Scene(SLOTS, ["r", "o", 60]),
     "renew_slots": Scene(SLOTS, ["o", 30, 60, "r"]),
@@ -144,7 +144,7 @@ SCENES = {
     "refund_rate": Scene(["quota:y", "{quota:y}:paid"], ["r"]),
     "take_token": Scene(["control", "control:state"], ["v", "p", 1, 1]),
     "return_token": Scene(["control:state"], []),
-    "share_pool": Scene(["pool:pollers", "pool:in-use"], ["p", 1, 5]),
+    "share_pool": Scene(["pool:pollers", "pool:in-use"], ["p", 1, 600]),
     "leave_pool": Scene(["pool:pollers", "pool:in-use"], ["p"]),
 }
 
@@ -183,8 +183,8 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self.admin = Redis.from_url(url, socket_timeout=60)
-        self.user = Redis.from_url(url, username="worker", password="-", socket_timeout=60)
+        self.admin = Redis.from_url(url, socket_timeout=60, socket_connect_timeout=60)
+        self.user = Redis.from_url(url, username="worker", password="-", socket_timeout=60, socket_connect_timeout=60)
         self._fill = self.admin.register_script(_FILL)
         self._texts = self.admin.register_script(_TEXTS)
         self._commands = json.dumps(

@@ -281,7 +281,7 @@ OFFLOADED = pytest.mark.parametrize("is_offloaded", [False, True])
 
 def _client(valkey: Any) -> AsyncClient:
     return AsyncClient.for_redis(
-        valkey.url, ClientOptions(queue="q", results="results", lease_seconds=60), access=LONG_LIMIT
+        valkey.url, ClientOptions(queue="q", results="results", lease_seconds=1_800), access=LONG_LIMIT
     )
 
 
@@ -352,7 +352,7 @@ async def test_reads_of_a_batchs_results_are_bounded(
     names = ("batch", "token", "source", "source_print", "errors", "queue")
     fields: dict[str, Any] = dict.fromkeys(names, "b")
     state = BatchState(**fields, results="results", deadline=DEADLINE)
-    queue = BatchQueue(valkey.url, state)
+    queue = BatchQueue(valkey.url, state, access=LONG_LIMIT)
     seen = 0
     while texts := await queue.collect(500):
         assert sum(len(text) for text in texts) <= BATCH_BYTES + ITEM + 20_000
@@ -364,7 +364,7 @@ async def test_reads_of_a_batchs_results_are_bounded(
 
 
 async def test_returns_of_leased_results_are_bounded(store: Redis, sizes: Sizes) -> None:
-    results = Results(store, "results", owner="a", lease_ms=60_000, tombstone_ms=60_000)
+    results = Results(store, "results", owner="a", lease_ms=1_800_000, tombstone_ms=60_000)
     await _put_results(store, "results", is_offloaded=False)
     held = []
     while some := await results.receive(500):
@@ -375,7 +375,7 @@ async def test_returns_of_leased_results_are_bounded(store: Redis, sizes: Sizes)
 
 
 async def test_results_with_expired_leases_are_returned_a_few_at_a_time(store: Redis, sizes: Sizes) -> None:
-    results = Results(store, "results", owner="a", lease_ms=60_000, tombstone_ms=60_000)
+    results = Results(store, "results", owner="a", lease_ms=1_800_000, tombstone_ms=60_000)
     await _put_results(store, "results", is_offloaded=False)
     while await results.receive(500):
         pass
@@ -427,7 +427,7 @@ async def test_reads_of_operators_are_bounded(
 async def test_a_hash_that_is_resized_between_two_parts_is_read_completely(each_server: Valkey, seed: int) -> None:
     value = b"x" * 100  # too long for a compact hash
     random = Random(seed)
-    async with Redis.from_url(each_server.url, socket_timeout=60) as redis:
+    async with Redis.from_url(each_server.url, socket_timeout=60, socket_connect_timeout=60) as redis:
         await redis.flushall()
         names = {f"{seed}-{number}".encode() for number in range(random.randrange(1, 70))}
         for name in names:

@@ -21,7 +21,8 @@ from handlers.client.options import ClientOptions
 from handlers.redis_store.connection import STORE_FAILURES, NotReplicated, RedisOptions, Store, connect
 from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions, RedisQueue
 from tests.servers.presence import redis_program
-from tests.servers.redis_topologies import Sentinels
+from tests.servers.redis_topologies import QUICK_MS, Sentinels
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.xdist_group("redis-sentinel")
@@ -37,7 +38,7 @@ FAILURES = (*STORE_FAILURES, BrokerUnreachable)
 @pytest.fixture(scope="module")
 def sentinels() -> Iterator[Sentinels]:
     program = redis_program()
-    with Sentinels(program, password="p@ss/word", sentinel_password="watch") as running:
+    with Sentinels(program, password="p@ss/word", sentinel_password="watch", down_after_ms=QUICK_MS) as running:
         yield running
 
 
@@ -51,7 +52,7 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
     url = sentinels.url(user=":p%40ss%2Fword@")
     async with (
         contextlib.aclosing(connect(RedisOptions(url, timeout_seconds=5))) as redis,
-        AsyncClient.for_redis(url, ClientOptions(queue="requests", results=RESULTS)) as client,
+        AsyncClient.for_redis(url, ClientOptions(queue="requests", results=RESULTS), LONG_LIMIT) as client,
     ):
         worker = _Worker(redis, sentinels)
         now = time.time()
@@ -67,9 +68,8 @@ async def test_a_master_dies_under_load_and_nothing_that_was_acknowledged_is_los
             if REQUESTS // 4 <= len(done) < REQUESTS // 4 + BATCH:
                 asyncio.get_running_loop().call_later(0.002, sentinels.master.kill)
 
-        found = Counter(
-            text.split(b"\0")[0].decode() for text in await redis.lrange(RESULTS, 0, -1) if isinstance(text, bytes)
-        )
+        texts: list[bytes | str] = await _retried(lambda: redis.lrange(RESULTS, 0, -1))
+        found = Counter(text.split(b"\0")[0].decode() for text in texts if isinstance(text, bytes))
         assert found == Counter(done) == Counter(f"s{n}" for n in range(REQUESTS))
 
         sent: Submission = await _retried(lambda: client.submit({"n": 0}, deadline=now + 600))

@@ -41,6 +41,7 @@ from handlers.redis_store.submit.submissions import MemberParts
 from tests.servers.certificates import self_signed
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Sentinels
+from tests.servers.valkey import LONG_LIMIT
 
 pytestmark = pytest.mark.xdist_group("redis-topologies")
 CONNECTIONS = 4
@@ -87,8 +88,8 @@ def queue_of(redis: Store, options: RedisOptions, name: str) -> RedisQueue:
 async def test_more_callers_than_connections_wait_for_their_turn(redis: Store, name: str) -> None:
     answers = await asyncio.gather(*(redis.set(f"{name}-{n}", n, ex=60) for n in range(100)))
     assert all(answers)
-    marks = [IdRecord(f"{name}-{n}", "token", 60) for n in range(256)]
-    until = time.time() + 60
+    marks = [IdRecord(f"{name}-{n}", "token", 1_800) for n in range(256)]
+    until = time.time() + 1_800
     stand = await asyncio.gather(*(record_for_id(redis, mark, until) for mark in marks))
     assert set(stand) == {RunState.RUNS}
     await finish_id_record(redis, marks)
@@ -111,7 +112,7 @@ async def test_a_full_batch_with_idempotency_records_is_settled_at_once(
             None,
             claim.claim_key.decode(),
             "",
-            id_record=IdRecord(claim.claim_key.decode(), "t", 60),
+            id_record=IdRecord(claim.claim_key.decode(), "t", 1_800),
         )
         for claim in claims
     ]
@@ -122,12 +123,12 @@ async def test_a_full_batch_with_idempotency_records_is_settled_at_once(
 async def test_quotas_are_counted_and_returned(redis: Store, name: str) -> None:
     store = RedisGateStore(redis)
     slots = [HeldSlot(f"quota:userid:{name}", f"m{n}") for n in range(3)]
-    terms = {"limit": 2, "lease_seconds": 60.0, "counter_seconds": 60.0}
+    terms = {"limit": 2, "lease_seconds": 1_800.0, "counter_seconds": 1_800.0}
     held = [await store.hold_slot(slot, "me", **terms) for slot in slots]  # type: ignore[arg-type]  # of several types
     assert held == [True, True, False]
-    assert await store.free_slot(slots[0], "me", counter_seconds=60)
+    assert await store.free_slot(slots[0], "me", counter_seconds=1_800)
     assert await store.hold_slot(slots[2], "me", **terms)  # type: ignore[arg-type]  # of several types
-    rate = {"limit": 1, "window_seconds": 60.0, "remember_seconds": 60.0}
+    rate = {"limit": 1, "window_seconds": 1_800.0, "remember_seconds": 1_800.0}
     paid = [await store.pay_rate(f"quota:rate:{name}", f"m{n}", **rate) for n in range(2)]  # type: ignore[arg-type]  # of several types
     assert [may_go for may_go, _, _ in paid] == [True, False]
 
@@ -149,7 +150,7 @@ async def test_a_dead_letter_is_kept_shown_and_queued_again(redis: Store, option
 
 
 async def test_pollers_share_a_pool_and_report_to_the_board(redis: Store, options: RedisOptions, name: str) -> None:
-    a, b = (RedisPoolSharing(redis, name, one, lease_seconds=60) for one in "ab")
+    a, b = (RedisPoolSharing(redis, name, one, lease_seconds=1_800) for one in "ab")
     assert await a.share(5) == PoolIndex(0, 1, 0)
     assert await b.share(2) == PoolIndex(1, 2, 5)
     minute = int(time.time() // 60)
@@ -174,7 +175,7 @@ async def test_a_submission_that_is_sent_again_after_its_answer_leaves_nothing(
 ) -> None:
     submissions = open_submissions(redis)
     head, tail = b'{"internal":{"request_token":"t-', b'},"data":{}}'
-    parts = [MemberParts(f"{name}-{n}", int(time.time()) + 60, f"t{n}", head, tail) for n in range(3)]
+    parts = [MemberParts(f"{name}-{n}", int(time.time()) + 1_800, f"t{n}", head, tail) for n in range(3)]
     first = await submissions.submit(f"q-{name}", parts)
     await redis.delete(f"q-{name}")
     for part in parts:
@@ -188,7 +189,7 @@ async def test_a_submission_that_is_sent_again_after_its_answer_leaves_nothing(
 
 async def test_with_tls_plain_connections_and_other_cas_fail(options: RedisOptions, tmp_path: Path) -> None:
     if not options.ca_file:
-        async with AsyncClient.for_redis(options.url, ClientOptions()) as client:
+        async with AsyncClient.for_redis(options.url, ClientOptions(), LONG_LIMIT) as client:
             assert str(await client.look_up("nobody")) == "unknown"
         return
     other = str(self_signed(tmp_path, "127.0.0.3"))

@@ -1,6 +1,6 @@
-"""Real clusters and Sentinels on one machine, with timeouts short enough for quick failovers.
+"""Real clusters and Sentinels on one machine.
 
-They are long enough that a live server which waits for its turn on a busy machine is not replaced.
+By default a server that stands still on a busy machine is not replaced. Tests of failovers use `QUICK_MS`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from tests.waiting import wait_until
 _READY = ("Ready to accept connections", "Sentinel ID is")
 _SLOTS = 16_384
 _MASTERS = 3
-_NODE_TIMEOUT_MS = 3_000
-_PERIODS_MS = ("INFO-PERIOD", 500, "PUBLISH-PERIOD", 200)
+CALM_MS, QUICK_MS = 60_000, 3_000
+"""After how long a silent server counts as failed."""
+_DEBUG_MS = ("INFO-PERIOD", 500, "PUBLISH-PERIOD", 200, "TILT-TRIGGER", 60_000)
 """How often a Sentinel asks for roles (default 10 s) and announces itself (2 s).
 
-It demotes a master that came back after four of the latter.
+It demotes a master that came back after four of the latter. If it stands still for longer than the third (2 s), it
+starts no failover for 30 s.
 """
 _START_SECONDS = 60.0
 
@@ -72,7 +74,7 @@ class Server:
 
     def client(self, **arguments: Any) -> Any:
         """A connection of the test's own to this server alone, without TLS."""
-        return Redis(host="127.0.0.1", port=self.own_port, socket_timeout=60, **arguments)
+        return Redis(host="127.0.0.1", port=self.own_port, socket_timeout=60, socket_connect_timeout=60, **arguments)
 
     def answers_for(self, key: str) -> bool:
         """Whether it is running and is the key's master now."""
@@ -119,10 +121,12 @@ class _Servers:
 class Cluster(_Servers):
     """Three masters, optionally with a replica each."""
 
-    def __init__(self, program: str, *, replicas: int = 0, tls: Path | None = None) -> None:
+    def __init__(
+        self, program: str, *, replicas: int = 0, tls: Path | None = None, node_timeout_ms: int = CALM_MS
+    ) -> None:
         super().__init__()
         self._scheme = "rediss+cluster" if tls else "redis+cluster"
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(_NODE_TIMEOUT_MS))
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms))
         more = (
             "--appendonly",
             "yes",
@@ -149,7 +153,8 @@ class Cluster(_Servers):
         """Add a node without slots, known to all others."""
         added = self._start(port=_port_with_bus())
         self.servers.append(added)
-        _meet(added.client(), self.servers[0])
+        for server in self.servers[:-1]:
+            _meet(added.client(), server)
         count, clients = len(self.servers), [server.client() for server in self.servers]
         _wait(lambda: all(_known(client) == count for client in clients), "the new node to be known")
         _wait(lambda: all(_is_whole(client) for client in clients), "the cluster as the new node sees it")
@@ -184,9 +189,11 @@ class Sentinels(_Servers):
         password: str = "",
         sentinel_password: str = "",
         tls: Path | None = None,
+        down_after_ms: int = CALM_MS,
     ) -> None:
         super().__init__()
         self._tls = tls
+        self._down_after_ms = down_after_ms
         self._program = program
         self._password = password
         self._sentinel_password = sentinel_password
@@ -216,7 +223,7 @@ class Sentinels(_Servers):
     def _sentinel(self) -> Server:
         lines = [
             f"sentinel monitor {self.name} 127.0.0.1 {self.master.port} 2",
-            f"sentinel down-after-milliseconds {self.name} {_NODE_TIMEOUT_MS}",
+            f"sentinel down-after-milliseconds {self.name} {self._down_after_ms}",
             f"sentinel failover-timeout {self.name} 6000",
         ]
         if self._password:
@@ -228,7 +235,7 @@ class Sentinels(_Servers):
             ]
         server = Server(self._program, sentinel="\n".join(lines) + "\n", tls=self._tls)
         client = server.client(password=self._sentinel_password or None)
-        client.execute_command("SENTINEL", "DEBUG", *_PERIODS_MS)
+        client.execute_command("SENTINEL", "DEBUG", *_DEBUG_MS)
         self.servers.append(server)
         return server
 

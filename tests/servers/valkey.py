@@ -9,10 +9,16 @@ from redis.asyncio import Redis
 
 from handlers.client import RedisAccess
 from handlers.demo.valkey import Valkey
+from handlers.redis_store.connection import RedisOptions
 from tests.servers.presence import redis_program
 
 LONG_LIMIT = RedisAccess(timeout_seconds=60)
 """For clients: on a busy machine Redis may need longer than by default."""
+
+
+def patient(url: str) -> RedisOptions:
+    """Options of a connection with the same limits."""
+    return RedisOptions(url, timeout_seconds=60.0, connect_timeout_seconds=60.0)
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +31,7 @@ def valkey() -> Iterator[Valkey]:
 @pytest.fixture
 async def store(valkey: Valkey) -> AsyncIterator[Redis]:
     """A client of a server that holds nothing."""
-    client = Redis.from_url(valkey.url, socket_timeout=60)
+    client = Redis.from_url(valkey.url, socket_timeout=60, socket_connect_timeout=60)
     await client.flushall()
     yield client
     await client.aclose()

@@ -17,7 +17,7 @@ from handlers.client.new_request import NewRequest
 from handlers.client.options import ClientOptions
 from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, connect
 from tests.servers.presence import program_path, valkey_program
-from tests.servers.redis_topologies import Cluster, Sentinels, Server
+from tests.servers.redis_topologies import QUICK_MS, Cluster, Sentinels, Server
 from tests.waiting import wait_until_async
 from tests.way.poller_fleet import PollerFleet
 
@@ -29,13 +29,13 @@ _PASSING = re.compile(rb".*:(settled|status|delivered)[:}]?|request-sent:|reques
 @pytest.fixture(scope="module", params=["redis", "valkey"])
 def sentinels(request: pytest.FixtureRequest) -> Iterator[Sentinels]:
     chosen = program_path("redis-server") if request.param == "redis" else valkey_program()
-    with Sentinels(chosen) as running:
+    with Sentinels(chosen, down_after_ms=QUICK_MS) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with Cluster(valkey_program(), replicas=1) as running:
+    with Cluster(valkey_program(), replicas=1, node_timeout_ms=QUICK_MS) as running:
         yield running
 
 

@@ -62,7 +62,7 @@ class RedisAccess:
     `username` and `password` override the URL's. `password_file` overrides both passwords and is read for every new
     connection, so that a secret may rotate. `ca_file` (PEM) is the CA of the server's certificate; empty means the
     system's CAs. `cert_file` and `key_file` are the client's own certificate. `timeout_seconds` is the longest wait for
-    a connection.
+    a connection; if it is longer than 10 seconds, also the longest time without data during a call.
     """
 
     username: str = ""
@@ -90,7 +90,7 @@ def client_options(url: str, access: RedisAccess | None = None) -> RedisOptions:
         ca_file=access.ca_file,
         cert_file=access.cert_file,
         key_file=access.key_file,
-        timeout_seconds=CALL_TIMEOUT_SECONDS,
+        timeout_seconds=max(CALL_TIMEOUT_SECONDS, access.timeout_seconds),
         connect_timeout_seconds=access.timeout_seconds,
         max_connections=CONNECTIONS,
     )

@@ -72,8 +72,8 @@ def rules_without_whole_reads(role: Role) -> list[str]:
 
 @pytest.fixture
 async def users(guarded: Server) -> AsyncIterator[dict[Role, Redis]]:
-    made = {role: Redis.from_url(_url(guarded, role), socket_timeout=60) for role in Role}
-    admin = Redis(port=guarded.port, socket_timeout=60)
+    made = {role: Redis.from_url(_url(guarded, role), socket_timeout=60, socket_connect_timeout=60) for role in Role}
+    admin = Redis(port=guarded.port, socket_timeout=60, socket_connect_timeout=60)
     await admin.flushall()
     await admin.acl_log_reset()
     await admin.aclose()

@@ -30,7 +30,7 @@ from handlers.redis_store.connection import (
     executed,
     server_time,
 )
-from handlers.redis_store.idempotency.idempotency import DeliveryRecords, Fresh, InProgress
+from handlers.redis_store.idempotency.idempotency import DedupOptions, DeliveryRecords, Fresh, InProgress
 from handlers.redis_store.keys import queue_keys, sent_key
 from handlers.redis_store.limits.limits import RedisGateStore
 from handlers.redis_store.opening import open_submissions
@@ -39,7 +39,7 @@ from handlers.redis_store.queue.queue import Ack, Claim, Nack, QueueOptions
 from handlers.redis_store.submit.submissions import MemberParts, RequestState
 from tests.redis_store.queue.queueing import DEADLINE, body, envelope, recalled, recalled_retries
 from tests.servers.presence import redis_program
-from tests.servers.redis_topologies import Cluster, Server
+from tests.servers.redis_topologies import QUICK_MS, Cluster, Server
 from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until_async
 
@@ -52,7 +52,7 @@ T = TypeVar("T")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     program = redis_program()
-    with Cluster(program, replicas=1) as running:
+    with Cluster(program, replicas=1, node_timeout_ms=QUICK_MS) as running:
         yield running
 
 
@@ -177,10 +177,12 @@ async def test_a_retry_waits_in_another_slot_and_returns_once_with_its_score(
 ) -> None:
     member = envelope("a", "t", request_queue_name=bench.requests)
     claim = await bench.claimed(member)
-    assert await bench.queue.nack([Nack(claim, member, 60.0)]) == [True]
+    before = await server_time(bench.redis)
+    assert await bench.queue.nack([Nack(claim, member, 600.0)]) == [True]
+    after = await server_time(bench.redis)
     rows: Any = await bench.redis.zrange(bench.retries, 0, -1, withscores=True)
     ((_, due),) = rows
-    assert 55 < due - await server_time(bench.redis) <= 61
+    assert before + 600 <= due + 0.001 <= after + 600.002
     assert await bench.sources.promote(10) == 0
     await bench.redis.zadd(bench.retries, {member: 1})
 
@@ -340,7 +342,7 @@ async def _retried(call: Callable[[], Awaitable[T]], is_enough: Callable[[T], bo
 async def _replicated(bench: ClusterBench) -> None:
     """Wait until the queue's master has its replica's word for all that was queued."""
     node = bench.redis.get_node_from_key(bench.requests)
-    assert await bench.redis.execute_command("WAIT", 1, 10_000, target_nodes=node) == 1
+    assert await bench.redis.execute_command("WAIT", 1, 55_000, target_nodes=node) == 1
 
 
 async def test_a_leased_rate_in_two_slots_stops_the_start_and_quotas_and_deliveries_work(
@@ -354,6 +356,6 @@ async def test_a_leased_rate_in_two_slots_stops_the_start_and_quotas_and_deliver
     key = f"quota:userid:{bench.name}"
     paid = [await store.pay_rate(key, f"m{n}", limit=1, window_seconds=60, remember_seconds=60) for n in range(2)]
     assert [may_go for may_go, _, _ in paid] == [True, False]
-    records = DeliveryRecords(bench.redis)
+    records = DeliveryRecords(bench.redis, DedupOptions(lease_seconds=1_800))
     assert await records.begin(f"delivery:{bench.name}", "a") == Fresh()
     assert isinstance(await records.begin(f"delivery:{bench.name}", "b"), InProgress)

@@ -14,11 +14,11 @@ import pytest
 from handlers.client.async_client import AsyncClient
 from handlers.client.options import ClientOptions
 from handlers.redis_store.cluster.queue import ClusterQueue
-from handlers.redis_store.connection import STORE_FAILURES, RedisOptions, Store, connect
+from handlers.redis_store.connection import STORE_FAILURES, Store, connect
 from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Server
-from tests.servers.valkey import LONG_LIMIT
+from tests.servers.valkey import LONG_LIMIT, patient
 from tests.waiting import elapse_async, wait_until_async
 
 pytestmark = pytest.mark.xdist_group("redis-resharding")
@@ -54,7 +54,7 @@ class Move:
 
     def take(self, *keys: bytes) -> None:
         """Move these."""
-        arguments = ["127.0.0.1", self._port, "", 0, 5_000, "KEYS", *keys]
+        arguments = ["127.0.0.1", self._port, "", 0, 50_000, "KEYS", *keys]
         self._source.execute_command("MIGRATE", *arguments)
 
     def finish(self) -> None:
@@ -107,9 +107,11 @@ def _ack_of(claim: Claim) -> Ack:
 
 @pytest.mark.parametrize("window_seconds", [0, 60])
 async def test_a_slot_that_moves_to_a_new_node_stops_no_poller(cluster: Cluster, window_seconds: int) -> None:
-    options = ClientOptions(queue=QUEUE, results=RESULTS, idempotent_window_seconds=window_seconds)
+    options = ClientOptions(
+        queue=QUEUE, results=RESULTS, idempotent_window_seconds=window_seconds, patience_seconds=100
+    )
     async with (
-        contextlib.aclosing(connect(RedisOptions(cluster.url, timeout_seconds=60))) as redis,
+        contextlib.aclosing(connect(patient(cluster.url))) as redis,
         AsyncClient.for_redis(cluster.url, options, access=LONG_LIMIT) as client,
     ):
         fleet = Fleet(redis, client)

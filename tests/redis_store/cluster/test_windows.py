@@ -24,6 +24,7 @@ from handlers.redis_store.scripts import Replication
 from handlers.redis_store.submit.submissions import MemberParts, Queued, RequestState
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster
+from tests.servers.valkey import LONG_LIMIT
 
 pytestmark = pytest.mark.xdist_group("redis-windows")
 WINDOW = 600
@@ -288,7 +289,7 @@ async def test_a_queue_of_another_type_is_refused_and_leaves_no_marker(queue: Qu
 
 async def test_the_client_returns_the_state_of_the_first_submission(cluster: Cluster, queue: Queue) -> None:
     options = ClientOptions(queue=queue.name, idempotent_window_seconds=WINDOW)
-    async with AsyncClient.for_redis(cluster.url, options) as client:
+    async with AsyncClient.for_redis(cluster.url, options, LONG_LIMIT) as client:
         first = await client.submit({"a": 1}, deadline=queue.deadline)
         second = await client.submit({"a": 2}, deadline=queue.deadline, id=first.id)
         assert (second.token, second.is_new) == (first.token, False)
@@ -303,7 +304,8 @@ async def test_the_client_returns_the_state_of_the_first_submission(cluster: Clu
 async def test_a_window_counts_once_enough_replicas_have_marker_and_request(cluster: Cluster, queue: Queue) -> None:
     name = f"r-{uuid.uuid4().hex}"
     asking = {"queue": queue.name, "idempotent_window_seconds": WINDOW, "patience_seconds": 0.0}
-    async with AsyncClient.for_redis(cluster.url, ClientOptions(**asking, wait_replicas=1)) as client:  # type: ignore[arg-type]  # as named above
+    options = ClientOptions(**asking, wait_replicas=1)  # type: ignore[arg-type]  # as named above
+    async with AsyncClient.for_redis(cluster.url, options, LONG_LIMIT) as client:
         with pytest.raises(BrokerUnreachable, match="0 of 1 replica"):
             await client.submit({}, deadline=queue.deadline, id=name)
     (reported,) = await queue.submit(queue.part(name))
@@ -319,7 +321,7 @@ async def test_an_id_whose_producer_died_before_it_was_queued_is_unknown(
         with pytest.raises(Died):
             await queue.submit(queue.part(name))
     assert await queue.text(submitted_key(name)) is not None
-    async with AsyncClient.for_redis(cluster.url, ClientOptions(queue=queue.name)) as client:
+    async with AsyncClient.for_redis(cluster.url, ClientOptions(queue=queue.name), LONG_LIMIT) as client:
         assert await client.look_up(name) is RequestState.UNKNOWN
         await queue.submit(queue.part(name))
         assert await client.look_up(name) is RequestState.PENDING

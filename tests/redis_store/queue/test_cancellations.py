@@ -355,7 +355,7 @@ async def test_a_poller_without_the_right_to_scan_stops_trying(
     valkey: Valkey, store: Redis, keys: str, commands: list[str]
 ) -> None:
     await store.acl_setuser("plain", enabled=True, nopass=True, keys=[keys], commands=commands)
-    user = Redis.from_url(valkey.url.replace("://", "://plain:x@"), socket_timeout=60)
+    user = Redis.from_url(valkey.url.replace("://", "://plain:x@"), socket_timeout=60, socket_connect_timeout=60)
     foreign = ForeignCancellations(user)
     assert (await foreign.sweep(), foreign.is_allowed) == (0, False)
     await user.aclose()

@@ -116,7 +116,7 @@ async def test_a_claim_that_fails_at_its_second_write_undoes_the_first(bench: Be
     before = await bench.snapshot()
     await cast(Any, bench.redis).execute_command("ACL", "SETUSER", "halfway", "on", "nopass", "~*", "+@all", "-hset")
     port = bench.redis.connection_pool.connection_kwargs["port"]
-    user = Redis(port=port, username="halfway", password="x", socket_timeout=60)
+    user = Redis(port=port, username="halfway", password="x", socket_timeout=60, socket_connect_timeout=60)
     with pytest.raises(NoPermissionError, match=r"HSET .*:claimed|HSET .*:claim-owners"):
         await RedisQueue(user, bench.queue_name, bench.options).claim(1)
     await user.aclose()

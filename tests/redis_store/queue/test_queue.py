@@ -36,7 +36,8 @@ async def test_a_lease_ends_by_the_servers_clock(bench: Bench) -> None:
 
     assert ends is not None
     assert before + LEASE_SECONDS <= ends <= after + LEASE_SECONDS
-    assert bench.queue.now() == pytest.approx(after, abs=5)
+    error = after - before  # at most the time of the claim's round trip
+    assert before - error <= bench.queue.now() <= await bench.now() + error
 
 
 async def test_an_empty_queue_gives_nothing_and_makes_no_key(bench: Bench) -> None:
@@ -47,7 +48,7 @@ async def test_an_empty_queue_gives_nothing_and_makes_no_key(bench: Bench) -> No
 async def test_claims_of_expired_requests_leave_the_others(bench: Bench) -> None:
     now = await bench.now()
     await bench.put(b"late", now - 1)
-    await bench.put(b"in time", now + 60)
+    await bench.put(b"in time", now + 1_800)
 
     claims = await bench.queue.claim(5, only_expired=True)
 
@@ -230,8 +231,8 @@ async def test_a_result_list_expires_only_if_an_expiry_is_set(bench: Bench) -> N
     assert await bench.redis.ttl(bench.results) == -1
 
     claim = await bench.claimed(body("s"))
-    await bench.queue.ack([bench.ack_of(claim, result_ttl_seconds=100)])
-    assert 90 < await bench.redis.ttl(bench.results) <= 100
+    await bench.queue.ack([bench.ack_of(claim, result_ttl_seconds=10_000)])
+    assert 9_900 < await bench.redis.ttl(bench.results) <= 10_000
 
 
 async def test_a_result_list_of_another_type_does_not_lose_the_result(bench: Bench) -> None:
@@ -257,7 +258,14 @@ async def test_a_list_that_the_acl_refuses_delays_no_other_result(bench: Bench) 
     own = [f"{bench.queue_name}*", bench.results, "request-*"]
     await bench.redis.acl_setuser("poller", enabled=True, passwords=["+p"], keys=own, categories=["+@all"])
     server = bench.redis.connection_pool.connection_kwargs
-    poller = Redis(host=server["host"], port=server["port"], username="poller", password="p", socket_timeout=60)
+    poller = Redis(
+        host=server["host"],
+        port=server["port"],
+        username="poller",
+        password="p",
+        socket_timeout=60,
+        socket_connect_timeout=60,
+    )
     queue = RedisQueue(poller, bench.queue_name, QueueOptions(bench.retries, bench.results))
     await bench.put(body("named"), 1)
     await bench.put(body("plain"), 2)
@@ -276,7 +284,14 @@ async def test_results_keep_their_payloads_if_the_acl_refuses_the_payload_keys(b
     own = [f"{bench.queue_name}*", bench.results, "request-[acp]*"]
     await bench.redis.acl_setuser("poller", enabled=True, passwords=["+p"], keys=own, categories=["+@all"])
     server = bench.redis.connection_pool.connection_kwargs
-    poller = Redis(host=server["host"], port=server["port"], username="poller", password="p", socket_timeout=60)
+    poller = Redis(
+        host=server["host"],
+        port=server["port"],
+        username="poller",
+        password="p",
+        socket_timeout=60,
+        socket_connect_timeout=60,
+    )
     queue = RedisQueue(poller, bench.queue_name, QueueOptions(bench.retries, bench.results))
     await bench.put(body("r"))
     (claim,) = await queue.claim(1)
@@ -314,13 +329,13 @@ async def test_a_dead_record_is_kept_with_or_without_a_result(bench: Bench) -> N
 async def test_a_nack_waits_by_the_servers_clock(bench: Bench) -> None:
     claim = await bench.claimed(body("r"))
     before = await bench.now()
-    assert await bench.queue.nack([Nack(claim, b"again", 7.5)]) == [True]
+    assert await bench.queue.nack([Nack(claim, b"again", 600.5)]) == [True]
     after = await bench.now()
 
     due = await bench.redis.zscore(bench.retries, b"again")
 
     assert due is not None
-    assert before + 7.5 <= due + 0.001 <= after + 7.502
+    assert before + 600.5 <= due + 0.001 <= after + 600.502
     assert await bench.promote() == 0
     assert await bench.all_keys() == {bench.retries}
 

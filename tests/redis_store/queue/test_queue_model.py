@@ -30,7 +30,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.Runner()
-        self._redis = Redis.from_url(self.url, socket_timeout=60)
+        self._redis = Redis.from_url(self.url, socket_timeout=60, socket_connect_timeout=60)
         self._walk = self._loop.run(self._begin())
 
     async def _begin(self) -> Walk:

@@ -72,9 +72,10 @@ async def test_a_foreign_claim_without_a_score_returns_as_of_now(bench: Bench, m
 
     assert (await bench.queue.reclaim(10, max_deliveries=5)).returned == 2
 
+    after = await bench.now()
     scores = dict(await bench.pending())
     assert scores[body("behind it")] == DEADLINE
-    assert scores[member] == pytest.approx(now, abs=5) or scores[member] == DEADLINE
+    assert now - 0.001 <= scores[member] <= after + 0.001 or scores[member] == DEADLINE
 
 
 async def test_a_claim_with_a_live_lease_is_not_reclaimed(bench: Bench) -> None:
@@ -156,7 +157,7 @@ async def test_delivery_counts_are_deleted_with_the_result_or_after_a_week(bench
     await bench.claimed(body("r"))
     await bench.end_leases()
     await bench.queue.reclaim(10, max_deliveries=5)
-    assert 604_790 < await bench.redis.ttl(bench.keys.deaths) <= 604_800
+    assert 604_700 < await bench.redis.ttl(bench.keys.deaths) <= 604_800
 
     [claim] = await bench.queue.claim(1)
     await bench.queue.ack([bench.ack_of(claim)])
