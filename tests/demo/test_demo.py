@@ -16,7 +16,8 @@ import pytest
 
 from handlers.contract.result import Result
 from handlers.demo.servers import Child
-from handlers.demo.view import DemoTally, WitnessLine, missing_lines, stages
+from handlers.demo.view import DemoTally, WitnessLine, missing_lines, read_witness, stages
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 
 COMMAND = str(Path(sys.executable).parent / "async-processor")
 
@@ -53,15 +54,15 @@ def test_a_demo_in_a_pipe_ignores_settings_and_shows_healthy_latency_then_progre
         "Passed",
         "Next: `async-processor dev`",
     )
-    places = [output.find(text) for text in wanted]
-    assert -1 not in places, output
-    assert places == sorted(places), "told in another order"
+    at = 0
+    for text in wanted:
+        at = output.find(text, at)
+        assert at >= 0, f"no {text!r} after the one before it: {output}"
 
 
 def test_a_terminated_demo_stops_all_its_processes() -> None:
-    with subprocess.Popen(
-        [COMMAND, "demo", "--no-pubsub"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as demo:
+    endless = [COMMAND, "demo", "--no-pubsub", "--requests", "20000"]
+    with subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
         assert demo.stdout is not None
         assert any("Healthy" in line for line in demo.stdout), "the stack did not start"
         children = psutil.Process(demo.pid).children(recursive=True)
@@ -72,12 +73,28 @@ def test_a_terminated_demo_stops_all_its_processes() -> None:
     assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
+WITHOUT_RESULT = re.compile(
+    r"^  Redis (\S+): (never reached the gateway|\d+ attempts? at the gateway \(.*\), the last ended \d+ s ago)$", re.M
+)
+
+
 def test_a_demo_that_runs_out_of_time_names_each_id_and_keeps_the_logs() -> None:
     output = run_demo("--timeout", "4", wanted=1)  # less than the 6 s after which one of them has its result
     assert "without a result within 4 s" in output
-    assert re.search(r"redis-00011: \d+ attempts at the gateway \(503", output)
     folder = Path(output.split("logs of the processes: ")[1].split()[0])
-    assert "redis-00011" in (folder / "gateway-requests.jsonl").read_text()
+    with (folder / "gateway-requests.jsonl").open("rb") as lines:
+        witnessed = read_witness(lines)
+    named = {found[1]: found[2] for found in WITHOUT_RESULT.finditer(output)}
+    # A slow machine may not get further than the healthy ones, or have more unanswered ones than are named.
+    is_slow = any("healthy" in name for name in named) or "… and " in output
+    assert "redis-00011" in named or (named and is_slow), output
+    for name, attempts in named.items():
+        statuses = [str(line.status or "connection broken") for line in witnessed if line.key == name]
+        found = re.match(r"(\d+) attempts? at the gateway \((.*)\), the last ended", attempts)
+        answers = found[2].split(", ") if found else []
+        assert statuses[: len(answers)] == answers, "more may have ended since"
+        assert found is None or int(found[1]) == len(answers)
+        assert name != "redis-00011" or set(answers) <= {"503"}
     assert (folder / "poller.log").is_file()
 
 
@@ -114,7 +131,7 @@ def test_the_export_lines_of_dev_make_the_commands_of_the_readme_work(shown_by_d
     exports = "\n".join(line for line in shown_by_dev.splitlines() if line.startswith("  export "))
     submit = f"async-processor submit - --endpoint {path} --deadline 10m --wait"
     script = f"""{exports}\n{submit} <<< '{{"model": "m", "prompt": "Hi", "input": "Hi"}}'"""
-    environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/")}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": os.environ.get("HOME", "/"), **LONG_REDIS_TIMEOUT}
     before = state_of_gateway(shown_by_dev)["statuses"].get("200", 0)
     done = subprocess.run(["/bin/bash", "-ec", script], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
@@ -144,7 +161,8 @@ def test_dev_names_its_configuration_and_its_lines_use_a_queue_of_it(tmp_path: P
         script = "\n".join(
             [*exports, "async-processor submit --prompt hi --model m --wait", "async-processor top --once"]
         )
-        done = subprocess.run(["/bin/bash", "-ec", script], capture_output=True, text=True, check=False)
+        variables = {**os.environ, **LONG_REDIS_TIMEOUT}
+        done = subprocess.run(["/bin/bash", "-ec", script], capture_output=True, text=True, check=False, env=variables)
         assert done.returncode == 0, done.stderr
         assert '"object":"' in done.stdout
         assert "night" in done.stdout

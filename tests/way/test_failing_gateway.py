@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.waiting import elapse, wait_until
 from tests.way.breakable import WORKERS, Breakable
+
+SETTINGS = {**LONG_REDIS_TIMEOUT, "LEASE_SECONDS": "300"}
+"""For the poller: only the gateway fails here, however slow the machine is."""
 
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Breakable]:
-    with Breakable() as running:
+    with Breakable(SETTINGS) as running:
         yield running
 
 
@@ -81,7 +85,7 @@ def test_a_failing_gateway_gets_only_probes_although_the_configuration_changes(t
     """The circuit survives the change: a new one would need ten failures to open."""
     config = tmp_path / "config.yaml"
     config.write_text("queues: [{queue_name: request-sortedset}]")
-    with Breakable({"CONFIG_FILE": str(config), "CONFIG_RELOAD_SECONDS": "0.2"}) as rig:
+    with Breakable({**SETTINGS, "CONFIG_FILE": str(config), "CONFIG_RELOAD_SECONDS": "0.2"}) as rig:
         rig.set_faults(reset=1.0)
         ids = rig.queue(100)
         wait_until(lambda: openings(rig), "an open circuit")
@@ -89,7 +93,9 @@ def test_a_failing_gateway_gets_only_probes_although_the_configuration_changes(t
 
         opened, calls_before, unclaimed_before = openings(rig), calls(rig), unclaimed(rig)
         for number in range(3):
-            config.write_text(f"queues: [{{queue_name: request-sortedset, labels: {{n: '{number}'}}}}]")
+            changed = tmp_path / "changed.yaml"
+            changed.write_text(f"queues: [{{queue_name: request-sortedset, labels: {{n: '{number}'}}}}]")
+            changed.replace(config)  # never half written
             wait_until(partial(has_reloaded, rig, number + 1), "the change to be taken")
         after_reloads = calls(rig)
         wait_until(lambda: calls(rig) >= after_reloads + 3, "probes after the last change")

@@ -45,9 +45,12 @@ def loading(rig: Breakable) -> Iterator[None]:
     rig.store.bgrewriteaof()
     wait_until(lambda: rig.store.info("persistence")["aof_rewrite_in_progress"] == 0, "the file rewritten")
     rig.kill_redis()
-    slowly = ("--key-load-delay", "15000", "--loading-process-events-interval-bytes", "1024")
+    slowly = ("--key-load-delay", "200000", "--loading-process-events-interval-bytes", "1024")
     rig.start_redis(*slowly, is_ready="RDB memory usage")
-    yield
+    try:
+        yield
+    finally:
+        rig.store.config_set("key-load-delay", "0")
 
 
 @contextlib.contextmanager
@@ -70,6 +73,14 @@ def full(rig: Breakable) -> Iterator[None]:
         rig.store.config_set("maxmemory", "0")
 
 
+def is_busy(rig: Breakable) -> bool:
+    try:
+        rig.store.ping()
+    except redis.ResponseError as error:
+        return "BUSY" in str(error)
+    return False
+
+
 @contextlib.contextmanager
 def busy(rig: Breakable) -> Iterator[None]:
     """F26: a script that does not end."""
@@ -82,6 +93,7 @@ def busy(rig: Breakable) -> Iterator[None]:
     running = threading.Thread(target=run)
     running.start()
     try:
+        wait_until(lambda: is_busy(rig), "the script to keep the server busy")
         yield
     finally:
         rig.store.script_kill()
@@ -207,7 +219,7 @@ def test_after_a_failover_the_promoted_replica_serves_the_queue() -> None:
         promoted.replicaof("127.0.0.1", str(own.redis_port))
         wait_until(lambda: promoted.info("replication")["master_link_status"] == "up", "a replica")
         ids = own.queue(100)
-        own.store.wait(1, 5_000)
+        wait_until(lambda: own.store.wait(1, 1_000) == 1, "the replica to have all")
         own.kill_redis()
         promoted.replicaof("NO", "ONE")
         own.follow(promoted, replica.port)
@@ -220,8 +232,8 @@ def test_f27_a_poller_is_not_ready_while_its_server_may_drop_queues(rig: Breakab
     rig.wait_until_ready()
     rig.store.config_set("maxmemory-policy", "allkeys-lru")
     try:
-        wait_until(lambda: rig.ready()[0] == 503, "not ready")
-        assert rig.ready()[1] == "Redis may drop queues: set maxmemory-policy noeviction, got allkeys-lru\n"
+        reported = (503, "Redis may drop queues: set maxmemory-policy noeviction, got allkeys-lru\n")
+        wait_until(lambda: rig.ready() == reported, "not ready, for this reason")
         rig.wait_for_results(rig.queue(3))
         rig.store.config_set("maxmemory-policy", "volatile-lru")
         rig.wait_until_ready()

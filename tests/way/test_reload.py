@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -20,6 +21,7 @@ import redis
 
 from handlers.demo.servers import free_port
 from handlers.demo.stack import Stack, StackOptions
+from handlers.wiring.forward_stack import EVENT_HOLD_SECONDS
 from tests.servers.forked import COMMAND, ForkedChild
 from tests.waiting import wait_until
 
@@ -62,7 +64,8 @@ def stack(config: ConfigMap) -> Iterator[Stack]:
     variables = {
         "CONFIG_FILE": str(config.path),
         "CONFIG_RELOAD_SECONDS": "0.2",
-        "SHUTDOWN_GRACE_SECONDS": "30",
+        "SHUTDOWN_GRACE_SECONDS": "60",
+        "LEASE_SECONDS": "300",  # so that no poller takes its own claims again, however slow the machine is
         "METRICS_TOKEN": METRICS_TOKEN,
         "ALLOWED_LABELS": "classification",
     }
@@ -80,9 +83,12 @@ def store(stack: Stack) -> Iterator[redis.Redis]:
     client.close()
 
 
+def member(request_id: str, **payload: object) -> str:
+    return json.dumps({"id": request_id, "deadline": FAR, "payload": {"prompt": "x", **payload}})
+
+
 def queue(store: redis.Redis, name: str, request_id: str, **payload: object) -> None:
-    body = {"id": request_id, "deadline": FAR, "payload": {"prompt": "x", **payload}}
-    store.zadd(name, {json.dumps(body): FAR})
+    store.zadd(name, {member(request_id, **payload): FAR})
 
 
 def result_of(store: redis.Redis, name: str) -> dict[str, object]:
@@ -199,14 +205,15 @@ def test_fewer_workers_are_in_force_once_requests_in_flight_have_ended(
 ) -> None:
     config.write(with_workers(6))
     reported(stack, "poller", "configuration reloaded")
-    for number in range(40):
-        queue(store, "first", f"r{number}", max_tokens=30)
+    # Work for minutes, so that every number of workers has enough of it.
+    store.zadd("first", {member(f"r{number}", max_tokens=50): FAR for number in range(3_000)})
     wait_until(lambda: state_of(stack)["running"] == 6, "six at the gateway")
     config.write(with_workers(2))
     reported(stack, "poller", "configuration reloaded", 2)
-    wait_until(lambda: state_of(stack)["running"] <= 2, "two at the gateway")
+    # Claims, since a claimed request may still be on its way to the gateway.
+    wait_until(lambda: store.hlen("first:claimed") <= 2, "two in flight")
     most = max(state_of(stack)["running"] for _ in range(200))
-    assert most <= 2
+    assert most <= 2  # a maximum, which does not change any more
     config.write(with_workers(5))
     wait_until(lambda: state_of(stack)["running"] == 5, "five at the gateway")
 
@@ -231,14 +238,16 @@ def test_a_request_that_waits_at_a_gate_follows_the_changed_gate(
 def test_a_request_in_flight_at_a_reload_has_the_grace_period_at_a_stop(
     stack: Stack, store: redis.Redis, config: ConfigMap
 ) -> None:
-    queue(store, "first", "long", max_tokens=200)
-    wait_until(lambda: state_of(stack)["running"], "the long request in flight")
-    config.write(TWO)
-    reported(stack, "poller", "configuration reloaded")
-    stack.children["poller"].process.terminate()
+    with full_gateway(stack):
+        queue(store, "first", "long")
+        wait_until(lambda: state_of(stack)["waiting"] == 1, "the long request in flight")
+        config.write(TWO)
+        reported(stack, "poller", "configuration reloaded")
+        stack.children["poller"].process.terminate()
+        reported(stack, "poller", '"draining"')
     assert result_of(store, "result-list")["status_code"] == 200
     assert stack.children["poller"].process.wait(SOON_SECONDS) == 0
-    assert state_of(stack)["statuses"] == {"200": 1}
+    assert state_of(stack)["statuses"] == {"200": 1, "499": 1}, "one call, and the one that filled the gateway"
 
 
 def test_pages_and_metrics_report_a_refusal_until_it_is_over(stack: Stack, config: ConfigMap) -> None:
@@ -260,6 +269,17 @@ def test_an_event_held_at_a_gate_follows_the_changed_gate_and_counts_against_its
         return json.dumps({"queues": [{"queue_name": "first"}], "pools": [{"id": "default", "workers": 2, **gate}]})
 
     def send(number: int) -> int:
+        """Send it again only after a legal refusal: it was held for as long as an event may be."""
+        while True:
+            began = time.monotonic()
+            try:
+                return send_once(number)
+            except HTTPError as refusal:
+                with refusal:
+                    if time.monotonic() < began + EVENT_HOLD_SECONDS:
+                        raise
+
+    def send_once(number: int) -> int:
         headers = {"ce-specversion": "1.0", "ce-id": f"{number}", "ce-source": "/t", "ce-type": "t"}
         body = {"id": f"r{number}", "deadline": FAR, "payload": {"max_tokens": 40}}
         with urlopen(Request(stack.handler_url, json.dumps(body).encode(), headers), timeout=60) as answer:
@@ -279,7 +299,7 @@ def test_an_event_held_at_a_gate_follows_the_changed_gate_and_counts_against_its
     assert set(answers) == {200}
     state = state_of(stack)
     assert state["statuses"] == {"200": 8}, "each was sent: the replaced gate held none until it was refused"
-    assert state["peak"] == 2
+    assert state["peak"] <= 2
 
 
 def test_reloads_leave_no_descriptors_or_threads_behind(stack: Stack, store: redis.Redis, config: ConfigMap) -> None:
