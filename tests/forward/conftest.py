@@ -21,6 +21,6 @@ async def server() -> AsyncIterator[RawHttp]:
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Gateway]:
-    gateway = Gateway(TransportOptions(connect_seconds=5.0, max_response_bytes=LIMIT))
+    gateway = Gateway(TransportOptions(connect_seconds=60.0, idle_seconds=60.0, max_response_bytes=LIMIT))
     yield gateway
     await gateway.aclose()

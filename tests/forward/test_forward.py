@@ -45,7 +45,7 @@ def forwarder(gateway: Gateway, server: RawHttp, clock: Clock) -> Forwarder:
         default=Route(server.url),
         by_queue={"chat": Route(server.url + "/pool", path="/v1/chat/completions", inference_objective="low")},
     )
-    return Forwarder(gateway, routes, request_timeout_seconds=20.0, clock=clock, jitter=lambda: 0.5)
+    return Forwarder(gateway, routes, request_timeout_seconds=600.0, clock=clock, jitter=lambda: 0.5)
 
 
 def request(**fields: Any) -> Request:
@@ -175,7 +175,11 @@ async def test_a_request_past_its_deadline_is_not_sent(forwarder: Forwarder, ser
 
 async def test_the_last_response_is_final_if_no_further_attempt_fits(forwarder: Forwarder, server: RawHttp) -> None:
     server.reply(answer(503, b"busy", {"retry-after": "30"}))
-    assert final(await forwarder.forward(request(deadline=NOW + 1.5))) == (503, "", "busy")
+    for _ in range(20):  # the deadline also ends the attempt, on a busy machine before the response
+        found = final(await forwarder.forward(request(deadline=NOW + 1.5)))
+        if found[1] != ErrorCode.DEADLINE_EXCEEDED:
+            break
+    assert found == (503, "", "busy")
     limits = AttemptOptions(earliest_retry_seconds=600.0)
     assert final(await forwarder.forward(request(deadline=NOW + 500), limits)) == (503, "", "busy")
 

@@ -253,7 +253,7 @@ async def test_a_server_restart_fails_only_requests_in_flight(gateway: Gateway, 
 @contextlib.asynccontextmanager
 async def tls_gateway(trusted: Path | None) -> AsyncIterator[Gateway]:
     context = ssl.create_default_context(cafile=trusted) if trusted else None
-    gateway = Gateway(TransportOptions(ssl_context=context))
+    gateway = Gateway(TransportOptions(connect_seconds=60.0, ssl_context=context))
     try:
         yield gateway
     finally:

@@ -174,7 +174,7 @@ async def test_the_gateway_gets_the_form_and_a_refusal_is_a_final_result() -> No
     async with running_raw_http() as server:
         server.reply(answer(200, b"{}"))
         gateway = Gateway(TransportOptions())
-        forwarder = Forwarder(gateway, Routes(Route(server.url)), request_timeout_seconds=20, transforms=transforms)
+        forwarder = Forwarder(gateway, Routes(Route(server.url)), request_timeout_seconds=600, transforms=transforms)
         sent = await forwarder.forward(request(gcs_uri="gs://b/x", model="m"))
         plain = await forwarder.forward(request("other", prompt="x"))
         refused = await forwarder.forward(request(gcs_uri="gs://b/x", file_base64="AAAA"))

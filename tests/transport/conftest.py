@@ -21,7 +21,7 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 @pytest.fixture
 async def transport() -> AsyncIterator[Transport]:
-    opened = Transport(TransportOptions(max_response_bytes=LIMIT, idle_seconds=60.0))
+    opened = Transport(TransportOptions(connect_seconds=60.0, idle_seconds=60.0, max_response_bytes=LIMIT))
     yield opened
     await opened.aclose()
 

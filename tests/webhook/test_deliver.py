@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from handlers.webhook.destinations import (
     read_destination,
     webhook_target_of,
 )
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.servers.raw_http import End, RawHttp, Received, answer, running_raw_http
 from tests.servers.valkey import LONG_LIMIT
 
@@ -153,7 +155,7 @@ async def receiver() -> AsyncIterator[RawHttp]:
 
 @pytest.fixture
 async def client(valkey: Valkey, store: Redis) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient.for_redis(valkey.url, ClientOptions(lease_seconds=5.0), access=LONG_LIMIT) as opened:
+    async with AsyncClient.for_redis(valkey.url, ClientOptions(lease_seconds=600.0), access=LONG_LIMIT) as opened:
         yield opened
 
 
@@ -174,7 +176,7 @@ def verified(received: Received, key: bytes) -> str:
 
 
 async def deliver(
-    client: AsyncClient, receiver: RawHttp, *, keys: list[bytes] = KEYS, give_up_seconds: float = 60.0
+    client: AsyncClient, receiver: RawHttp, *, keys: list[bytes] = KEYS, give_up_seconds: float = 3_600.0
 ) -> list[Result]:
     """Deliver all results; returns those that were given up."""
     lost: list[Result] = []
@@ -186,6 +188,7 @@ async def deliver(
         f"{receiver.url}/hook",
         keys,
         allow_private=True,
+        call_seconds=60.0,
         give_up_seconds=give_up_seconds,
         first_pause_seconds=0.02,
     )
@@ -249,7 +252,7 @@ async def named(store: Redis, request_id: str, url: str) -> None:
     await store.lpush("result-list", encode_result(result))
 
 
-async def deliver_named(client: AsyncClient, own: RawHttp, other: RawHttp, seconds: float = 60.0) -> None:
+async def deliver_named(client: AsyncClient, own: RawHttp, other: RawHttp, seconds: float = 3_600.0) -> None:
     async def given_up(result: Result) -> None:
         raise AssertionError(result.id)
 
@@ -257,6 +260,7 @@ async def deliver_named(client: AsyncClient, own: RawHttp, other: RawHttp, secon
         f"{own.url}/own",
         KEYS,
         allow_private=True,
+        call_seconds=60.0,
         first_pause_seconds=0.02,
         destinations=[read_destination(f"127.0.0.1:{other.port}/hooks/", OTHERS, "x")],
         destination_seconds=seconds,
@@ -356,7 +360,10 @@ async def test_the_command_delivers_waiting_results(
         "--redis-url",
         valkey.url,
     ]
-    process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    environment = {**os.environ, **LONG_REDIS_TIMEOUT}
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     out, err = await process.communicate()
     assert (process.returncode, out) == (0, b""), err
     assert b"2 delivered" in err

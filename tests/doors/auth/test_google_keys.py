@@ -51,7 +51,7 @@ async def server() -> AsyncIterator[KeyServer]:
 
 @pytest.fixture
 async def keys(server: KeyServer, clock: Clock) -> AsyncIterator[SigningKeys]:
-    keys = SigningKeys(SigningKeysOptions(server.url), clock)
+    keys = SigningKeys(SigningKeysOptions(server.url, timeout_seconds=60.0), clock)
     yield keys
     await keys.close()
 
@@ -218,7 +218,7 @@ async def test_keys_fetched_at_the_start_are_not_fetched_again(keys: SigningKeys
 
 async def test_closing_ends_a_fetch_that_hangs(server: KeyServer, clock: Clock) -> None:
     server.open.clear()
-    keys = SigningKeys(SigningKeysOptions(server.url), clock)
+    keys = SigningKeys(SigningKeysOptions(server.url, timeout_seconds=60.0), clock)
     keys.start()
     await wait_until_async(lambda: server.asked == 1, "the fetch")
     async with asyncio.timeout(60):

@@ -60,7 +60,7 @@ async def identity(server: KeyServer, clock: Clock) -> AsyncIterator[PushIdentit
     await identity.close()
 
 
-def identity_for(url: str, clock: Callable[[], float], timeout_seconds: float = 5.0) -> PushIdentity:
+def identity_for(url: str, clock: Callable[[], float], timeout_seconds: float = 60.0) -> PushIdentity:
     options = PushIdentityOptions(audience=AUDIENCE, service_account_email=ACCOUNT)
     keys = SigningKeys(SigningKeysOptions(url, timeout_seconds=timeout_seconds), clock)
     return PushIdentity(options, keys, clock)

@@ -24,13 +24,13 @@ async def server() -> AsyncIterator[RawHttp]:
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[Gateway]:
-    opened = Gateway(TransportOptions(max_response_bytes=100))
+    opened = Gateway(TransportOptions(connect_seconds=60.0, max_response_bytes=100))
     yield opened
     await opened.aclose()
 
 
-def sink(gateway: Gateway, server: RawHttp, give_up_seconds: float = 20.0) -> EventSink:
-    options = SinkOptions(f"{server.url}/sink", {"team": "red é"}, call_seconds=5, give_up_seconds=give_up_seconds)
+def sink(gateway: Gateway, server: RawHttp, give_up_seconds: float = 300.0) -> EventSink:
+    options = SinkOptions(f"{server.url}/sink", {"team": "red é"}, call_seconds=60, give_up_seconds=give_up_seconds)
     return EventSink(gateway, options, get_logger("test"))
 
 
@@ -70,6 +70,9 @@ async def test_a_2xx_response_with_a_large_body_is_accepted(gateway: Gateway, se
 
 async def test_an_unavailable_sink_is_reported_at_the_time_limit(gateway: Gateway, server: RawHttp) -> None:
     server.reply(answer(503))
-    with pytest.raises(SinkUnavailable):
-        await sink(gateway, server, give_up_seconds=0.3).send(EVENT)
+    for give_up_seconds in (0.3, 3.0, 30.0):  # on a busy machine a short limit may end before the first call
+        with pytest.raises(SinkUnavailable):
+            await sink(gateway, server, give_up_seconds).send(EVENT)
+        if server.received:
+            break
     assert len(server.received) >= 1

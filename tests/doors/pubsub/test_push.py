@@ -41,10 +41,13 @@ async def broker() -> AsyncIterator[PubSubBroker]:
 
 
 @pytest.fixture
-async def publisher(broker: PubSubBroker) -> AsyncIterator[Publisher]:
+async def publisher(broker: PubSubBroker, request: pytest.FixtureRequest) -> AsyncIterator[Publisher]:
+    """It fails after the seconds of the parameter; without one, only if the broker is never reached."""
+    timeout_seconds = getattr(request, "param", 60.0)
     options = PubSubOptions(project_id="project-1", emulator_host=broker.host)
     async with PubSubChannel(options) as api:
-        publisher = Publisher(api, PublisherOptions(timeout_seconds=2.0, linger_seconds=0.0))
+        limits = PublisherOptions(timeout_seconds=timeout_seconds, call_timeout_seconds=60.0, linger_seconds=0.0)
+        publisher = Publisher(api, limits)
         yield publisher
         await publisher.close()
 
@@ -161,6 +164,7 @@ async def test_a_retry_is_a_nack_and_publishes_nothing(
     assert broker.published == []
 
 
+@pytest.mark.parametrize("publisher", [2.0], indirect=True)
 @pytest.mark.parametrize("status", ["UNAVAILABLE", "PERMISSION_DENIED", "INTERNAL", "RESOURCE_EXHAUSTED"])
 async def test_a_result_that_is_not_confirmed_is_never_acked(
     publisher: Publisher, broker: PubSubBroker, status: str
@@ -278,6 +282,7 @@ async def test_without_a_dead_letter_topic_its_error_goes_to_the_result_topic(
     assert (topic, result.id, result.error_code) == ("results", "", ErrorCode.INVALID_REQUEST)
 
 
+@pytest.mark.parametrize("publisher", [2.0], indirect=True)
 async def test_a_dead_letter_that_is_not_confirmed_is_not_acked(publisher: Publisher, broker: PubSubBroker) -> None:
     broker.fault = lambda _method, _request: refusal("UNAVAILABLE")
     assert (await Door(publisher, "dead").push(b"not json")).status_code == 503

@@ -31,7 +31,8 @@ def receiver() -> Iterator[OtlpReceiver]:
 
 
 @pytest.fixture
-async def tracing(receiver: OtlpReceiver) -> AsyncIterator[Tracing]:
+async def tracing(receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tracing]:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     opened = Tracing(TracingOptions(receiver.url, "service", "1"))
     yield opened
     await opened.aclose()
