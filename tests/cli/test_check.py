@@ -14,10 +14,17 @@ from click.testing import CliRunner, Result
 
 from handlers.cli import main
 from handlers.demo.stack import Stack, StackOptions
+from handlers.gates.sources import NOT_READ_YET
 from handlers.wiring.checks import clock_finding
 from tests.gates.exporter import Exporter, running_exporter
 from tests.servers.forked import LONG_REDIS_TIMEOUT, ForkedChild
 from tests.servers.prometheus import running_prometheus
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(600)
+LONG_TIMEOUTS = {**LONG_REDIS_TIMEOUT, "CONNECT_TIMEOUT_SECONDS": "60"}
+NOT_IN_TIME = ("TimeoutError", NOT_READ_YET)
+"""The beginnings of findings about a gate whose source is slower than its short limit."""
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +37,22 @@ def check(*arguments: str, **variables: str) -> Result:
     """The outcome of the command with these settings and no others."""
     others = dict.fromkeys(set(os.environ) - {"PATH", "HOME"})
     return CliRunner().invoke(
-        main, ["check", *arguments], env={**others, "COLUMNS": "200", **LONG_REDIS_TIMEOUT, **variables}
+        main, ["check", *arguments], env={**others, "COLUMNS": "200", **LONG_TIMEOUTS, **variables}
     )
 
 
 def findings(*arguments: str, **variables: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    done = check("--json", *arguments, **variables)
-    report = msgspec.json.decode(done.stdout)
-    return done.exit_code, {finding["what"]: finding for finding in report["findings"]}
+    """The exit code and the findings by their names, once each gate's source was read in time or refused."""
+
+    def checked() -> list[tuple[int, dict[str, dict[str, Any]]]]:
+        done = check("--json", *arguments, **variables)
+        found = msgspec.json.decode(done.stdout)["findings"]
+        if any(one["found"].startswith(NOT_IN_TIME) for one in found):
+            return []
+        return [(done.exit_code, {one["what"]: one for one in found})]
+
+    [outcome] = wait_until(checked, "sources that answer in time", timeout_seconds=240)
+    return outcome
 
 
 def test_a_sound_stack_has_no_fault(stack: Stack) -> None:

@@ -25,6 +25,7 @@ from handlers.contract.errors import InvalidRequest
 from handlers.poller.settlement import ResultRoute, dead_record, refuse
 from handlers.redis_store.keys import QueueKeys, queue_keys
 from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.servers.terminal import Terminal
 
 SCORE = 1_999_999_999 + 3 / 2**21
@@ -43,10 +44,14 @@ class Dead:
         self.queue = f"requests-{uuid.uuid4().hex}"
         self.keys: QueueKeys = queue_keys(self.queue)
         self.url = url
+        self.env = {"REDIS_URL": url, "REQUEST_QUEUE_NAME": self.queue, **LONG_REDIS_TIMEOUT}
+
+    def open_redis(self) -> AsyncRedis:
+        """A client for an event loop; on a busy machine the server may answer late."""
+        return AsyncRedis.from_url(self.url, socket_timeout=60, socket_connect_timeout=60)
 
     def run(self, *arguments: str, width: int = 200) -> Result:
-        env = {"REDIS_URL": self.url, "REQUEST_QUEUE_NAME": self.queue, "COLUMNS": str(width)}
-        return CliRunner().invoke(main, ["dead", *arguments], env=env)
+        return CliRunner().invoke(main, ["dead", *arguments], env={**self.env, "COLUMNS": str(width)})
 
     async def dead_letter(
         self,
@@ -56,7 +61,7 @@ class Dead:
         reason: str = "UNDELIVERABLE",
     ) -> str:
         """Claim `member` and acknowledge it as dead; returns the dead letter's id."""
-        redis = AsyncRedis.from_url(self.url)
+        redis = self.open_redis()
         queue = RedisQueue(redis, self.queue, QueueOptions("retries", "results"))
         await redis.zadd(self.queue, {member: SCORE})
         [claim] = await queue.claim(1)
@@ -88,7 +93,7 @@ async def test_a_reader_that_ends_early_is_no_failure_of_redis(dead: Dead, optio
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-u", "-c", "from handlers.cli import main; main()", "dead", "list", *options]
-    env = {**os.environ, "REDIS_URL": dead.url, "REQUEST_QUEUE_NAME": dead.queue}
+    env = {**os.environ, **dead.env}
     try:
         done = await asyncio.to_thread(
             subprocess.run, command, env=env, stdout=writer, stderr=subprocess.PIPE, check=False
@@ -231,7 +236,7 @@ async def test_dropping_all_without_dead_letters_asks_for_no_confirmation(dead: 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_at_the_question_ends_it_and_drops_nothing(dead: Dead, number: int) -> None:
     await dead.dead_letter(b"m-1")
-    with Terminal(["dead", "drop", "--all"], {"REDIS_URL": dead.url, "REQUEST_QUEUE_NAME": dead.queue}) as terminal:
+    with Terminal(["dead", "drop", "--all"], dead.env) as terminal:
         terminal.wait_for("Drop 1 dead letter")
         terminal.process.send_signal(number)
         assert terminal.end() == (1 if number == signal.SIGINT else 143)
@@ -278,7 +283,7 @@ def test_an_unreachable_redis_is_reported_without_its_password(dead: Dead) -> No
 
 async def test_i15_an_unreadable_member_is_kept_with_its_reason(dead: Dead) -> None:
     error = InvalidRequest("body", found="[/x]", accepted="a JSON object")
-    redis = AsyncRedis.from_url(dead.url)
+    redis = dead.open_redis()
     queue = RedisQueue(redis, dead.queue, QueueOptions("retries", "results"))
     await redis.zadd(dead.queue, {b"\xff": 1})
     [claim] = await queue.claim(1)

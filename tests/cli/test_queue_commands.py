@@ -176,7 +176,7 @@ def test_submit_takes_a_payload_from_stdin_and_prints_the_id(shell: Shell) -> No
     assert request.payload == b'{"n": 1.0 }'
     assert (request.labels, request.metadata) == ({"tier": "batch"}, {"userid": "alice"})
     assert request.headers == {"x-a": "b=c"}
-    assert request.deadline == pytest.approx(time.time() + 3600, abs=30)
+    assert request.deadline == pytest.approx(time.time() + 3600, abs=300)
 
 
 def test_submit_takes_a_whole_body_and_flags_win(shell: Shell, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_submit_takes_a_whole_body_and_flags_win(shell: Shell, tmp_path: Path) -
     first, second = shell.queued()
     assert (first.id, first.deadline, first.metadata) == ("r1", deadline, {"a": "1", "b": "3"})
     assert second.id == "r2"
-    assert second.deadline == pytest.approx(time.time() + 7200, abs=30)
+    assert second.deadline == pytest.approx(time.time() + 7200, abs=300)
 
 
 def test_submit_builds_a_payload_from_a_prompt(shell: Shell) -> None:
@@ -199,8 +199,8 @@ def test_submit_builds_a_payload_from_a_prompt(shell: Shell) -> None:
 
 def test_submit_waits_for_its_own_result(shell: Shell) -> None:
     with shell.echoing():
-        good = shell.run("submit", "-", "--wait", "--timeout", "20s", stdin='{"n":1}')
-        bad = shell.run("submit", "-", "--wait", "--timeout", "20s", stdin='{"fail":400}')
+        good = shell.run("submit", "-", "--wait", "--timeout", "60s", stdin='{"n":1}')
+        bad = shell.run("submit", "-", "--wait", "--timeout", "60s", stdin='{"fail":400}')
     assert (good.exit_code, good.stdout) == (0, '{"n":1}\n')
     assert (bad.exit_code, bad.stdout) == (1, '{"fail":400}\n')
     late = shell.run("submit", "-", "--id", "late", "--wait", "--timeout", "50ms", stdin='{"n":1}')
@@ -274,14 +274,13 @@ def test_a_waiting_user_reads_that_no_poller_serves_the_queue_or_its_gate_is_clo
 ) -> None:
     source, out = write_requests(tmp_path / "in.jsonl", 2), str(tmp_path / "out.jsonl")
     missing = f"note: no poller reported queue {shell.queue} in the last 20 s"
-    asked = shell.run("submit", "--prompt", "Hi", "--id", "a", "--wait", "--timeout", "6s")
-    assert (asked.exit_code, missing in asked.stderr) == (3, True)
+    for command in (["submit", "--prompt", "Hi", "--id", "a", "--wait"], ["batch", "run", source, "--out", out]):
+        with shell.start(*command) as waiting:
+            assert waiting.stderr is not None
+            assert any(missing in line for line in waiting.stderr), "while it still runs"
+            waiting.kill()
+            waiting.communicate(timeout=60)
     assert missing in shell.run("where", "a").stderr
-    with shell.start("batch", "run", source, "--out", out) as runner:
-        assert runner.stderr is not None
-        assert missing in runner.stderr.readline()
-        runner.kill()
-        runner.communicate(timeout=60)
 
     gate = GateState("redis", 0.0)
     for gates in ([gate], []):

@@ -109,7 +109,7 @@ def test_refused_credentials_get_one_hint(locked: Locked) -> None:
 
 
 def test_a_password_that_rotates_is_read_for_the_next_connection(locked: Locked) -> None:
-    access = RedisAccess("", "", str(locked.password_file), locked.pem, locked.pem, locked.pem)
+    access = RedisAccess("", "", str(locked.password_file), locked.pem, locked.pem, locked.pem, timeout_seconds=60)
     with Client.for_redis(locked.url, ClientOptions(queue=locked.queue), access) as client:
         client.submit({}, deadline=timedelta(minutes=1))
         with locked.server.client(password=SECRET) as admin:

@@ -19,6 +19,7 @@ from handlers.cli.main import main
 from handlers.cli.shell import TextType, escape_unencodable, for_output
 from handlers.client import AsyncClient
 from handlers.contract.result import Result
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 
 HOSTILE = "a\x1b[2J\x9b31m\x07\u202eb\nc\td"
 
@@ -66,7 +67,7 @@ def test_a_printed_result_sends_no_terminal_commands(
 )
 def test_a_closed_standard_stream_is_no_failure(valkey_url: str, command: str, closed: str) -> None:
     program = Path(sys.executable).parent / "async-processor"
-    environment = {**os.environ, "REDIS_URL": valkey_url}
+    environment = {**os.environ, "REDIS_URL": valkey_url, **LONG_REDIS_TIMEOUT}
     line = f"exec {program} {command} {closed}"
     done = subprocess.run(
         ["sh", "-c", line], check=False, input="", env=environment, capture_output=True, text=True, timeout=60

@@ -21,6 +21,12 @@ from handlers.redis_store.admin.status_board import StatusBoard
 from handlers.status.overview import GateLine, Minute, Overview, QueueLine
 from handlers.status.report import Failure
 from handlers.telemetry.dependencies import GateState
+from tests.servers.forked import LONG_REDIS_TIMEOUT
+
+
+def environment(url: str, **variables: str) -> dict[str, str | None]:
+    """The environment of the command; without COLUMNS unless it is given."""
+    return {"REDIS_URL": url, **LONG_REDIS_TIMEOUT, "COLUMNS": None, **variables}
 
 
 @pytest.fixture
@@ -28,7 +34,7 @@ async def url(store: Redis, valkey: Valkey) -> str:
     now = time.time()
     gate = {"gate_type": "redis", "budget": 0.0, "why_closed": "the budget is 0"}
     pool = {"pool": "default", "slots": 64, "in_flight": 3, "budget": 0.0, "gates": [gate]}
-    report = {"at": now, "host": "poller-1", "pools": [pool], "queues": []}
+    report = {"at": now + 600, "host": "poller-1", "pools": [pool], "queues": []}
     failure = {
         "at": now,
         "id": "[red]r\x1b[1m",
@@ -44,7 +50,7 @@ async def url(store: Redis, valkey: Valkey) -> str:
 
 
 def test_a_pipe_gets_one_frame_with_everything_in_it(url: str) -> None:
-    done = CliRunner().invoke(main, ["top"], env={"REDIS_URL": url, "COLUMNS": None})
+    done = CliRunner().invoke(main, ["top"], env=environment(url))
     assert done.exit_code == 0, done.output
     for message in (
         "2 queued",
@@ -61,10 +67,10 @@ def test_a_pipe_gets_one_frame_with_everything_in_it(url: str) -> None:
 
 def test_a_frame_in_a_pipe_has_the_width_of_columns(url: str) -> None:
     """`watch` sets COLUMNS and reads a pipe."""
-    done = CliRunner().invoke(main, ["top", "--once"], env={"REDIS_URL": url, "COLUMNS": "80"})
+    done = CliRunner().invoke(main, ["top", "--once"], env=environment(url, COLUMNS="80"))
     assert max(len(line) for line in done.output.splitlines()) <= 80
     assert "CIRCUIT" in done.output
-    done = CliRunner().invoke(main, ["top", "--once"], env={"REDIS_URL": url, "COLUMNS": "0"})
+    done = CliRunner().invoke(main, ["top", "--once"], env=environment(url, COLUMNS="0"))
     assert "request-sortedset" in done.output
 
 
@@ -74,7 +80,7 @@ async def test_a_frame_names_the_queue_of_a_failure_if_there_are_several(
     file = tmp_path / "config.yaml"
     file.write_text("queues: [{queue_name: request-sortedset}, {queue_name: team-b}]\npools: [{id: default}]")
     await store.hset("team-b:dead", "d1", "{}")
-    env = {"REDIS_URL": url, "CONFIG_FILE": str(file), "COLUMNS": None}
+    env = environment(url, CONFIG_FILE=str(file))
     done = await asyncio.to_thread(CliRunner().invoke, main, ["top", "--once"], env=env)
     [failure] = [line for line in done.output.splitlines() if "dns" in line]
     assert "request-sortedset" in failure
@@ -86,7 +92,7 @@ async def test_a_frame_names_the_queue_of_a_failure_if_there_are_several(
 async def test_a_far_deadline_is_shown_in_days(url: str, store: Redis) -> None:
     await store.delete("request-sortedset")
     await store.zadd("request-sortedset", {b"x": time.time() + 30.5 * 86_400})
-    done = await asyncio.to_thread(CliRunner().invoke, main, ["top"], env={"REDIS_URL": url, "COLUMNS": None})
+    done = await asyncio.to_thread(CliRunner().invoke, main, ["top"], env=environment(url))
     assert " 30d" in done.output
 
 

@@ -28,7 +28,7 @@ def redis(valkey_url: str) -> Iterator[Redis]:
 @pytest.fixture
 def options() -> ClientOptions:
     name = uuid.uuid4().hex
-    return ClientOptions(queue=f"requests-{name}", results=f"results-{name}", lease_seconds=30)
+    return ClientOptions(queue=f"requests-{name}", results=f"results-{name}", lease_seconds=600)
 
 
 @pytest.fixture

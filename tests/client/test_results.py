@@ -78,14 +78,15 @@ async def test_readers_that_pop_get_unleased_results(client: AsyncClient, redis:
 
 
 async def test_a_killed_reader_loses_nothing(valkey_url: str, redis: Redis, options: ClientOptions) -> None:
-    short = msgspec.structs.replace(options, lease_seconds=6)
     push(redis, options, *(f"r{n}" for n in range(20)))
     program = (
         "import asyncio\n"
-        "from handlers.client import AsyncClient, ClientOptions\n"
+        "from handlers.client import AsyncClient, ClientOptions, RedisAccess, results\n"
+        "results.RENEWALS_PER_LEASE = 600  # each second\n"
         "async def main():\n"
-        f"    options = ClientOptions(results={options.results!r}, lease_seconds=6)\n"
-        f"    async with AsyncClient.for_redis({valkey_url!r}, options) as client:\n"
+        f"    options = ClientOptions(results={options.results!r}, lease_seconds=600)\n"
+        f"    access = RedisAccess(timeout_seconds=60)\n"
+        f"    async with AsyncClient.for_redis({valkey_url!r}, options, access) as client:\n"
         "        async with client.results() as stream:\n"
         "            await (await anext(stream)).ack()\n"
         "            print('held', flush=True)\n"
@@ -98,7 +99,7 @@ async def test_a_killed_reader_loses_nothing(valkey_url: str, redis: Redis, opti
         assert reader.stdout is not None
         assert reader.stdout.readline() == "held\n"
         try:
-            async with AsyncClient.for_redis(valkey_url, short, access=LONG_LIMIT) as client:
+            async with AsyncClient.for_redis(valkey_url, options, access=LONG_LIMIT) as client:
                 assert await read(client) == [], "it holds them"
                 index = f"{options.results}:result-claims-idx"
                 held = cast("list[tuple[bytes, float]]", redis.zrange(index, 0, -1, withscores=True))

@@ -15,7 +15,7 @@ REFERENCE = b'{"id":"a","status_code":200,"payload_ref":"result-payload:a:1"}'
 
 @pytest.fixture(autouse=True)
 def payload(redis: Redis) -> None:
-    redis.set(KEY, b"large", ex=60)
+    redis.set(KEY, b"large", ex=600)
 
 
 async def test_acknowledging_a_result_deletes_its_offloaded_payload(

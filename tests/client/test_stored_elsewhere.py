@@ -23,6 +23,7 @@ from handlers.pubsub.publisher import Publisher
 from handlers.redis_store.keys import result_of_key
 from handlers.webhook.call import event_body
 from tests.pubsub.resources import Resources
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.servers.pubsub_emulator import pubsub_emulator
 from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until_async
@@ -56,6 +57,7 @@ class Place:
             "REDIS_URL": url,
             "REQUEST_QUEUE_NAME": options.queue,
             "RESULT_QUEUE_NAME": options.results,
+            **LONG_REDIS_TIMEOUT,
         }
 
     def run(self, *arguments: str) -> tuple[int, str, str]:

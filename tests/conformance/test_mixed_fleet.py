@@ -27,6 +27,8 @@ OWN_RESULTS = "own-results"
 DEADLINE = int(time.time()) + 86_400
 LEASE_SECONDS = 60
 """The test ends leases."""
+STARTED = ('"event":"polling"', "consuming")
+"""What our poller and the other processor print once they claim."""
 SECOND = str(Path(__file__).with_name("second_consumer.py"))
 CANCEL = """
 local token = redis.call('GET', KEYS[1])
@@ -75,6 +77,20 @@ class Fleet:
     def _theirs(self) -> Child:
         where = [self.url, QUEUE, self._gateway_url, self._at_a_retry]
         return Child("second consumer", [sys.executable, SECOND, *where])
+
+    def wait_until_started(self) -> None:
+        """Wait until each process claims or is about to."""
+        for one in self.processes:
+            one.wait_for(lambda output: output if any(line in output for line in STARTED) else None, 240)
+
+    def wait_until_both_work(self) -> None:
+        """Wait until both sides hold a claim, or all is settled."""
+
+        def sides() -> set[bool]:
+            owners: Any = self.store.hvals(f"{QUEUE}:claim-owners")
+            return {owner.startswith(OWNER_PREFIX.encode()) for owner in owners}
+
+        wait_until(lambda: len(sides()) == 2 or self.is_settled(), "both at work, or done", timeout_seconds=120)
 
     def kill(self, at: int) -> None:
         """Kill one with SIGKILL and start another."""
@@ -197,9 +213,10 @@ def test_a_mixed_fleet_answers_every_request_once(parts: ExitStack) -> None:
     """Both sides are killed and stopped at any point of a request, with cancellations."""
     fleet, cancelled = Fleet(parts, "drops", 0.1), set[int]()
     for begin in range(0, COUNT, 100):
+        fleet.wait_until_started()
         for number in range(begin, begin + 100):
             queue_it(fleet.store, number)
-        wait_until(lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6 or fleet.is_settled(), "both at work, or done")
+        fleet.wait_until_both_work()
         elapse(0.2, "kills meet requests at any point of their way")
         fleet.kill(begin // 100)
         for number in range(begin, begin + 100, 9):
@@ -219,9 +236,10 @@ def test_retries_cross_to_a_processor_that_keeps_its_claims_and_back(parts: Exit
     """
     fleet, count = Fleet(parts, "keeps", 0.2), 120
     for begin in range(0, count, 40):
+        fleet.wait_until_started()
         for number in range(begin, begin + 40):
             queue_it(fleet.store, number)
-        wait_until(lambda: fleet.store.hlen(f"{QUEUE}:claimed") > 6 or fleet.is_settled(), "both at work, or done")
+        fleet.wait_until_both_work()
         elapse(0.2, "kills meet requests at any point of their way")
         fleet.kill(0)
         fleet.halt(2)

@@ -19,7 +19,7 @@ from tests.servers.pubsub_broker import Refusal, refusal, running_broker
 @pytest.fixture
 async def puller(channel: PubSubChannel, resources: Resources) -> AsyncIterator[Puller]:
     await resources.topic("results")
-    await resources.subscription("reader", "results", ackDeadlineSeconds=10)
+    await resources.subscription("reader", "results", ackDeadlineSeconds=600)
     yield Puller(channel, "reader")
 
 
@@ -68,7 +68,7 @@ async def test_returned_results_are_delivered_again_and_acknowledged_ones_are_no
 
 
 async def test_a_lease_is_the_subscriptions_and_is_extended(channel: PubSubChannel, puller: Puller) -> None:
-    assert await puller.lease_seconds() == 10.0
+    assert await puller.lease_seconds() == 600.0
     await published(channel, b"1")
     (pulled,) = await received(puller, 1)
     await puller.extend([pulled.ack_id], 600)
