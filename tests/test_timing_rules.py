@@ -36,7 +36,7 @@ CANNOT_CHANGE = "does not change any more"
 """In a comment on the line: the value is final, or a maximum."""
 
 HTTPX = re.compile(r"httpx\.(?:AsyncClient|Client|get|post|put|delete|head|request|stream)")
-FIVE_SECONDS = re.compile(rf"{HTTPX.pattern}|(?:\w+\.)*Redis(?:\.from_url)?|\w*redis\.from_url")
+FIVE_SECONDS = re.compile(rf"{HTTPX.pattern}|(?:\w+\.)*(?:Sync|Async)?Redis(?:\.from_url)?|\w*redis\.from_url")
 """Calls that wait for five seconds unless they name a limit."""
 NAMED_LIMITS = {"timeout", "transport", "socket_timeout"}
 
