@@ -34,6 +34,7 @@ from handlers.client import ClientOptions, Result
 from handlers.contract.result import ErrorCode, encode_result, error_result
 from handlers.redis_store.submit.submissions import MemberParts
 from tests.client.echo_poller import answer
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until_async
 
 
@@ -83,7 +84,7 @@ async def run(
     files: BatchFiles, state: BatchState, url: str, *, window: int = 1_000, late_seconds: float = 60.0
 ) -> list[Progress]:
     reports: list[Progress] = []
-    queue = BatchQueue(url, state)
+    queue = BatchQueue(url, state, access=LONG_LIMIT)
     options = BatchOptions(window=window, late_seconds=late_seconds)
     try:
         await BatchRun(files, state, queue, options=options, report=reports.append, report_outage=unexpected).run()
@@ -128,7 +129,7 @@ class CancelsDuringSubmit(BatchQueue):
     """A queue in whose first call line 2 is cancelled; that line is in the queue afterwards."""
 
     def __init__(self, url: str, state: BatchState, files: BatchFiles) -> None:
-        super().__init__(url, state)
+        super().__init__(url, state, access=LONG_LIMIT)
         self._files = files
 
     async def submit(self, parts: Sequence[MemberParts], *, is_repeated: bool) -> None:
@@ -176,7 +177,8 @@ async def test_a_large_answer_is_collected_completely_and_deleted_with_its_resul
     valkey_url: str, redis: Redis, options: ClientOptions, tmp_path: Path
 ) -> None:
     source = write_requests(tmp_path / "in.jsonl", 1)
-    queue = BatchQueue(valkey_url, state := begin(BatchFiles(tmp_path / "out.jsonl"), source, options))
+    state = begin(BatchFiles(tmp_path / "out.jsonl"), source, options)
+    queue = BatchQueue(valkey_url, state, access=LONG_LIMIT)
     for name in ("first", "later"):
         redis.set(f"result-payload:{name}", b"large", ex=60)
         redis.lpush(state.results, f'{{"id":"x","status_code":200,"payload_ref":"result-payload:{name}"}}')

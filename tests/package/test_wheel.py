@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from handlers.demo.stack import Stack, StackOptions
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 
 ROOT = Path(__file__).parents[2]
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
@@ -86,10 +87,12 @@ def test_the_readmes_python_example_runs_as_written(python: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     [example] = re.findall(r"```python\n(.*?async_processor.*?)```", text, re.S)
     with Stack(StackOptions(has_pubsub=False)) as stack:
-        done = run(python, "-c", example, REDIS_URL=stack.redis_url)
+        done = run(python, "-c", example, REDIS_URL=stack.redis_url, **LONG_REDIS_TIMEOUT)
         assert done.returncode == 0, done.stderr
         assert "200" in done.stdout
-        submitted = command(python, "submit", "--prompt", "Hi", "--wait", REDIS_URL=stack.redis_url)
+        submitted = command(
+            python, "submit", "--prompt", "Hi", "--wait", REDIS_URL=stack.redis_url, **LONG_REDIS_TIMEOUT
+        )
         assert submitted.returncode == 0, submitted.stderr
 
 

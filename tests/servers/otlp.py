@@ -41,8 +41,8 @@ class OtlpReceiver:
     spans: list[ReceivedSpan] = field(default_factory=list)
 
     def named(self, name: str, request_id: str = "") -> list[ReceivedSpan]:
-        """Spans with that name, optionally of one request."""
-        found = [span for span in self.spans if span.name == name]
+        """Spans with that name, optionally of one request; one that was exported twice counts once."""
+        found = {span.span_id: span for span in list(self.spans) if span.name == name}.values()
         return [span for span in found if not request_id or span.attributes.get("request.id") == request_id]
 
     def wait_for(self, name: str, count: int, request_id: str = "") -> list[ReceivedSpan]:

@@ -59,7 +59,7 @@ async def _fail_over(url: str, dies: Server, is_promoted: Callable[[], bool]) ->
                 await wait_until_async(lambda: reader.count(len(requests)), "a result for each", timeout_seconds=90)
                 await wait_until_async(reader.is_clean, "no key left")
                 await wait_until_async(lambda: asyncio.to_thread(fleet.are_ready), "ready, without a restart")
-                found = await reader.ids()
+                found = await wait_until_async(reader.ids, "the ids of all results")
             finally:
                 await reader.close()
     assert found == Counter(request.id for request in requests)
@@ -78,7 +78,11 @@ class _Reader:
             return False
 
     async def ids(self) -> Counter[str]:
-        return Counter(json.loads(text)["id"] for text in await self._redis.lrange(RESULTS, 0, -1))
+        """The ids of the results; none while Redis does not answer."""
+        try:
+            return Counter(json.loads(text)["id"] for text in await self._redis.lrange(RESULTS, 0, -1))
+        except STORE_FAILURES:
+            return Counter()
 
     async def is_clean(self) -> bool:
         try:

@@ -12,10 +12,9 @@ from redis.asyncio import Redis
 from handlers.client import AsyncClient
 from handlers.demo.valkey import Valkey
 from tests.servers.forked import LONG_REDIS_TIMEOUT
+from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until_async
 from tests.way.push_rig import PROJECT, Rig, open_door, open_rig
-
-LEASE_SECONDS = 6.0
 
 
 @pytest.fixture
@@ -31,8 +30,9 @@ def settings(valkey: Valkey, store: Redis) -> dict[str, str]:
     del store  # emptied the server
     return {
         "DEDUPE_REDIS_URL": valkey.url,
-        "LEASE_SECONDS": str(LEASE_SECONDS),
+        "LEASE_SECONDS": "300",
         "HEARTBEAT_SECONDS": "0.3",
+        **LONG_REDIS_TIMEOUT,
     }
 
 
@@ -67,7 +67,9 @@ async def test_a_delivery_that_was_answered_is_acked_without_a_second_inference(
 async def test_a_cancelled_delivery_is_answered_and_the_gateway_is_free(rig: Rig, valkey: Valkey) -> None:
     pushed = await held_at_the_gateway(rig, "cancelled")
 
-    async with AsyncClient.for_pubsub(PROJECT, emulator_host=rig.broker.host, cancel_redis_url=valkey.url) as producer:
+    async with AsyncClient.for_pubsub(
+        PROJECT, emulator_host=rig.broker.host, cancel_redis_url=valkey.url, cancel_redis_access=LONG_LIMIT
+    ) as producer:
         await producer.cancel("cancelled")
 
     assert (await pushed).status_code == 204
@@ -126,7 +128,7 @@ async def test_a_delivery_of_a_killed_door_is_answered_by_another_when_its_lease
 async def test_every_delivery_of_a_burst_is_recorded(settings: dict[str, str]) -> None:
     """F60: more at once than there are connections to the dedup store."""
     names = [f"burst-{number}" for number in range(90)]
-    async with open_rig(**settings | LONG_REDIS_TIMEOUT | {"LEASE_SECONDS": "300"}) as rig:
+    async with open_rig(**settings) as rig:
         first = await asyncio.gather(*(rig.push(name) for name in names))
         asked = rig.asked()
         second = await asyncio.gather(*(rig.push(name) for name in names))

@@ -20,7 +20,7 @@ QUEUE, RESULTS = "request-sortedset", "result-list"
 
 @contextlib.contextmanager
 def running(grace_seconds: str, **more: str) -> Iterator[tuple[Stack, redis.Redis]]:
-    variables = {"SHUTDOWN_GRACE_SECONDS": grace_seconds, "LEASE_SECONDS": "5", "HEARTBEAT_SECONDS": "1", **more}
+    variables = {"SHUTDOWN_GRACE_SECONDS": grace_seconds, "LEASE_SECONDS": "300", "HEARTBEAT_SECONDS": "1", **more}
     tokens = ("--time-per-token", "0.02")  # so that the request that fills the gateway does not end
     options = StackOptions(child=ForkedChild, has_pubsub=False, gateway_arguments=tokens, variables=variables)
     with Stack(options) as stack, redis.Redis.from_url(stack.redis_url, socket_timeout=60) as store:

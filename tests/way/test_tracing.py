@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import redis
 from handlers.demo.stack import Stack, StackOptions
 from handlers.demo.valkey import Valkey, find_valkey
 from handlers.telemetry.tracing import HANDLE_REQUEST, HTTP_REQUEST, PROCESS_REQUEST, RE_ENQUEUE
-from tests.servers.forked import ForkedChild
+from tests.servers.forked import LONG_REDIS_TIMEOUT, ForkedChild
 from tests.servers.otlp import OtlpReceiver, running_otlp_receiver
 from tests.servers.raw_http import answer
 from tests.waiting import wait_until
@@ -34,7 +35,9 @@ def traced_stack(receiver: OtlpReceiver) -> Iterator[Stack]:
     variables = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
         "OTEL_BSP_SCHEDULE_DELAY": "200",
-        "SHUTDOWN_GRACE_SECONDS": "10",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
+        "SHUTDOWN_GRACE_SECONDS": "60",
+        **LONG_REDIS_TIMEOUT,
     }
     with Stack(StackOptions(child=ForkedChild, has_pubsub=False, variables=variables)) as running:
         yield running
@@ -120,14 +123,17 @@ async def test_with_a_dedup_store_a_nacked_push_is_linked_to_its_previous_attemp
             "DEDUPE_REDIS_URL": memory.url,
             "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url,
             "OTEL_BSP_SCHEDULE_DELAY": "200",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
             "MIN_REDELIVERY_SECONDS": "0",
+            **LONG_REDIS_TIMEOUT,
         }
         async with open_rig(**variables) as rig:
             rig.gateway.reply(answer(503, b"{}"))
             assert (await rig.push("pushed-twice")).status_code in {429, 503}
             rig.gateway.reply(answer(200, b"{}"))
             assert (await rig.push("pushed-twice")).status_code == 204
-    spans = receiver.wait_for(PROCESS_REQUEST, 2, "pushed-twice")
+            # Here, because the door's end does not wait long for an export.
+            spans = await asyncio.to_thread(receiver.wait_for, PROCESS_REQUEST, 2, "pushed-twice")
 
     (second,) = [span for span in spans if not span.is_error]
     (first,) = [span for span in spans if span.is_error]

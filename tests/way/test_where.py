@@ -21,6 +21,7 @@ from handlers.demo.stack import Stack
 from handlers.settings.settings import load_settings
 from handlers.status.page import OwnHosts, StatusPages
 from handlers.wiring.status_page import RedisSource
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.servers.valkey import LONG_LIMIT
 from tests.waiting import wait_until
 
@@ -35,7 +36,7 @@ def client(stack: Stack) -> Iterator[Client]:
 
 
 def run(stack: Stack, *arguments: str) -> Result:
-    return CliRunner().invoke(main, list(arguments), env={"REDIS_URL": stack.redis_url})
+    return CliRunner().invoke(main, list(arguments), env={"REDIS_URL": stack.redis_url, **LONG_REDIS_TIMEOUT})
 
 
 def state_of(stack: Stack, request_id: str) -> str:
@@ -44,7 +45,7 @@ def state_of(stack: Stack, request_id: str) -> str:
 
 def page_text(stack: Stack, request_id: str) -> str:
     builder = EnvironBuilder("/find", query_string={"id": request_id}, base_url="http://127.0.0.1/")
-    with RedisSource(load_settings({"REDIS_URL": stack.redis_url})) as source:
+    with RedisSource(load_settings({"REDIS_URL": stack.redis_url, **LONG_REDIS_TIMEOUT})) as source:
         pages = StatusPages(source, tuple, OwnHosts("127.0.0.1"))
         return pages.respond(Request(builder.get_environ())).get_data(as_text=True)
 
@@ -156,7 +157,7 @@ def test_cancel_reports_that_a_bare_member_cannot_be_cancelled(stack: Stack, sto
 def test_every_queue_of_the_configuration_file_is_searched(stack: Stack, store: redis.Redis, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("queues: [{queue_name: first-queue}, {queue_name: rq}]\n", encoding="utf-8")
-    env = {"REDIS_URL": stack.redis_url, "CONFIG_FILE": str(config)}
+    env = {"REDIS_URL": stack.redis_url, "CONFIG_FILE": str(config), **LONG_REDIS_TIMEOUT}
     with Client.for_redis(stack.redis_url, ClientOptions(queue="rq"), LONG_LIMIT) as other:
         other.submit({"prompt": "x"}, deadline=HOUR, id="where-rq")
     try:
