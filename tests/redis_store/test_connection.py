@@ -31,7 +31,7 @@ from handlers.redis_store.submit.submissions import RedisAccess, client_options
 from handlers.settings.environment import Environment
 from tests.chaos.proxy import Proxy
 from tests.servers.redis_topologies import Server
-from tests.servers.valkey import patient
+from tests.servers.valkey import long_limits
 from tests.waiting import elapse_async, wait_until_async
 
 
@@ -75,7 +75,7 @@ async def test_a_unix_socket_works_like_an_address(each_server_program: str, tmp
     place = tmp_path / "socket"
     server = Server(each_server_program, "--unixsocket", str(place))
     try:
-        async with contextlib.aclosing(connect(patient(f"unix://{place}"))) as redis:
+        async with contextlib.aclosing(connect(long_limits(f"unix://{place}"))) as redis:
             assert await redis.ping()
     finally:
         server.stop()
@@ -168,7 +168,7 @@ def test_a_client_waits_for_a_call_at_least_as_long_as_for_a_connection(
 
 
 async def test_large_values_are_stored_and_read_completely(valkey: Valkey) -> None:
-    redis = connect(patient(valkey.url))
+    redis = connect(long_limits(valkey.url))
     for size in (0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 5_000_000):
         value = bytes(range(256)) * (size // 256 + 1)
         await redis.set("large", value[:size])
@@ -195,7 +195,7 @@ def test_the_arguments_of_a_script_are_encoded_as_the_library_encodes_them(argum
 
 
 async def test_a_connection_that_another_task_closes_fails_as_a_lost_one_does(valkey: Valkey) -> None:
-    redis = cast("Any", connect(patient(valkey.url)))
+    redis = cast("Any", connect(long_limits(valkey.url)))
     kept = redis.connection_pool.make_connection()
     for turns in range(20):
         for call in (lambda: kept.send_command("PING"), kept.read_response):
@@ -210,7 +210,7 @@ async def test_a_connection_that_another_task_closes_fails_as_a_lost_one_does(va
 
 
 async def test_closing_never_fails_when_its_time_limit_passes(valkey: Valkey) -> None:
-    async with contextlib.aclosing(connect(patient(valkey.url))) as redis:
+    async with contextlib.aclosing(connect(long_limits(valkey.url))) as redis:
         connection = await cast("Any", redis).connection_pool.get_connection()
         connection.socket_connect_timeout = 0  # the library's limit for closing; passes before the first wait
 

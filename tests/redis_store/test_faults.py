@@ -19,7 +19,7 @@ from handlers.redis_store.faults import explained, has_fix, refusal
 from tests.servers.certificates import self_signed
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Sentinels, Server
-from tests.servers.valkey import patient
+from tests.servers.valkey import long_limits
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.xdist_group("redis-faults")
@@ -37,7 +37,7 @@ class Places:
     strangers_pem: str
 
     def encrypted(self, url: str, ca_file: str = "") -> RedisOptions:
-        return replace(patient(url), ca_file=ca_file or self.pem, cert_file=self.pem, key_file=self.pem)
+        return replace(long_limits(url), ca_file=ca_file or self.pem, cert_file=self.pem, key_file=self.pem)
 
     @property
     def node(self) -> str:
@@ -76,27 +76,27 @@ async def _failure(options: RedisOptions) -> str:
 
 
 CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
-    "no password": (lambda p: patient(f"redis://{p.locked_address}"), "requires a password"),
+    "no password": (lambda p: long_limits(f"redis://{p.locked_address}"), "requires a password"),
     "a wrong password": (
-        lambda p: patient(f"redis://:wrong-{SECRET}@{p.locked_address}"),
+        lambda p: long_limits(f"redis://:wrong-{SECRET}@{p.locked_address}"),
         "refuses this user or password",
     ),
     "no server": (
-        lambda _: patient("redis://127.0.0.1:1"),
+        lambda _: long_limits("redis://127.0.0.1:1"),
         "no connection to 127.0.0.1:1: connection refused",
     ),
     "no such socket": (
-        lambda _: patient("unix:///nowhere/redis.sock"),
+        lambda _: long_limits("unix:///nowhere/redis.sock"),
         "no connection to /nowhere/redis.sock: no such file or directory",
     ),
-    "no such host": (lambda _: patient("redis://no-such-host.invalid"), "does not resolve"),
-    "a cluster's node by a plain URL": (lambda p: patient(f"redis://{p.node}"), "redis+cluster://"),
+    "no such host": (lambda _: long_limits("redis://no-such-host.invalid"), "does not resolve"),
+    "a cluster's node by a plain URL": (lambda p: long_limits(f"redis://{p.node}"), "redis+cluster://"),
     "one server by a cluster's URL": (
-        lambda p: patient(f"redis+cluster://:{SECRET}@{p.locked_address}"),
+        lambda p: long_limits(f"redis+cluster://:{SECRET}@{p.locked_address}"),
         "not part of a Redis Cluster",
     ),
     "no node of a cluster": (
-        lambda _: patient("redis+cluster://127.0.0.1:1"),
+        lambda _: long_limits("redis+cluster://127.0.0.1:1"),
         "no node of the cluster was reached",
     ),
     "another name of the master": (
@@ -105,11 +105,11 @@ CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
     ),
     "a Sentinel by a plain URL": (lambda p: p.encrypted(f"rediss://{p.sentinel}"), "redis+sentinel://"),
     "no Sentinel by a Sentinel's URL": (
-        lambda p: patient(f"redis+sentinel://{p.node}/queues"),
+        lambda p: long_limits(f"redis+sentinel://{p.node}/queues"),
         "is not a Sentinel",
     ),
     "no Sentinel there": (
-        lambda _: patient("redis+sentinel://127.0.0.1:1,127.0.0.1:2/queues"),
+        lambda _: long_limits("redis+sentinel://127.0.0.1:1,127.0.0.1:2/queues"),
         "no Sentinel in the URL reports a master",
     ),
     "no CA, Sentinel": (
@@ -128,7 +128,7 @@ CASES: dict[str, tuple[Callable[[Places], RedisOptions], str]] = {
         lambda p: replace(p.encrypted(f"rediss://{p.locked_address}"), connect_timeout_seconds=2.0),
         "the server does not speak TLS",
     ),
-    "no TLS to a server that requires it": (lambda p: patient(f"redis://{p.sentinel}"), "requires TLS"),
+    "no TLS to a server that requires it": (lambda p: long_limits(f"redis://{p.sentinel}"), "requires TLS"),
 }
 
 
@@ -152,7 +152,7 @@ def test_a_lost_connection_is_explained_whether_it_was_read_or_written(text: str
 async def test_an_outage_is_explained_without_a_hint_at_tls() -> None:
     server = Server(redis_program())
     try:
-        async with contextlib.aclosing(connect(patient(server.url))) as redis:
+        async with contextlib.aclosing(connect(long_limits(server.url))) as redis:
             waiting = asyncio.create_task(redis.execute_command("BLPOP", "nothing", "0"))
             with server.client() as other:
                 await wait_until_async(lambda: other.info("clients")["blocked_clients"] == 1, "the blocked call")
@@ -176,13 +176,13 @@ async def test_sentinels_that_are_down_or_no_sentinels_are_skipped(places: Place
 
 async def test_a_cluster_is_found_by_any_one_of_its_nodes(places: Places) -> None:
     for url in (f"redis+cluster://{places.node}", f"redis+cluster://127.0.0.1:1,{places.node}"):
-        async with contextlib.aclosing(connect(patient(url))) as redis:
+        async with contextlib.aclosing(connect(long_limits(url))) as redis:
             for key in ("a", "b", "c"):
                 assert await redis.set(key, "1", ex=60)
 
 
 async def test_an_unreachable_redis_is_not_reported_as_hiding_its_configuration() -> None:
-    async with contextlib.aclosing(connect(patient("redis://127.0.0.1:1"))) as redis:
+    async with contextlib.aclosing(connect(long_limits("redis://127.0.0.1:1"))) as redis:
         with pytest.raises(STORE_FAILURES):
             await durability_warnings(redis)
 
@@ -212,7 +212,7 @@ async def test_a_server_of_another_protocol_is_named() -> None:
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    store = connect(patient(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+    store = connect(long_limits(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
     with pytest.raises(STORE_FAILURES) as failure:
         await store.ping()
     assert explained(failure.value) == "the server does not speak Redis: check the port of the URL"

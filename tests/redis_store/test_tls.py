@@ -17,7 +17,7 @@ from handlers.redis_store.faults import explained
 from tests.servers.certificates import self_signed
 from tests.servers.presence import program_path, redis_program
 from tests.servers.redis_topologies import Server
-from tests.servers.valkey import patient
+from tests.servers.valkey import long_limits
 
 WRONG = ("no ca", "no client certificate", "another name", "plain")
 
@@ -37,7 +37,7 @@ def guarded(certificate: Path) -> Iterator[Server]:
 
 def _options(port: int, certificate: Path, wrong: str = "") -> RedisOptions:
     pem = str(certificate)
-    good = replace(patient(f"rediss://127.0.0.1:{port}"), ca_file=pem, cert_file=pem, key_file=pem)
+    good = replace(long_limits(f"rediss://127.0.0.1:{port}"), ca_file=pem, cert_file=pem, key_file=pem)
     return {
         "": good,
         "no ca": replace(good, ca_file=""),
@@ -95,7 +95,7 @@ async def test_a_password_from_a_file_may_rotate(guarded: Server, certificate: P
 async def test_user_and_password_of_a_url_are_percent_decoded(guarded: Server) -> None:
     with guarded.client() as admin:
         admin.execute_command("ACL", "SETUSER", "a:b", "on", ">p@ss/word", "~*", "+@all")
-    assert await _ping(patient(f"redis://a%3Ab:p%40ss%2Fword@127.0.0.1:{guarded.own_port}/1"))
+    assert await _ping(long_limits(f"redis://a%3Ab:p%40ss%2Fword@127.0.0.1:{guarded.own_port}/1"))
 
 
 NO_TLS = "the server does not speak TLS: the URL must begin with redis, not rediss, or its port is wrong"
@@ -124,7 +124,7 @@ async def test_tls_to_a_server_of_another_protocol_is_named() -> None:
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        redis = connect(patient(f"rediss://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+        redis = connect(long_limits(f"rediss://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
         with pytest.raises(STORE_FAILURES) as failure:
             await redis.ping()
         await redis.aclose()

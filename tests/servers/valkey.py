@@ -16,7 +16,7 @@ LONG_LIMIT = RedisAccess(timeout_seconds=60)
 """For clients: on a busy machine Redis may need longer than by default."""
 
 
-def patient(url: str) -> RedisOptions:
+def long_limits(url: str) -> RedisOptions:
     """Options of a connection with the same limits."""
     return RedisOptions(url, timeout_seconds=60.0, connect_timeout_seconds=60.0)
 

@@ -18,7 +18,7 @@ from handlers.redis_store.connection import STORE_FAILURES, Store, connect
 from handlers.redis_store.queue.queue import Ack, Claim, QueueOptions
 from tests.servers.presence import redis_program
 from tests.servers.redis_topologies import Cluster, Server
-from tests.servers.valkey import LONG_LIMIT, patient
+from tests.servers.valkey import LONG_LIMIT, long_limits
 from tests.waiting import elapse_async, wait_until_async
 
 pytestmark = pytest.mark.xdist_group("redis-resharding")
@@ -111,7 +111,7 @@ async def test_a_slot_that_moves_to_a_new_node_stops_no_poller(cluster: Cluster,
         queue=QUEUE, results=RESULTS, idempotent_window_seconds=window_seconds, patience_seconds=100
     )
     async with (
-        contextlib.aclosing(connect(patient(cluster.url))) as redis,
+        contextlib.aclosing(connect(long_limits(cluster.url))) as redis,
         AsyncClient.for_redis(cluster.url, options, access=LONG_LIMIT) as client,
     ):
         fleet = Fleet(redis, client)
