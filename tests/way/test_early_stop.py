@@ -20,6 +20,7 @@ from handlers.cli import SERVICES
 from handlers.cli.main import COMMANDS
 from handlers.demo.servers import free_port
 from handlers.demo.valkey import Valkey
+from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.servers.presence import program_path
 from tests.waiting import elapse, wait_until
 
@@ -59,11 +60,17 @@ def catches_sigterm(process_id: int) -> bool:
 
 
 def pid_of_init(unshare: subprocess.Popen[bytes]) -> int:
-    """The process that is PID 1 of the namespace, by its number here; 0 while it does not run our command."""
-    children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()
-    if not children or b"--map-root-user" in Path(f"/proc/{children[0]}/cmdline").read_bytes():
-        return 0
-    return int(children[0])
+    """The process that is PID 1 of the namespace, by its number here.
+
+    0 while it does not run our command, -1 once it has ended.
+    """
+    if unshare.poll() is not None:
+        return -1
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends at this moment
+        children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()
+        if children and b"--map-root-user" not in Path(f"/proc/{children[0]}/cmdline").read_bytes():
+            return int(children[0])
+    return 0
 
 
 def stopped_after(seconds: float, command: list[str], url: str, number: int = signal.SIGTERM) -> int:
@@ -74,16 +81,19 @@ def stopped_after(seconds: float, command: list[str], url: str, number: int = si
         "REDIS_URL": url,
         "METRICS_PORT": "0",
         "IGW_BASE_URL": "http://127.0.0.1:9",
+        **LONG_REDIS_TIMEOUT,
     }
     with subprocess.Popen(
         [*namespace, *command], env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         try:
             init = wait_until(lambda: pid_of_init(process), "the process in its namespace")
-            wait_until(lambda: catches_sigterm(init), "its handler of SIGTERM")
+            # On a busy machine a short command may have done its work by now.
+            wait_until(lambda: process.poll() is not None or catches_sigterm(init), "its handler of SIGTERM")
             elapse(seconds, "the start continues until this moment")
-            with contextlib.suppress(ProcessLookupError):  # the command has done its work
-                os.kill(init, number)
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(init, number)
             return process.wait(60)
         finally:
             process.kill()

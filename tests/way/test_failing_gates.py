@@ -66,14 +66,23 @@ def silent(_server: Server, line: Proxy) -> Iterator[None]:
 async def test_while_the_redis_of_its_gates_fails_nothing_is_lost(
     rig: Rig, store: tuple[Server, Proxy], fault: Fault
 ) -> None:
-    assert (await rig.push("before", userid="a")).status_code == 204
+    async def is_answered(name: str) -> bool:
+        return (await rig.push(name, userid="a")).status_code == 204
+
+    async def readiness() -> tuple[int, str]:
+        answer = await rig.client.get(rig.url.replace("/push", "/readyz"))
+        return answer.status_code, answer.text
+
+    async def is_reported() -> bool:
+        status, text = await readiness()
+        return status == 200 and "failing: gates for" in text
+
+    async def is_ready() -> bool:
+        return await readiness() == (200, "ready\n")
+
+    await wait_until_async(partial(is_answered, "before"), "an open gate")
 
     with fault(*store):
-
-        async def is_reported() -> bool:
-            answer = await rig.client.get(rig.url.replace("/push", "/readyz"))
-            return answer.status_code == 200 and "failing: gates for" in answer.text
-
         first = [asyncio.create_task(rig.push(f"first-{number}", userid="a")) for number in range(3)]
         await wait_until_async(is_reported, "the door to report it")
         # Only now, because requests may still pass by the gate's last answer.
@@ -83,11 +92,8 @@ async def test_while_the_redis_of_its_gates_fails_nothing_is_lost(
     answers = await asyncio.gather(*first, *pushes)
     assert {one.status_code for one in answers} <= {204, 429, 503}
 
-    async def is_answered(name: str) -> bool:
-        return (await rig.push(name, userid="a")).status_code == 204
-
     names = [*(f"first-{number}" for number in range(3)), *(f"r{number}" for number in range(20))]
     for name, one in zip(names, answers, strict=True):
         if one.status_code != 204:
             await wait_until_async(partial(is_answered, name), "an answer, without a restart")
-    assert (await rig.client.get(rig.url.replace("/push", "/readyz"))).text == "ready\n"
+    await wait_until_async(is_ready, "ready, without a restart")

@@ -186,11 +186,13 @@ def test_results_are_sent_to_the_sink_of_knative_and_not_as_replies_too(
     bridge = Bridge(broker, door)
     bridge.start()
     try:
-        wait_until(lambda: len(sink.taken) >= 10, "ten results at the sink")
+        wait_until(lambda: len({decode_result(body).id for _, body in sink.taken}) >= 10, "ten results at the sink")
     finally:
         bridge.stop()
         sink.close()
-    events = [({k: v for k, v in headers.items() if k.startswith("ce-")}, body) for headers, body in sink.taken]
+    # A call that a busy machine answers too late is repeated, so a result may come twice.
+    taken = {decode_result(body).id: (headers, body) for headers, body in sink.taken}
+    events = [({k: v for k, v in headers.items() if k.startswith("ce-")}, body) for headers, body in taken.values()]
     assert set(results(events)) == {f"r{number}" for number in range(10)}
     assert {headers["ce-team"] for headers, _ in events} == {"red"}
     assert channel.basic_get("replies")[0] is None
