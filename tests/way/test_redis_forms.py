@@ -8,7 +8,7 @@ import json
 import os
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,10 +82,17 @@ class Form:
 
     def run(self, *arguments: str, code: int = 0) -> str:
         """The output of a command, which must exit with `code`."""
+        return "".join(self._outputs(arguments, code))
+
+    def reported(self, *arguments: str) -> Any:
+        """What a command prints as JSON, without the notes and warnings on stderr."""
+        return json.loads(self._outputs(arguments)[0])
+
+    def _outputs(self, arguments: Sequence[str], code: int = 0) -> tuple[str, str]:
         done = run_forked([COMMAND, *arguments], {**os.environ, "COLUMNS": "200", **self.variables})
         assert done.returncode == code, done.stdout + done.stderr
         assert SECRET not in done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return done.stdout, done.stderr
 
     def write(self, *words: str) -> None:
         """Send one command to Redis, without the product."""
@@ -144,7 +151,7 @@ def _knows_the_other(poller: Child) -> bool:
 
 
 def test_check_finds_no_fault(form: Form) -> None:
-    found = json.loads(form.run("check", "--only", "redis", "--only", "gates", "--json"))["findings"]
+    found = form.reported("check", "--only", "redis", "--only", "gates", "--json")["findings"]
     assert {one["state"] for one in found} == {"ok"}, found
     assert any("composite" in one["what"] for one in found)
 
@@ -161,7 +168,7 @@ def test_a_request_in_flight_is_cancelled_and_its_result_read(form: Form) -> Non
         endless = client.submit({"prompt": "all", "max_tokens": 100_000}, deadline=time.time() + 600)
         wait_until(lambda: client.look_up(endless) is RequestState.CLAIMED, "the endless one in flight")
         assert f"{endless.id} cancelled" in form.run("cancel", endless.id)
-    reported = json.loads(form.run("results", "--take", "1", "--format", "json"))
+    reported = form.reported("results", "--take", "1", "--format", "json")
     assert (reported["id"], reported["error_code"]) == (endless.id, "CANCELLED")
 
 
