@@ -8,6 +8,7 @@ The budget is derived from the memory limit of the container or process, unless 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -37,6 +38,24 @@ def memory_limit(files: Iterable[Path] = CGROUP_FILES) -> int | None:
     soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
     limits = [limit for limit in (*found, soft) if limit is not None and 0 < limit < _UNLIMITED]
     return min(limits, default=None)
+
+
+def save_address_space() -> None:
+    """Let all threads share two heaps if the address space is limited (`ulimit -v`); called before threads start.
+
+    glibc reserves 64 MB of addresses for the heap of each thread. With little memory in use, no address would be left
+    for a large body.
+    """
+    soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        import ctypes
+
+        with contextlib.suppress(AttributeError):  # another C library has no such option
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
+_M_ARENA_MAX: Final = -8
+"""The option in glibc's `malloc.h`."""
 
 
 def _read(file: Path) -> int | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +44,35 @@ def test_a_budget_without_room_for_one_request_and_one_answer_is_refused() -> No
         load_settings({"MAX_IN_FLIGHT_BYTES": "1000000"})
     settings = load_settings({"MAX_IN_FLIGHT_BYTES": "50000000"})
     assert settings.max_in_flight_bytes == 50_000_000
+
+
+BESIDE_THREADS = """
+import resource, sys, threading
+from handlers.byte_budget import save_address_space
+
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limit = taken + 500 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+if sys.argv[1] == "saved":
+    save_address_space()
+has_heap, may_end = threading.Barrier(7), threading.Event()
+
+def allocate():
+    text = [str(number) * 300 for number in range(100)]
+    has_heap.wait()
+    may_end.wait()
+
+for _ in range(6):
+    threading.Thread(target=allocate, daemon=True).start()
+has_heap.wait()
+bytes(300 * 2**20)
+"""
+
+
+@pytest.mark.parametrize(("how", "fits"), [("saved", True), ("unsaved", False)])
+def test_heaps_of_threads_leave_addresses_for_a_large_body_under_ulimit(how: str, fits: bool) -> None:
+    command = [sys.executable, "-c", BESIDE_THREADS, how]
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "16"}  # the default with two cores
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode == 0) == fits, done.stderr
+    assert fits or "MemoryError" in done.stderr

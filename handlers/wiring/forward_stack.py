@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
-from handlers.byte_budget import ByteBudget
+from handlers.byte_budget import ByteBudget, save_address_space
 from handlers.contract.events import wrapped_answer_bytes
 from handlers.contract.masked_text import without_secrets
 from handlers.contract.request import Request
@@ -279,6 +279,7 @@ def shared_by_handlers(
     settings: Settings, target: str, log: Logger, is_refused: Callable[[], bool]
 ) -> SharedByHandlers:
     """The objects that the handlers of one process share. Raises `InvalidSetting`."""
+    save_address_space()
     shared = SharedByHandlers(
         gateway_of(settings),
         breakers_of(settings, log),

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from handlers.byte_budget import ByteBudget
+from handlers.byte_budget import ByteBudget, save_address_space
 from handlers.cancellation import Close, close_in_time
 from handlers.clock import FollowedClock
 from handlers.forward.middleware.breaker import GatewayBreakers
@@ -96,6 +96,7 @@ class PollerApp:
         self.poller = Poller(self._log, grace_seconds=env.shutdown_grace_seconds)
         clock = FollowedClock()
         tally = Tally(clock=clock.now, tenant_field=settings.fairness_attribute)
+        save_address_space()
         budget = ByteBudget(settings.max_in_flight_bytes)
         self._shared = SharedParts(self._log, clock, budget, tally, self.poller, self._claimers)
         self._gates = ProcessGates(settings, gate_entries(settings, "pool", "queue"))

@@ -93,6 +93,6 @@ async def check_each_is_inferred_once(
         gateway.reply(answer(200, body))
         async with limited_poller(redis_url, gateway.url, has_handler=has_handler) as poller:
             results = await results_of(store, poller, count, timeout_seconds)
+            assert len(gateway.received) == count, poller.log_tail()
         assert Counter(result["status_code"] for result in results) == {200: count}
         assert len({result["id"] for result in results}) == count
-        assert len(gateway.received) == count

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
@@ -253,56 +255,48 @@ async def test_an_expiry_in_the_past_deletes_no_results(bench: Bench) -> None:
     assert await bench.result_texts() == [b"result"]
 
 
-async def test_a_list_that_the_acl_refuses_delays_no_other_result(bench: Bench) -> None:
-    """A request that names a list which is not for us: its batch is recorded, its own result in the default list."""
-    own = [f"{bench.queue_name}*", bench.results, "request-*"]
+@contextlib.asynccontextmanager
+async def restricted_queue(bench: Bench, keys: str) -> AsyncIterator[RedisQueue]:
+    """The queue of a poller whose rights cover its own keys, the result list, and the pattern `keys`."""
+    own = [f"{bench.queue_name}*", bench.results, keys]
     await bench.redis.acl_setuser("poller", enabled=True, passwords=["+p"], keys=own, categories=["+@all"])
     server = bench.redis.connection_pool.connection_kwargs
-    poller = Redis(
+    async with Redis(
         host=server["host"],
         port=server["port"],
         username="poller",
         password="p",
         socket_timeout=60,
         socket_connect_timeout=60,
-    )
-    queue = RedisQueue(poller, bench.queue_name, QueueOptions(bench.retries, bench.results))
-    await bench.put(body("named"), 1)
-    await bench.put(body("plain"), 2)
-    named, plain = await queue.claim(2)
+    ) as poller:
+        yield RedisQueue(poller, bench.queue_name, QueueOptions(bench.retries, bench.results))
+    await bench.redis.acl_deluser("poller")
 
-    acks = [bench.ack_of(named, b"1", result_queue_name="somebody-elses"), bench.ack_of(plain, b"2")]
-    assert await queue.ack(acks) == [True, True]
+
+async def test_a_list_that_the_acl_refuses_delays_no_other_result(bench: Bench) -> None:
+    """A request that names a list which is not for us: its batch is recorded, its own result in the default list."""
+    async with restricted_queue(bench, "request-*") as queue:
+        await bench.put(body("named"), 1)
+        await bench.put(body("plain"), 2)
+        named, plain = await queue.claim(2)
+
+        acks = [bench.ack_of(named, b"1", result_queue_name="somebody-elses"), bench.ack_of(plain, b"2")]
+        assert await queue.ack(acks) == [True, True]
 
     assert sorted(await bench.result_texts()) == [b"1", b"2"]
     assert await bench.all_keys() == {bench.results}
-    await poller.aclose()
-    await bench.redis.acl_deluser("poller")
 
 
 async def test_results_keep_their_payloads_if_the_acl_refuses_the_payload_keys(bench: Bench) -> None:
-    own = [f"{bench.queue_name}*", bench.results, "request-[acp]*"]
-    await bench.redis.acl_setuser("poller", enabled=True, passwords=["+p"], keys=own, categories=["+@all"])
-    server = bench.redis.connection_pool.connection_kwargs
-    poller = Redis(
-        host=server["host"],
-        port=server["port"],
-        username="poller",
-        password="p",
-        socket_timeout=60,
-        socket_connect_timeout=60,
-    )
-    queue = RedisQueue(poller, bench.queue_name, QueueOptions(bench.retries, bench.results))
-    await bench.put(body("r"))
-    (claim,) = await queue.claim(1)
+    async with restricted_queue(bench, "request-[acp]*") as queue:
+        await bench.put(body("r"))
+        (claim,) = await queue.claim(1)
 
-    reference = b'{"id":"r","status_code":200,"payload_ref":"result-payload:r:1"}'
-    stored, id_record = StoredPayload("result-payload:r:1", b"large", 60), IdRecord("r", "t", 60)
-    assert await queue.ack([bench.ack_of(claim, reference, stored=stored, id_record=id_record)]) == [True]
+        reference = b'{"id":"r","status_code":200,"payload_ref":"result-payload:r:1"}'
+        stored, id_record = StoredPayload("result-payload:r:1", b"large", 60), IdRecord("r", "t", 60)
+        assert await queue.ack([bench.ack_of(claim, reference, stored=stored, id_record=id_record)]) == [True]
 
     assert await bench.result_texts() == [encode_result(answered_result("r", "", 200, b"large"))]
-    await poller.aclose()
-    await bench.redis.acl_deluser("poller")
 
 
 async def test_without_any_list_the_claim_is_kept(bench: Bench) -> None:
