@@ -20,6 +20,9 @@ MEASUREMENT = re.compile(
 )
 """Names whose value depends on the machine's speed, its load or its allocator."""
 WALL_CLOCK = re.compile(r"\b(?:time\.time(?:_ns)?|datetime\.(?:datetime\.)?(?:utc)?now)\b")
+TIME_OF_DAY = re.compile(rf"{WALL_CLOCK.pattern}|\bserver_time\b|\b(?:bench|self)\._?now\(\)")
+"""Readings of the time of day. A time server may set the clock at any moment."""
+CLOCK_MAY_BE_SET = "CLOCK_SET_SECONDS"
 REMAINING_TIME = re.compile(r"\bp?ttl\b")
 LEASE = re.compile(r"(?i)(?:\w+_)?(?:lease|ttl)_seconds")
 SHORTEST_LEASE_SECONDS = 5
@@ -103,6 +106,7 @@ def speed_comparisons(tree: ast.AST) -> Iterator[int]:
                 code_of(part)
                 for part in ast.walk(compare)
                 if isinstance(part, ast.BinOp) and isinstance(part.op, ast.Sub)
+                if code_of(part.right) != CLOCK_MAY_BE_SET
             ]
             is_rough = "approx(" in code or not all(isinstance(one, ast.Eq) for one in compare.ops)
             is_speed = (
@@ -111,6 +115,21 @@ def speed_comparisons(tree: ast.AST) -> Iterator[int]:
                 or (remaining.search(code) and "approx(" in code)
             )
             if is_speed and has_number(compare):
+                yield compare.lineno
+
+
+def exact_times_of_day(tree: ast.AST) -> Iterator[int]:
+    """Lines of assertions that fail if the clock is set between two readings of it."""
+    for function in (node for node in ast.walk(tree) if isinstance(node, Function)):
+        nodes = list(ast.walk(function))
+        assigned = [(target, code_of(value)) for node in nodes for target, value in assignments(node)]
+        shown = names_assigned_from(assigned, TIME_OF_DAY)
+        asserts = (node for node in nodes if isinstance(node, ast.Assert))
+        for compare in (part for node in asserts for part in ast.walk(node.test) if isinstance(part, ast.Compare)):
+            code = code_of(compare)
+            is_ordered = any(isinstance(one, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for one in compare.ops)
+            is_duration = REMAINING_TIME.search(code) is not None
+            if is_ordered and shown.search(code) and not is_duration and CLOCK_MAY_BE_SET not in code:
                 yield compare.lineno
 
 
@@ -317,6 +336,30 @@ def test_no_test_judges_time_cpu_or_memory() -> None:
     assert found == [], "count events, read stored expiries or inject a clock; figures belong in tests/bench"
 
 
+def test_no_test_fails_because_a_clock_is_set() -> None:
+    found = [f"{path}:{line}" for path in TESTS for line in exact_times_of_day(tree_of(path))]
+    assert found == [], "allow CLOCK_SET_SECONDS of tests/waiting.py on both sides, or inject a clock"
+
+
+@pytest.mark.parametrize(
+    ("body", "is_found"),
+    [
+        ("before = await server_time(redis)\n assert before + 600 <= due + 0.001 <= after + 600.002", True),
+        ("before = await bench.now()\n assert ends is not None and ends >= before + LEASE", True),
+        ("before = await self._now()\n assert before <= due", True),
+        ("started = int(time.time())\n assert started <= created <= 5", True),
+        ("assert created <= time.time()", True),
+        ("before = await bench.now()\n assert before - CLOCK_SET_SECONDS <= due", False),
+        ("assert created == pytest.approx(time.time(), abs=60)", False),
+        ("deadline = time.time() + 60\n assert score == deadline + 1", False),
+        ("deadline = time.time() + 60\n assert 0 < redis.ttl(key(deadline)) <= 120", False),
+        ("assert clock.now <= 5", False),
+    ],
+)
+def test_an_exact_comparison_of_times_of_day_is_found(body: str, is_found: bool) -> None:
+    assert bool(list(exact_times_of_day(ast.parse(f"async def test():\n {body}")))) is is_found
+
+
 def test_no_lease_is_so_short_that_a_busy_machine_lets_it_expire() -> None:
     found = [f"{path}:{line}" for path in TESTS for line in short_leases(text_of(path), tree_of(path))]
     assert found == [], "take a long lease and end it in the test: ZADD its score into the past, PEXPIRE its key"
@@ -340,7 +383,6 @@ def test_no_lease_is_so_short_that_a_busy_machine_lets_it_expire() -> None:
         ("now = time.time_ns()\n assert scores == [now - 2, now - 1]", False),
         ("assert deadline == started + 60", False),
         ("deadline = time.time() + 60\n assert score == deadline + 1", False),
-        ("assert before <= created <= time.time()", False),
         ("assert redis.pexpiretime('key') == deadline * 1000", False),
         ("assert 'elapsed 5 s' in page", False),
         ("assert 0 < redis.ttl('key') <= 120", False),

@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 LIMIT_SECONDS = 60.0
 """How long a test waits for an event; only a failing test waits that long, so a busy machine may be slow."""
+CLOCK_SET_SECONDS = 60.0
+"""How far the time of day may be set while a test runs. Two processes may also read it a little differently."""
 
 _FIRST_PAUSE_SECONDS = 0.002
 _LONGEST_PAUSE_SECONDS = 0.05

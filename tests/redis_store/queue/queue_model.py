@@ -25,10 +25,10 @@ from tests.redis_store.queue.queueing import (
     recalled,
     recalled_retries,
 )
+from tests.waiting import CLOCK_SET_SECONDS
 
 MAX_DEATHS = 3
 DELAY_SECONDS = 2_400.0
-CLOCK_GRAIN_SECONDS = 0.001
 _REMEMBER = """
 for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
   if redis.call('PTTL', key) > 1000 then redis.call('EXPIRE', key, 60) end
@@ -219,8 +219,7 @@ class Walk:
             self.model.retries[nack.retry_member] = (nack.claim.score, None)
             self.model.serial[nack.retry_member] = self.model.serial[nack.claim.member]
             due = cast(float, await self.bench.redis.zscore(self.bench.retries, nack.retry_member))
-            assert before <= due - DELAY_SECONDS + CLOCK_GRAIN_SECONDS
-            assert due - DELAY_SECONDS <= after + CLOCK_GRAIN_SECONDS
+            assert before - CLOCK_SET_SECONDS <= due - DELAY_SECONDS <= after + CLOCK_SET_SECONDS
 
     def _retry_of(self, claim: Claim) -> bytes:
         attempt = len(self.issued)
@@ -379,7 +378,7 @@ class Walk:
         for claim in claims:
             ends = await self.bench.redis.zscore(self.bench.keys.index, claim.claim_key)
             assert ends is not None, "a claim without a lease would never end"
-            assert before - CLOCK_GRAIN_SECONDS <= ends - LEASE_SECONDS <= after + CLOCK_GRAIN_SECONDS
+            assert before - CLOCK_SET_SECONDS <= ends - LEASE_SECONDS <= after + CLOCK_SET_SECONDS
 
     async def drain(self) -> None:
         """All owners crash; one poller answers everything, and no keys remain."""
