@@ -24,6 +24,7 @@ import msgspec
 from handlers.backoff import Backoff
 from handlers.client.errors import ClientError, LeaseLost
 from handlers.client.results import ResultDelivery, ResultStream
+from handlers.clock import steady_time
 from handlers.contract.errors import InvalidSetting
 from handlers.contract.result import Result
 from handlers.webhook.call import CallAnswer, Caller
@@ -63,7 +64,7 @@ class Lane:
 
 
 class Receiver(msgspec.Struct, eq=False):
-    """State of one receiver URL. Times are in Unix seconds.
+    """State of one receiver URL. Times are in seconds of a clock that is never set.
 
     While the receiver `rests`, one result at a time is sent, after growing pauses. A refusal of a single result (a 400,
     a redirect) does not start a rest.
@@ -226,18 +227,11 @@ class _Held:
 
 
 class Webhook:
-    """Delivers results to all receivers. `clock` returns Unix seconds."""
+    """Delivers results to all receivers."""
 
-    def __init__(
-        self,
-        options: WebhookOptions,
-        on_given_up: Callable[[Result], Awaitable[object]],
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, options: WebhookOptions, on_given_up: Callable[[Result], Awaitable[object]]) -> None:
         self._options = options
         self._on_given_up = on_given_up
-        self._clock = clock
         lanes = [self._lane() for _ in range(len(options.destinations) + 1)]
         self._lanes = dict(zip((one.place for one in options.destinations), lanes[1:], strict=True))
         self._own = self._receiver(WebhookTarget(options.url, options.keys), lanes[0])
@@ -263,7 +257,7 @@ class Webhook:
 
     async def __aenter__(self) -> Self:
         options = self._options
-        self._caller = Caller(allow_private=options.allow_private, call_seconds=options.call_seconds, clock=self._clock)
+        self._caller = Caller(allow_private=options.allow_private, call_seconds=options.call_seconds)
         return self
 
     async def __aexit__(self, *_error: object) -> None:
@@ -291,7 +285,7 @@ class Webhook:
         receiver, undelivered = self._aim(delivery.result)
         while not receiver.has_room and not self._lanes:
             await self._until_one_leaves()  # without other receivers, there is no use in reading more results
-        held = _Held(delivery, receiver, self._clock(), undelivered)
+        held = _Held(delivery, receiver, time.time(), undelivered)
         if receiver.has_room:
             self._enter(held)
             group.create_task(self._carry(held))
@@ -397,11 +391,11 @@ class Webhook:
         If the receiver has accepted nothing for that long, one attempt is made, and only if it is due.
         """
         receiver, seconds = held.receiver, self._seconds(held.receiver)
-        until, backoff = self._clock() + seconds, self._backoff()
+        until, backoff = steady_time() + seconds, self._backoff()
         failed_at = math.inf
         while not receiver.is_gone:
-            is_down = receiver.is_down(self._clock(), seconds)
-            if is_down and not receiver.is_due(self._clock()):
+            is_down = receiver.is_down(steady_time(), seconds)
+            if is_down and not receiver.is_due(steady_time()):
                 return False
             answer = await self._in_turn(held, until)
             if answer is not None and answer.is_taken:
@@ -412,18 +406,18 @@ class Webhook:
             # waits alone.
             if not answer.is_gone and (not answer.is_trouble or receiver.took_at > failed_at):
                 pause_seconds = backoff.next_seconds()
-                if self._clock() + pause_seconds >= until:
+                if steady_time() + pause_seconds >= until:
                     return False
                 await self._wait_alone(held, pause_seconds)
-            failed_at = self._clock()
+            failed_at = steady_time()
         return False
 
     async def _in_turn(self, held: _Held, until: float) -> CallAnswer | None:
-        """Call when the receiver's pause ends. None if that is after `until` (Unix seconds)."""
+        """Call when the receiver's pause ends. None if that is after `until` of `steady_time`."""
         receiver = held.receiver
         if receiver.rests:
             try:
-                async with asyncio.timeout(max(0.0, until - self._clock())):
+                async with asyncio.timeout(max(0.0, until - steady_time())):
                     await receiver.turn.acquire()
             except TimeoutError:
                 return None
@@ -431,7 +425,7 @@ class Webhook:
                 if receiver.rests:
                     if receiver.rests_until >= until:
                         return None
-                    await asyncio.sleep(receiver.rests_until - self._clock())
+                    await asyncio.sleep(receiver.rests_until - steady_time())
                     return await self._called(held)
             finally:
                 receiver.turn.release()
@@ -440,9 +434,9 @@ class Webhook:
     async def _called(self, held: _Held) -> CallAnswer:
         receiver = held.receiver
         async with receiver.lane.slots:
-            began_at = self._clock()
+            began_at = steady_time()
             answer = await self._caller.post(receiver.target, held.delivery.result, held.since, held.undelivered)
-        now = self._clock()
+        now = steady_time()
         if answer.is_taken:
             receiver.took(now)
         elif answer.is_gone:

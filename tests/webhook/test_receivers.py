@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -119,6 +120,26 @@ async def delivering(client: AsyncClient, hook: Webhook) -> AsyncIterator[Watche
 async def deliver_all(client: AsyncClient, hook: Webhook) -> None:
     async with client.results(idle=0) as stream, hook:
         await asyncio.wait_for(hook.run(stream), IN_TIME)
+
+
+@pytest.mark.parametrize("shift_seconds", [400_000.0, -400_000.0])
+async def test_a_clock_that_is_set_ends_and_delays_no_delivery(
+    client: AsyncClient, store: Redis, monkeypatch: pytest.MonkeyPatch, shift_seconds: float
+) -> None:
+    statuses: list[int] = []
+
+    async def receive(_request: web.Request) -> web.Response:
+        if not statuses:
+            monkeypatch.setattr(time, "time", lambda now=time.time: now() + shift_seconds)
+        statuses.append(204 if statuses else 503)
+        return web.Response(status=statuses[-1])
+
+    app = web.Application()
+    app.router.add_post("/own", receive)
+    async with TestServer(app) as server:
+        await queue(store, ["r"])
+        await deliver_all(client, hook_of(str(server.make_url("")).rstrip("/")))
+    assert statuses == [503, 204]
 
 
 async def queue(store: Redis, ids: list[str], url: str = "") -> None:
