@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
@@ -27,6 +28,7 @@ from handlers.redis_store.keys import QueueKeys, queue_keys
 from handlers.redis_store.queue.queue import Ack, QueueOptions, RedisQueue
 from tests.servers.forked import LONG_REDIS_TIMEOUT
 from tests.servers.terminal import Terminal
+from tests.waiting import wait_until
 
 SCORE = 1_999_999_999 + 3 / 2**21
 
@@ -238,6 +240,9 @@ async def test_a_signal_at_the_question_ends_it_and_drops_nothing(dead: Dead, nu
     await dead.dead_letter(b"m-1")
     with Terminal(["dead", "drop", "--all"], dead.env) as terminal:
         terminal.wait_for("Drop 1 dead letter")
+        asking = psutil.Process(terminal.process.pid)
+        # Python misses a signal that comes just before it reads from the terminal.
+        wait_until(lambda: asking.status() == psutil.STATUS_SLEEPING, "the read of the answer")
         terminal.process.send_signal(number)
         assert terminal.end() == (1 if number == signal.SIGINT else 143)
     assert dead.count() == 1
