@@ -23,6 +23,7 @@ WALL_CLOCK = re.compile(r"\b(?:time\.time(?:_ns)?|datetime\.(?:datetime\.)?(?:ut
 TIME_OF_DAY = re.compile(rf"{WALL_CLOCK.pattern}|\bserver_time\b|\b(?:bench|self)\._?now\(\)")
 """Readings of the time of day. A time server may set the clock at any moment."""
 CLOCK_MAY_BE_SET = "CLOCK_SET_SECONDS"
+ORDER = ast.Lt | ast.LtE | ast.Gt | ast.GtE
 REMAINING_TIME = re.compile(r"\bp?ttl\b")
 LEASE = re.compile(r"(?i)(?:\w+_)?(?:lease|ttl)_seconds")
 SHORTEST_LEASE_SECONDS = 5
@@ -122,14 +123,16 @@ def exact_times_of_day(tree: ast.AST) -> Iterator[int]:
     """Lines of assertions that fail if the clock is set between two readings of it."""
     for function in (node for node in ast.walk(tree) if isinstance(node, Function)):
         nodes = list(ast.walk(function))
+        asserts = (node for node in nodes if isinstance(node, ast.Assert))
+        compares = [part for node in asserts for part in ast.walk(node.test) if isinstance(part, ast.Compare)]
+        ordered = [one for one in compares if any(isinstance(op, ORDER) for op in one.ops)]
+        if not ordered:
+            continue
         assigned = [(target, code_of(value)) for node in nodes for target, value in assignments(node)]
         shown = names_assigned_from(assigned, TIME_OF_DAY)
-        asserts = (node for node in nodes if isinstance(node, ast.Assert))
-        for compare in (part for node in asserts for part in ast.walk(node.test) if isinstance(part, ast.Compare)):
+        for compare in ordered:
             code = code_of(compare)
-            is_ordered = any(isinstance(one, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for one in compare.ops)
-            is_duration = REMAINING_TIME.search(code) is not None
-            if is_ordered and shown.search(code) and not is_duration and CLOCK_MAY_BE_SET not in code:
+            if shown.search(code) and not REMAINING_TIME.search(code) and CLOCK_MAY_BE_SET not in code:
                 yield compare.lineno
 
 

@@ -101,6 +101,5 @@ async def test_the_printed_commands_correct_every_difference(channel: PubSubChan
     for wanted in (other, at_first):
         different = [each async for each in set_up(channel, layout(wanted)) if each.repair]
         assert len(different) == 5, "all but two topics"
-        for each in different:
-            await shell(each.repair)
+        await asyncio.gather(*(shell(each.repair) for each in different))
         assert [each.lines async for each in set_up(channel, layout(wanted)) if each.lines] == []
