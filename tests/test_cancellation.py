@@ -62,7 +62,7 @@ async def test_requests_that_were_not_cancelled_continue() -> None:
 
 
 def unguarded_loops(source: str) -> Iterator[str]:
-    """The functions with a loop that only a cancellation ends and that awaits more than asyncio, but never checks."""
+    """The functions with a loop that may never end by itself and awaits more than asyncio, but never checks."""
     for function in ast.walk(ast.parse(source)):
         if not isinstance(function, ast.AsyncFunctionDef):
             continue
@@ -70,9 +70,8 @@ def unguarded_loops(source: str) -> Iterator[str]:
             if isinstance(loop, ast.While) and ast.unparse(loop.test) == "True":
                 inside = list(ast.walk(loop))
                 awaited = [ast.unparse(node.value) for node in inside if isinstance(node, ast.Await)]
-                is_endless = not any(isinstance(node, ast.Return | ast.Break) for node in inside)
                 is_foreign = any(not call.startswith("asyncio.") for call in awaited)
-                if is_endless and is_foreign and "end_if_cancelled()" not in ast.unparse(loop):
+                if is_foreign and "end_if_cancelled(" not in ast.unparse(loop):
                     yield function.name
 
 
@@ -91,7 +90,8 @@ def test_every_endless_loop_notices_a_cancellation_that_was_swallowed() -> None:
         ("await asyncio.sleep(1)", False),
         ("await self.look()", True),
         ("await self.look(); end_if_cancelled()", False),
-        ("if await self.look(): return", False),
+        ("if await self.look(): return", True),
+        ("if await self.look(): return\n        end_if_cancelled()", False),
     ],
 )
 def test_a_loop_that_swallows_its_cancellation_is_found(body: str, is_found: bool) -> None:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from handlers.byte_budget import SMALL_BYTES, ByteBudget, HeldBytes
+from handlers.cancellation import end_if_cancelled
 from handlers.doors.door import CONNECTION, Answer, CallerConnection, Delivery, Refusal, plain, retry_after
 from handlers.number_text import counted, whole
 
@@ -185,6 +186,7 @@ class HttpEndpoint:
                 if size > SMALL_BYTES and held is not None:
                     held.request.hold(size)
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            end_if_cancelled()
 
     def _has_room(self, held: HeldBytes | None, size: int) -> bool:
         """Hold `size` bytes of the budget if it has room for them."""

@@ -33,6 +33,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from handlers.cancellation import cancellations
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.number_text import counted
 from handlers.redis_store.faults import NO_FIRST_REPLY, NO_TLS, explained
@@ -379,7 +380,9 @@ class _ProgressiveSend(AbstractConnection):
     piece is, since that copies it.
 
     Raises `ConnectionError` if another task has closed the connection. The discovery of a cluster's nodes closes
-    connections that are in use; the library then raises `AttributeError` or `RuntimeError`.
+    connections that are in use; the library then raises `AttributeError` or `RuntimeError`. Raises `CancelledError` if
+    the task is cancelled during a write: the library limits it by `asyncio.wait_for`, which swallows a cancellation
+    when the write ends at the same time (until Python 3.12).
     """
 
     async def _connect(self) -> None:
@@ -398,10 +401,14 @@ class _ProgressiveSend(AbstractConnection):
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         if isinstance(command, str):
             command = command.encode()
+        cancelled = cancellations()
         try:
             for piece in pieces([command] if isinstance(command, bytes) else command):
                 await super().send_packed_command(piece, check_health)
                 check_health = False
+                if cancellations() > cancelled:
+                    await self.disconnect(nowait=True)
+                    raise asyncio.CancelledError
         except (AttributeError, RuntimeError) as error:
             await self._refuse_if_closed(error)
             raise

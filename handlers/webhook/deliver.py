@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from handlers.backoff import Backoff
+from handlers.cancellation import end_if_cancelled
 from handlers.client.errors import ClientError, LeaseLost
 from handlers.client.results import ResultDelivery, ResultStream
 from handlers.clock import steady_time
@@ -271,6 +272,7 @@ class Webhook:
                 while True:
                     async for delivery in stream:
                         await self._take(delivery, group)
+                        end_if_cancelled()
                     while self._held and not self._has_given_back:
                         await self._until_one_leaves()
                     if not self._has_given_back:

@@ -47,6 +47,7 @@ class ConfigWatch:
         """Wait for a valid change and return its settings; refuse invalid ones."""
         while True:
             await asyncio.sleep(self._seconds)
+            end_if_cancelled()
             found = await asyncio.to_thread(self._digest)
             if found == self._seen or not await self._is_still(found):
                 continue

@@ -261,6 +261,42 @@ async def test_a_wait_for_a_request_that_another_producer_queued_waits(
         await client.wait("plain")
 
 
+async def test_a_wait_that_is_cancelled_at_any_step_ends(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    """As by its own limit, `within`."""
+    redis.zadd(options.queue, {b'{"id":"queued","deadline":9999999999,"payload":{}}': 9_999_999_999})
+    for steps in range(300):
+        wait = asyncio.create_task(client.wait("queued"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        wait.cancel()
+        assert await asyncio.wait([wait], timeout=60) == ({wait}, set()), f"after {steps} steps"
+        assert wait.cancelled()
+
+
+async def test_a_caller_that_was_cancelled_may_still_queue_and_wait(
+    client: AsyncClient, redis: Redis, options: ClientOptions
+) -> None:
+    is_waiting = asyncio.Event()
+    push(redis, options, "a")
+
+    async def clean_up() -> list[str]:
+        try:
+            is_waiting.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            submission = await client.submit({}, deadline=timedelta(hours=1))
+            with pytest.raises(NoResultYet):
+                await client.wait(submission, within=0.01)
+        return await read(client)
+
+    work = asyncio.create_task(clean_up())
+    await is_waiting.wait()
+    work.cancel()
+    assert await work == ["a"]
+
+
 async def test_an_id_is_not_reported_as_unknown_if_the_queue_is_too_long_to_search(
     client: AsyncClient, redis: Redis, options: ClientOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -233,6 +233,20 @@ async def test_a_call_without_a_reply_times_out() -> None:
     await server.wait_closed()
 
 
+async def test_no_call_swallows_a_cancellation(each_server: Valkey) -> None:
+    """Calls on a new connection, because a cancelled call closes its own."""
+    async with contextlib.aclosing(connect(RedisOptions(each_server.url, timeout_seconds=60.0))) as redis:
+        for steps in range(300):
+            call = asyncio.ensure_future(redis.ping())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            is_late = call.done()
+            call.cancel()
+            await asyncio.wait([call])
+            assert is_late or call.cancelled(), f"after {steps} steps"
+        assert await redis.ping()
+
+
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])
 async def test_every_node_of_a_cluster_limits_silence_and_not_the_whole_reply(scheme: str) -> None:
     redis: Any = connect(RedisOptions(f"{scheme}+cluster://localhost:7001", timeout_seconds=7.0))
