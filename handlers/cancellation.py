@@ -15,16 +15,13 @@ def cancellations() -> int:
     return task.cancelling() if task is not None else 0
 
 
-def end_if_cancelled(before: int = 0) -> None:
+def end_if_cancelled() -> None:
     """Raise `CancelledError` if the current task was cancelled. Call it in every loop that may never end by itself.
-
-    `before` is the value of `cancellations` at the start of a call that must also work while its caller cleans up after
-    a cancellation.
 
     The Redis library sometimes turns a cancellation into a connection error, or returns the reply as usual. Without
     this check a loop would continue, and its caller would wait for it indefinitely.
     """
-    if cancellations() > before:
+    if cancellations():
         raise asyncio.CancelledError
 
 

@@ -71,7 +71,7 @@ def unguarded_loops(source: str) -> Iterator[str]:
                 inside = list(ast.walk(loop))
                 awaited = [ast.unparse(node.value) for node in inside if isinstance(node, ast.Await)]
                 is_foreign = any(not call.startswith("asyncio.") for call in awaited)
-                if is_foreign and "end_if_cancelled(" not in ast.unparse(loop):
+                if is_foreign and "end_if_cancelled()" not in ast.unparse(loop):
                     yield function.name
 
 

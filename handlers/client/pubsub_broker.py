@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 import msgspec
 
-from handlers.cancellation import cancellations, end_if_cancelled
+from handlers.cancellation import end_if_cancelled
 from handlers.client.broker import Submission, id_of
 from handlers.client.errors import BrokerUnreachable, NoResultYet, NotOffered
 from handlers.client.new_request import NewRequest, encode_body
@@ -95,12 +95,12 @@ class PubSubBroker:
         Other results are released at once. Use it only on a subscription without other readers.
         """
         request_id = id_of(submission)
-        source, cancelled = self.results(), cancellations()
+        source = self.results()
         try:
             async with asyncio.timeout(timeout_seconds):
                 while True:
                     result = await _find(source, request_id)
-                    end_if_cancelled(cancelled)
+                    end_if_cancelled()
                     if result is not None:
                         return result
         except TimeoutError:

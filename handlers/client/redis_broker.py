@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from handlers.backoff import Backoff
-from handlers.cancellation import cancellations, end_if_cancelled
+from handlers.cancellation import end_if_cancelled
 from handlers.client.broker import Submission
 from handlers.client.errors import (
     BrokerUnreachable,
@@ -97,12 +97,12 @@ class StoreRetry:
         """
         until = self._clock() + (self._seconds if self._is_known else min(FIRST_SECONDS, self._seconds))
         backoff = Backoff(_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, self._jitter)
-        is_repeated, cancelled = False, cancellations()
+        is_repeated = False
         while True:
             try:
                 answer = await call(is_repeated)
             except TRANSIENT_ERRORS as error:
-                end_if_cancelled(cancelled)  # the library may turn a cancellation into a connection error
+                end_if_cancelled()  # the library may turn a cancellation into a connection error
                 last: Exception = error
             except STORE_FAILURES as error:
                 raise BrokerUnreachable(f"Redis: {explained(error)}") from error
@@ -141,12 +141,12 @@ MOST_RECEIVED = 1_000
 
 async def observe_time(redis: Store, clock: FollowedClock) -> bool:
     """Set `clock` to the time of Redis. False if Redis does not answer."""
-    started_at, has_answered, cancelled = clock.started(), False, cancellations()
+    started_at, has_answered = clock.started(), False
     with contextlib.suppress(*STORE_FAILURES):
         async with asyncio.timeout(_ANSWER_SECONDS):
             clock.observe(await server_time(redis), started_at)
         has_answered = True
-    end_if_cancelled(cancelled)
+    end_if_cancelled()
     return has_answered
 
 
@@ -255,10 +255,10 @@ class RedisBroker:
 
         It checks whether the result can still arrive here, at first often, then every `CHECK_SECONDS`.
         """
-        pauses, cancelled = Backoff(_FIRST_CHECK_SECONDS, CHECK_SECONDS), cancellations()
+        pauses = Backoff(_FIRST_CHECK_SECONDS, CHECK_SECONDS)
         while True:
             await self._check_known(request_id, list_name)
-            end_if_cancelled(cancelled)
+            end_if_cancelled()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pauses.next_seconds()):
                     return await self._own_results.wait(list_name, token)

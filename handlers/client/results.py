@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Self
 
 from handlers.backoff import Backoff
-from handlers.cancellation import cancellations, end_if_cancelled
+from handlers.cancellation import end_if_cancelled
 from handlers.client.broker import ResultSource
 from handlers.client.errors import ClientError, LeaseLost
 from handlers.contract.lenient_json import Malformed
@@ -150,12 +150,12 @@ class ResultStream:
         """Receive the next batch. False if none arrived in time."""
         loop = asyncio.get_running_loop()
         ends_at = None if self._idle_seconds is None else loop.time() + self._idle_seconds
-        pauses, cancelled = Backoff(*POLL_PAUSES), cancellations()
+        pauses = Backoff(*POLL_PAUSES)
         while True:
             limit = self._batch if self._left is None else min(self._batch, self._left)
             for held in await self._source.receive(limit):
                 self._keep(held)
-            end_if_cancelled(cancelled)
+            end_if_cancelled()
             if self._ready:
                 return True
             if ends_at is not None and loop.time() >= ends_at:

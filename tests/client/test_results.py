@@ -275,28 +275,6 @@ async def test_a_wait_that_is_cancelled_at_any_step_ends(
         assert wait.cancelled()
 
 
-async def test_a_caller_that_was_cancelled_may_still_queue_and_wait(
-    client: AsyncClient, redis: Redis, options: ClientOptions
-) -> None:
-    is_waiting = asyncio.Event()
-    push(redis, options, "a")
-
-    async def clean_up() -> list[str]:
-        try:
-            is_waiting.set()
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            submission = await client.submit({}, deadline=timedelta(hours=1))
-            with pytest.raises(NoResultYet):
-                await client.wait(submission, within=0.01)
-        return await read(client)
-
-    work = asyncio.create_task(clean_up())
-    await is_waiting.wait()
-    work.cancel()
-    assert await work == ["a"]
-
-
 async def test_an_id_is_not_reported_as_unknown_if_the_queue_is_too_long_to_search(
     client: AsyncClient, redis: Redis, options: ClientOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
