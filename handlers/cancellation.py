@@ -9,19 +9,14 @@ from typing import Final
 from handlers.telemetry.logs import Logger
 
 
-def cancellations() -> int:
-    """How often the current task was cancelled."""
-    task = asyncio.current_task()
-    return task.cancelling() if task is not None else 0
-
-
 def end_if_cancelled() -> None:
     """Raise `CancelledError` if the current task was cancelled. Call it in every loop that may never end by itself.
 
     The Redis library sometimes turns a cancellation into a connection error, or returns the reply as usual. Without
     this check a loop would continue, and its caller would wait for it indefinitely.
     """
-    if cancellations():
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
         raise asyncio.CancelledError
 
 

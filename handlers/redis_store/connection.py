@@ -33,7 +33,6 @@ from redis.exceptions import (
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from handlers.cancellation import cancellations
 from handlers.contract.errors import AsyncProcessorError, InvalidSetting
 from handlers.number_text import counted
 from handlers.redis_store.faults import NO_FIRST_REPLY, NO_TLS, explained
@@ -380,9 +379,10 @@ class _ProgressiveSend(AbstractConnection):
     piece is, since that copies it.
 
     Raises `ConnectionError` if another task has closed the connection. The discovery of a cluster's nodes closes
-    connections that are in use; the library then raises `AttributeError` or `RuntimeError`. Raises `CancelledError` if
-    the task is cancelled during a write: the library limits it by `asyncio.wait_for`, which swallows a cancellation
-    when the write ends at the same time (until Python 3.12).
+    connections that are in use; the library then raises `AttributeError` or `RuntimeError`.
+
+    The library's own write uses `asyncio.wait_for`. Until Python 3.12 that swallows a cancellation if the write ends at
+    the same time, and it starts a task for each command.
     """
 
     async def _connect(self) -> None:
@@ -401,16 +401,26 @@ class _ProgressiveSend(AbstractConnection):
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         if isinstance(command, str):
             command = command.encode()
-        cancelled = cancellations()
         try:
+            if not self.is_connected:
+                await self.connect_check_health(check_health=False)
+            if check_health:
+                await self.check_health()  # type: ignore[no-untyped-call]  # the library's
             for piece in pieces([command] if isinstance(command, bytes) else command):
-                await super().send_packed_command(piece, check_health)
-                check_health = False
-                if cancellations() > cancelled:
-                    await self.disconnect(nowait=True)
-                    raise asyncio.CancelledError
+                async with asyncio.timeout(self.socket_timeout):
+                    self._writer.writelines(piece)  # type: ignore[union-attr]  # None is refused below
+                    await self._writer.drain()  # type: ignore[union-attr]  # as above
+        except TimeoutError:
+            await self.disconnect(nowait=True)
+            raise RedisTimeoutError("Timeout writing to socket") from None
+        except OSError as error:
+            await self.disconnect(nowait=True)
+            raise ConnectionError(f"Error while writing to socket: {error}") from error
         except (AttributeError, RuntimeError) as error:
             await self._refuse_if_closed(error)
+            raise
+        except asyncio.CancelledError:
+            await self.disconnect(nowait=True)
             raise
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
@@ -430,8 +440,9 @@ class _ProgressiveSend(AbstractConnection):
                 writer.transport.abort()
 
     async def _refuse_if_closed(self, error: Exception) -> None:
-        if self._writer is None or self._writer.is_closing():
-            await self.disconnect(nowait=True)
+        was_closed = self._writer is None or self._writer.is_closing()
+        await self.disconnect(nowait=True)
+        if was_closed:
             raise ConnectionError("the connection was closed during the call") from error
 
 

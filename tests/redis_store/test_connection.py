@@ -247,6 +247,22 @@ async def test_no_call_swallows_a_cancellation(each_server: Valkey) -> None:
         assert await redis.ping()
 
 
+async def test_no_call_swallows_a_cancellation_from_before_it(each_server: Valkey) -> None:
+    async with contextlib.aclosing(connect(RedisOptions(each_server.url, timeout_seconds=60.0))) as redis:
+
+        async def cancel_and_call() -> None:
+            current = asyncio.current_task()
+            assert current is not None
+            current.cancel()
+            await redis.ping()
+
+        for _ in ("on a new connection", "on a connection in use"):
+            call = asyncio.ensure_future(cancel_and_call())
+            await asyncio.wait([call])
+            assert call.cancelled()
+            assert await redis.ping()
+
+
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])
 async def test_every_node_of_a_cluster_limits_silence_and_not_the_whole_reply(scheme: str) -> None:
     redis: Any = connect(RedisOptions(f"{scheme}+cluster://localhost:7001", timeout_seconds=7.0))
