@@ -31,6 +31,8 @@ SHORTEST_WAIT_SECONDS = 60
 LEASE_ENDS_UNDER_CONTROL = "the test ends this lease"
 """In a comment on the line: the lease may be short, because an injected clock or the test itself ends it."""
 
+WAIT = re.compile(r"\b(?:wait_|until_)\w+\(")
+"""A call that waits until something is so."""
 READERS = re.compile(
     r"(?:\w+_)?(?:page|output|ready|connections|num_fds|num_threads|llen|zcard|hlen|exists|look_up|read_text"
     r"|value|values|query|state|state_of|gateway_state|page_text|shows|depths)"
@@ -54,6 +56,18 @@ def code_of(node: ast.AST) -> str:
     for text in texts:
         code = code.replace(repr(text), "''")
     return code
+
+
+def dotted(node: ast.expr) -> str:
+    """The name of a called function, such as `asyncio.timeout`; `.attr` for an attribute of anything but a name.
+
+    `ast.unparse` takes 20 times as long.
+    """
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id if isinstance(node, ast.Name) else "", *reversed(parts)])
 
 
 def assignments(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
@@ -185,7 +199,7 @@ def short_waits(tree: ast.Module) -> Iterator[int]:
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and (node.args or node.keywords))
     for node in calls:
         limits = [keyword.value for keyword in node.keywords if keyword.arg in names]
-        code = ast.unparse(node.func)
+        code = dotted(node.func)
         match code.rpartition(".")[2], code:
             case _, "asyncio.timeout":
                 limits = node.args
@@ -212,7 +226,7 @@ def default_waits(tree: ast.AST) -> Iterator[int]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or {one.arg for one in node.keywords} & NAMED_LIMITS:
             continue
-        if FIVE_SECONDS.fullmatch(ast.unparse(node.func)):
+        if FIVE_SECONDS.fullmatch(dotted(node.func)):
             yield node.lineno
 
 
@@ -220,14 +234,16 @@ def waited_for(statement: ast.stmt) -> ast.Call | None:
     """The call of a statement that waits until something is so."""
     call = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
     call = call.value if isinstance(call, ast.Await) else call
-    is_wait = isinstance(call, ast.Call) and re.search(r"(?:^|\.)(?:wait_|until_)\w+\(", ast.unparse(call))
-    return call if is_wait and isinstance(call, ast.Call) else None
+    if not isinstance(call, ast.Call):
+        return None
+    names = (dotted(part.func) for part in ast.walk(call) if isinstance(part, ast.Call))
+    return call if any(WAIT.search(f"{name}(") for name in names) else None
 
 
 def reads(node: ast.AST) -> set[str]:
     """The calls in an expression that read what another process or task writes."""
     calls = (part for part in ast.walk(node) if isinstance(part, ast.Call))
-    return {ast.unparse(call) for call in calls if READERS.fullmatch(ast.unparse(call.func).rpartition(".")[2])}
+    return {ast.unparse(call) for call in calls if READERS.fullmatch(dotted(call.func).rpartition(".")[2])}
 
 
 def reads_after_another_wait(text: str, tree: ast.AST) -> Iterator[int]:
@@ -265,9 +281,26 @@ def is_denial(test: ast.expr) -> bool:
     )
 
 
-def test_every_assertion_reads_what_the_test_waited_for() -> None:
-    found = [f"{path}:{line}" for path in TESTS for line in reads_after_another_wait(text_of(path), tree_of(path))]
-    assert found == [], "another process may still be about to write it: wait for it as well"
+def faults(text: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Lines that depend on the speed of the machine or on its clock, each with what to do instead."""
+    if any(pattern.search(text) for pattern in (MEASUREMENT, WALL_CLOCK, REMAINING_TIME)):
+        for line in speed_comparisons(tree):
+            yield line, "count events, read stored expiries or inject a clock; figures belong in tests/bench"
+    if TIME_OF_DAY.search(text):
+        for line in exact_times_of_day(tree):
+            yield line, f"allow {CLOCK_MAY_BE_SET} of tests/waiting.py on both sides, or inject a clock"
+    if WAIT.search(text):
+        for line in reads_after_another_wait(text, tree):
+            yield line, "another process may still be about to write it: wait for it as well"
+    for line in (*short_waits(tree), *default_waits(tree)):
+        yield line, "wait 60 s: only a failing test waits that long"
+    for line in short_leases(text, tree):
+        yield line, "take a long lease and end it in the test: ZADD its score into the past, PEXPIRE its key"
+
+
+def test_no_test_depends_on_the_speed_of_the_machine_or_on_its_clock() -> None:
+    """All rules in one test: most of the time goes into parsing the sources."""
+    assert [f"{path}:{line}: {advice}" for path in TESTS for line, advice in faults(text_of(path), tree_of(path))] == []
 
 
 @pytest.mark.parametrize(
@@ -289,12 +322,6 @@ def test_every_assertion_reads_what_the_test_waited_for() -> None:
 def test_an_assertion_after_another_wait_is_found(body: str, is_found: bool) -> None:
     text = f"async def test():\n {body}"
     assert bool(list(reads_after_another_wait(text, ast.parse(text)))) is is_found
-
-
-def test_no_wait_for_an_event_is_short() -> None:
-    trees = ((path, tree_of(path)) for path in TESTS)
-    found = [f"{path}:{line}" for path, tree in trees for line in (*short_waits(tree), *default_waits(tree))]
-    assert found == [], "wait 60 s: only a failing test waits that long"
 
 
 @pytest.mark.parametrize(
@@ -334,16 +361,6 @@ def test_a_short_wait_is_found(source: str, is_found: bool) -> None:
     assert bool([*short_waits(tree), *default_waits(tree)]) is is_found
 
 
-def test_no_test_judges_time_cpu_or_memory() -> None:
-    found = [f"{path}:{line}" for path in TESTS for line in speed_comparisons(tree_of(path))]
-    assert found == [], "count events, read stored expiries or inject a clock; figures belong in tests/bench"
-
-
-def test_no_test_fails_because_a_clock_is_set() -> None:
-    found = [f"{path}:{line}" for path in TESTS for line in exact_times_of_day(tree_of(path))]
-    assert found == [], "allow CLOCK_SET_SECONDS of tests/waiting.py on both sides, or inject a clock"
-
-
 @pytest.mark.parametrize(
     ("body", "is_found"),
     [
@@ -361,11 +378,6 @@ def test_no_test_fails_because_a_clock_is_set() -> None:
 )
 def test_an_exact_comparison_of_times_of_day_is_found(body: str, is_found: bool) -> None:
     assert bool(list(exact_times_of_day(ast.parse(f"async def test():\n {body}")))) is is_found
-
-
-def test_no_lease_is_so_short_that_a_busy_machine_lets_it_expire() -> None:
-    found = [f"{path}:{line}" for path in TESTS for line in short_leases(text_of(path), tree_of(path))]
-    assert found == [], "take a long lease and end it in the test: ZADD its score into the past, PEXPIRE its key"
 
 
 @pytest.mark.parametrize(

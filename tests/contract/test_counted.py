@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import pytest
 from handlers.number_text import counted
 
 ROOT = Path(__file__).parents[2] / "handlers"
-TREES = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,11 @@ def test_the_noun_agrees_with_the_count(count: int, words: tuple[str, ...], text
     assert counted(count, *words) == text
 
 
-def nouns() -> set[str]:
+def nouns(trees: Iterable[ast.Module]) -> set[str]:
     """The plurals of all nouns that the product counts."""
     calls = [
         node
-        for tree in TREES.values()
+        for tree in trees
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "counted"
     ]
@@ -52,11 +52,12 @@ def has_plural_of_any_count(text: ast.JoinedStr, plurals: set[str]) -> bool:
 
 
 def test_no_text_has_a_plural_after_a_count_that_may_be_one() -> None:
-    plurals = nouns()
+    trees = {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+    plurals = nouns(trees.values())
     assert {"errors", "entries", "letters"} < plurals
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path, tree in TREES.items()
+        for path, tree in trees.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.JoinedStr) and has_plural_of_any_count(node, plurals)
     ]

@@ -10,7 +10,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -46,6 +45,8 @@ def script(build: dict[str, Any], step_id: str, **substitutions: str) -> str:
 
 
 def test_the_file_matches_cloud_builds_schema(build: dict[str, Any]) -> None:
+    import jsonschema  # noqa: PLC0415  # takes seconds, in each process that collects the tests
+
     schema = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
     assert [error.message for error in schema.iter_errors(build)] == []
 

@@ -25,9 +25,13 @@ class Page:
         return (dict(labels) for sample, labels in self.samples if sample == f"{METRIC_PREFIX}_{name}")
 
 
-def page_of(metrics: Metrics) -> Page:
+def page_of(metrics: Metrics, *names: str) -> Page:
+    """The page, or only these metrics of it: reading the samples of 500 queues takes seconds."""
     page = Page()
-    for family in text_string_to_metric_families(metrics.render().decode()):
+    lines = metrics.render().decode().splitlines(keepends=True)
+    wanted = tuple(f"{METRIC_PREFIX}_{name}" for name in names) or ""
+    text = "".join(line for line in lines if line.removeprefix("# TYPE ").startswith(wanted))
+    for family in text_string_to_metric_families(text):
         suffix = "_total" if family.type == "counter" else ""
         page.types[family.name + suffix] = family.type
         for sample in family.samples:
