@@ -12,8 +12,8 @@ from handlers.telemetry.logs import Logger
 def end_if_cancelled() -> None:
     """Raise `CancelledError` if the current task was cancelled. Call it in every loop that may never end by itself.
 
-    The Redis library sometimes turns a cancellation into a connection error, or returns the reply as usual. Without
-    this check a loop would continue, and its caller would wait for it indefinitely.
+    A library may turn a cancellation into an error, such as a lost connection, or may return as usual. Without this
+    check a loop would continue, and its caller would wait for it indefinitely.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

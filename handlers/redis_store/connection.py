@@ -419,7 +419,7 @@ class _ProgressiveSend(AbstractConnection):
         except (AttributeError, RuntimeError) as error:
             await self._refuse_if_closed(error)
             raise
-        except asyncio.CancelledError:
+        except BaseException:  # nothing may follow a command that is perhaps half written
             await self.disconnect(nowait=True)
             raise
 

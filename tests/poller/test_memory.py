@@ -28,7 +28,7 @@ def valkey() -> Iterator[Server]:
 
 @pytest.mark.parametrize(
     ("count", "request_bytes", "body"),
-    [(12, 9_900_000, b"{}"), (40, 10, b"y" * 7_900_000)],
+    [(24, 9_900_000, b"{}"), (40, 10, b"y" * 7_900_000)],
     ids=["large requests", "large answers"],
 )
 @pytest.mark.parametrize("has_handler", [False, True], ids=["in process", "with a handler"])

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import Connection
 
@@ -261,6 +262,23 @@ async def test_no_call_swallows_a_cancellation_from_before_it(each_server: Valke
             await asyncio.wait([call])
             assert call.cancelled()
             assert await redis.ping()
+
+
+async def test_a_command_that_is_half_written_closes_its_connection(each_server: Valkey) -> None:
+    """Another command on this connection would be read as the rest of the first."""
+
+    def parts() -> Iterator[bytes]:
+        yield b"*2\r\n$4\r\nECHO\r\n$600000\r\n" + bytes(2 * PIECE_BYTES)
+        raise MemoryError
+
+    async with contextlib.aclosing(connect(RedisOptions(each_server.url, timeout_seconds=60.0))) as redis:
+        assert isinstance(redis, Redis)
+        connection = await redis.connection_pool.get_connection()  # type: ignore[no-untyped-call]  # the library's
+        with pytest.raises(MemoryError):
+            await connection.send_packed_command(parts())
+        assert not connection.is_connected
+        await redis.connection_pool.release(connection)
+        assert await redis.ping()
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss"])

@@ -26,8 +26,8 @@ from tests.waiting import elapse, wait_until
 
 GATEWAY = "handlers.demo.gateway"
 COMMAND = str(Path(sys.executable).parent / "async-processor")
-MOMENTS = 8
-FEW_MOMENTS = 3
+MOMENTS = 20
+FEW_MOMENTS = 5
 LONGEST_START_SECONDS = 1.0
 REQUEST = '{"id":"one","payload":{},"deadline":1999999999}'
 
